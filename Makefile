@@ -1,0 +1,51 @@
+# `make demo` shows the main job on a real model; `make test` runs everything that CI runs. The rest are parts of these.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CACHE := $(CURDIR)/.cache
+export PROTOC ?= $(CACHE)/bin/protoc
+export PYTHONPATH := $(CACHE)/python
+export PATH := $(CACHE)/bin:$(PATH)
+
+# make demo TP=1 REPLICAS=2 MODEL=path/to/model PROMPT="…"
+TP ?= 3
+REPLICAS ?= 1
+MODEL ?= $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PROMPT ?= What is the mistral wind? Answer in two sentences.
+HTTP ?= 127.0.0.1:8000
+GRPC ?= 127.0.0.1:8001
+
+.PHONY: help demo test build lint unit proto bench clean
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+demo: ## serve the demo model from 3 rank processes, a router and a real etcd; stream one answer
+	@.ci/setup demo
+	@$(MAKE) --no-print-directory build
+	@.ci/demo --model "$(MODEL)" --tp "$(TP)" --replicas "$(REPLICAS)" --http "$(HTTP)" --grpc "$(GRPC)" --prompt "$(PROMPT)"
+
+test: ## everything that CI runs
+	@.ci/setup test
+	@$(MAKE) --no-print-directory lint proto build unit
+
+build: ## the release binary, target/release/galerne
+	@.ci/setup build
+	cargo build --release --locked --bin galerne
+
+lint: ## format, clippy with warnings denied, dependency rules
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	cargo deny --locked check --hide-inclusion-graph bans licenses sources
+
+proto: ## lint of the gRPC descriptions, and no breaking change since the released baseline
+	buf lint proto
+	buf breaking proto --against proto/baseline.binpb
+
+unit: ## unit, integration and process-level tests (needs `make build` first)
+	cargo test --release --workspace --locked
+
+bench: ## all-reduce latency; prefill and decode speed
+	cargo run --release -p galerne-collective --example latency
+	cargo run --release -p galerne-model --example speed -- "$(MODEL)" 2
+
+clean: ## build outputs; keeps what was fetched
+	cargo clean

@@ -1,0 +1,9 @@
+//! Checkpoints that the tests write themselves, sound and damaged, and the committed golden ones.
+
+mod damage;
+mod formats;
+mod golden;
+mod refusals_folder;
+mod refusals_gguf;
+mod support;
+mod text;

@@ -1,0 +1,155 @@
+//! Flags that several commands share.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use galerne_coord::Coord;
+use galerne_types::GroupId;
+use galerne_types::limits::WORLD_SIZE_MAX;
+use galerne_worker::{KvSize, RankOptions};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// How long etcd may take to answer at start.
+const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Which etcd, and which cluster in it.
+#[derive(Args, Clone)]
+pub(crate) struct EtcdArgs {
+    /// etcd's endpoints, separated by commas, e.g. `http://10.0.0.1:2379`.
+    #[arg(
+        long,
+        value_name = "ENDPOINTS",
+        value_delimiter = ',',
+        required = true,
+        env = "GALERNE_ETCD_ENDPOINTS"
+    )]
+    pub(crate) etcd: Vec<String>,
+    /// Name of the cluster: several can share one etcd.
+    #[arg(long, default_value = "default", value_name = "NAME", value_parser = name)]
+    pub(crate) cluster: String,
+}
+
+/// Connects to etcd or says in a sentence why not.
+pub(crate) async fn connect(endpoints: &[String], cluster: &str) -> anyhow::Result<Coord> {
+    Ok(Coord::connect(endpoints, cluster, ETCD_CONNECT_TIMEOUT).await?)
+}
+
+/// What to serve.
+#[derive(Args, Clone)]
+pub(crate) struct ModelArgs {
+    /// Checkpoint: a folder (Hugging Face or Mistral safetensors) or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+    /// Name that clients ask for; by default the folder's name, or the file's without its ending.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+}
+
+/// How a group is cut and what each of its ranks may use.
+#[derive(Args, Clone)]
+pub(crate) struct EngineArgs {
+    /// Tensor parallelism: ranks in a group, each a process.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORLD_SIZE_MAX as i64))]
+    pub(crate) tp: u16,
+    /// Virtual shards: into how many parts the model is cut (part of the numerics); by default the
+    /// smallest multiple of N that gives every KV head a shard of its own.
+    #[arg(long, value_name = "S")]
+    pub(crate) virtual_shards: Option<usize>,
+    /// Compute threads of each rank; by default the machine's cores divided by its ranks.
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// KV memory of each rank in bytes; the same on all hosts of a group.
+    #[arg(long, value_name = "BYTES", conflicts_with = "kv_blocks")]
+    pub(crate) kv_memory: Option<u64>,
+    /// KV memory of each rank in blocks of 32 tokens.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) kv_blocks: Option<u32>,
+    /// Sequences that run at once in a group, at most.
+    #[arg(long, default_value_t = 64, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) sequences_max: u32,
+    /// Tokens in one forward pass, at most: long prompts are cut into chunks of this.
+    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub(crate) step_tokens_max: u32,
+}
+
+/// Where a rank stands; with [`ModelArgs`] and [`EngineArgs`], everything it is told.
+pub(crate) struct Place<'a> {
+    pub(crate) cluster: &'a str,
+    pub(crate) etcd: &'a [String],
+    pub(crate) group: GroupId,
+    pub(crate) host: String,
+    pub(crate) index: u16,
+    pub(crate) bind: IpAddr,
+    /// Ranks on this machine: they share its cores.
+    pub(crate) ranks_on_host: u16,
+}
+
+impl EngineArgs {
+    /// The options of one rank.
+    pub(crate) fn rank(&self, model: &ModelArgs, place: Place<'_>) -> RankOptions {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = (cores / usize::from(place.ranks_on_host.max(1))).max(1);
+        let kv = match (self.kv_memory, self.kv_blocks) {
+            (Some(bytes), _) => KvSize::Bytes(bytes),
+            (None, Some(blocks)) => KvSize::Blocks(blocks),
+            (None, None) => KvSize::Auto,
+        };
+        RankOptions {
+            model: model.model.clone(),
+            model_name: model.model_name.clone(),
+            cluster: place.cluster.to_owned(),
+            group: place.group,
+            world_size: self.tp.into(),
+            virtual_shards: self.virtual_shards,
+            host: place.host,
+            index: place.index,
+            bind: place.bind,
+            etcd: place.etcd.to_vec(),
+            threads: self.threads.map_or(share, usize::from),
+            kv,
+            sequences_max: self.sequences_max,
+            step_tokens_max: self.step_tokens_max,
+        }
+    }
+}
+
+/// A name that can stand in a key of etcd.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(ok) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has 1 to 64 letters, digits, dots, dashes and underscores".to_owned())
+    }
+}
+
+/// This machine's name.
+pub(crate) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    self::name(name.trim()).unwrap_or_else(|_| "localhost".to_owned())
+}
+
+/// Listens on `address` (port 0: a free one) or says what stands in the way.
+pub(crate) async fn listen(address: &str, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+}
+
+/// A token that is cancelled by Ctrl-C or SIGTERM.
+pub(crate) fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(token)
+}

@@ -1,0 +1,79 @@
+//! The `galerne` binary: one command each for what a person or a machine does with a cluster.
+
+mod args;
+mod chat;
+mod fleet;
+mod router;
+mod status;
+mod up;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use galerne_worker::{ERROR_PREFIX, EXIT_FAILURE, WorkerError};
+
+/// Serves Mistral 7B (and models of its architecture) from tensor-parallel groups of rank processes.
+///
+/// Start with `galerne up --model PATH`: it runs everything on this machine. On several machines, start
+/// `galerne worker` on each and `galerne router` in front, all with the same --etcd.
+#[derive(Parser)]
+#[command(name = "galerne", version, max_term_width = 110)]
+struct Cli {
+    /// What to log to standard error: a level, or a filter such as `warn,galerne_worker=debug`.
+    #[arg(long, global = true, env = "GALERNE_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Up),
+    Router(router::RouterCommand),
+    Worker(worker::WorkerCommand),
+    #[command(hide = true)]
+    Rank(worker::RankCommand),
+    Chat(chat::Chat),
+    Status(status::Status),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start_logging(&cli.log).and_then(|()| run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{ERROR_PREFIX}{error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn start_logging(filter: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("--log {filter:?} is not a filter ({error}): try `info`"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Up(up) => up.run().await,
+            Command::Router(router) => router.run().await,
+            Command::Worker(worker) => worker.run().await,
+            Command::Rank(rank) => rank.run().await,
+            Command::Chat(chat) => chat.run().await,
+            Command::Status(status) => status.run().await,
+        }
+    });
+    // A blocked helper thread must not keep a finished process alive.
+    runtime.shutdown_background();
+    result
+}
+
+/// A rank tells its supervisor by its exit code whether starting it again can help.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref().map_or(EXIT_FAILURE, WorkerError::exit_code)
+}

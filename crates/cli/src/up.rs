@@ -1,0 +1,196 @@
+//! `galerne up`: a whole cluster on this machine.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use galerne_checkpoint::Checkpoint;
+use galerne_coord::{Coord, embedded};
+use galerne_types::{GroupId, Shards};
+use galerne_wire::v1::{ChatMessage, Sampling};
+use galerne_worker::SupervisorOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{self, EngineArgs, ModelArgs, Place};
+use crate::router::FaceArgs;
+use crate::{chat, fleet, status};
+
+/// Tokens of the answer to --prompt.
+const PROMPT_ANSWER_TOKENS_MAX: u32 = 256;
+
+/// Runs everything on this machine: a store for coordination, a router, and groups of rank processes.
+///
+/// Waits until all groups are ready, then serves until Ctrl-C, which ends every process it started.
+#[derive(Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    faces: FaceArgs,
+    /// Groups: replicas of the model, each of N ranks.
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    replicas: u16,
+    /// etcd's endpoints, separated by commas; without it, a store inside this process.
+    #[arg(long, value_name = "ENDPOINTS", value_delimiter = ',')]
+    etcd: Vec<String>,
+    /// Name of the cluster: several can share one etcd.
+    #[arg(long, default_value = "default", value_name = "NAME", value_parser = args::name)]
+    cluster: String,
+    /// Ask this once everything is ready, and stream the answer to the terminal.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// How long the groups may take until they are ready, in seconds.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    start_timeout_s: u64,
+}
+
+/// Everything that `up` runs; the first part that ends on its own ends all.
+type Parts = JoinSet<anyhow::Result<()>>;
+
+impl Up {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let shutdown = args::shutdown_on_signal()?;
+        let cut = self.check()?;
+        let http = args::listen(&self.faces.http, "--http").await?;
+        let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
+        let (http_address, grpc_address) = (http.local_addr()?.to_string(), grpc.local_addr()?.to_string());
+
+        // The store outlives the ranks, which give up their leases when they end.
+        let store_shutdown = CancellationToken::new();
+        let mut store = Parts::new();
+        let (coord, etcd) = self.coordinate(&mut store, &store_shutdown).await?;
+        let mut parts = Parts::new();
+        for replica in 0..self.replicas {
+            let options = self.supervisor(&etcd, replica);
+            let shutdown = shutdown.clone();
+            parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
+        }
+        let options = crate::router::options(&self.model);
+        let fleet = coord.watch_fleet();
+        parts.spawn({
+            let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());
+            async move { Ok(galerne_router::serve(options, fleet, http, grpc, shutdown).await?) }
+        });
+        println!("{cut}");
+
+        let served = tokio::select! {
+            ended = first_to_end(&mut parts) => ended,
+            result = self.serve(&coord, &http_address, &grpc_address, &shutdown) => result,
+        };
+        shutdown.cancel();
+        let ended = all_to_end(&mut parts).await;
+        store_shutdown.cancel();
+        all_to_end(&mut store).await?;
+        served.and(ended)
+    }
+
+    /// Opens the model, so that a bad one is refused before anything is started; tells the cut.
+    fn check(&self) -> anyhow::Result<String> {
+        let checkpoint = Checkpoint::open(&self.model.model)?;
+        let (tp, config) = (usize::from(self.engine.tp), checkpoint.config());
+        let shards = Shards::for_model(config.kv_heads, tp, self.engine.virtual_shards)?;
+        Ok(format!(
+            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {tp} ranks a group, {} group(s)",
+            self.model.model_name.as_deref().unwrap_or(checkpoint.name()),
+            config.layers,
+            config.heads,
+            config.kv_heads,
+            shards.virtual_shards(),
+            self.replicas,
+        ))
+    }
+
+    /// Connects to etcd, or starts the embedded store and connects to that.
+    async fn coordinate(
+        &self,
+        store: &mut Parts,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<(Coord, Vec<String>)> {
+        let mut endpoints = self.etcd.clone();
+        if endpoints.is_empty() {
+            let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
+            let address = listener.local_addr()?;
+            let shutdown = shutdown.clone().cancelled_owned();
+            store.spawn(async move { Ok(embedded::serve(listener, shutdown).await?) });
+            println!(
+                "coordination: embedded store on {address}, in memory, for this machine only (--etcd takes a real one)"
+            );
+            endpoints.push(format!("http://{address}"));
+        } else {
+            println!("coordination: etcd on {}", endpoints.join(", "));
+        }
+        let coord = args::connect(&endpoints, &self.cluster).await?;
+        Ok((coord, endpoints))
+    }
+
+    fn supervisor(&self, etcd: &[String], replica: u16) -> SupervisorOptions {
+        let place = Place {
+            cluster: &self.cluster,
+            etcd,
+            group: GroupId(format!("g{replica}")),
+            host: args::host_name(),
+            index: 0,
+            bind: [127, 0, 0, 1].into(),
+            ranks_on_host: self.engine.tp.saturating_mul(self.replicas),
+        };
+        let first = self.engine.rank(&self.model, place);
+        let start_timeout = Duration::from_secs(self.start_timeout_s);
+        SupervisorOptions { first, ranks: self.engine.tp, start_timeout }
+    }
+
+    /// Waits for the groups, shows an answer and the fleet, then serves until the end.
+    async fn serve(
+        &self,
+        coord: &Coord,
+        http: &str,
+        grpc: &str,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let started = std::time::Instant::now();
+        let mut groups = coord.watch_fleet();
+        tokio::select! {
+            () = fleet::until_ready(&mut groups, self.replicas.into()) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        println!("ready after {:.1} s\n", started.elapsed().as_secs_f64());
+        if let Some(prompt) = &self.prompt {
+            println!("> {prompt}");
+            let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.clone() }];
+            let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
+            let mut client = chat::connect(grpc).await?;
+            tokio::select! {
+                answer = chat::ask(&mut client, "", messages, greedy, PROMPT_ANSWER_TOKENS_MAX) => { answer?; }
+                () = shutdown.cancelled() => return Ok(()),
+            }
+            println!();
+        }
+        println!("{}\n", status::table(grpc).await?);
+        println!("HTTP  http://{http}/v1   gRPC  {grpc}   Ctrl-C ends everything. Try:");
+        println!(
+            "  curl http://{http}/v1/chat/completions -H 'content-type: application/json' \
+             -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}],\"max_tokens\":64}}'"
+        );
+        shutdown.cancelled().await;
+        println!("ending");
+        Ok(())
+    }
+}
+
+async fn first_to_end(parts: &mut Parts) -> anyhow::Result<()> {
+    match parts.join_next().await {
+        Some(ended) => ended.context("a part of the cluster panicked")?,
+        None => Ok(()),
+    }
+}
+
+async fn all_to_end(parts: &mut Parts) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        result = result.and(ended.context("a part of the cluster panicked").and_then(|ended| ended));
+    }
+    result
+}

@@ -1,0 +1,6 @@
+//! Whole groups on loopback: threads as ranks, and processes as ranks.
+
+mod common;
+mod failures;
+mod processes;
+mod ranks;

@@ -1,0 +1,158 @@
+//! The cluster as etcd holds it.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
+use galerne_types::{Epoch, EpochRecord, Fleet, Group, GroupId, RankId, RankRecord};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::error::CoordError;
+use crate::etcd::{Etcd, Listing};
+use crate::fleet::{fleet_of, follow};
+use crate::formation::formation;
+use crate::keys::{Keys, check_name, check_rank};
+use crate::registration::Registration;
+
+/// A cluster's records in etcd. Clones share one connection.
+#[derive(Clone)]
+pub struct Coord {
+    pub(crate) etcd: Etcd,
+    pub(crate) keys: Keys,
+    fleet: Arc<OnceLock<watch::Receiver<Fleet>>>,
+}
+
+impl Coord {
+    /// Connects to the members at `endpoints` (`HOST:PORT` or `http://HOST:PORT`) and makes sure that etcd
+    /// answers within `timeout`.
+    ///
+    /// # Errors
+    /// One sentence that names the endpoints, or the name that is no name.
+    pub async fn connect(endpoints: &[String], cluster: &str, timeout: Duration) -> Result<Self, CoordError> {
+        let keys = Keys::new(cluster)?;
+        let etcd = Etcd::connect(endpoints, timeout).await?;
+        Ok(Self { etcd, keys, fleet: Arc::default() })
+    }
+
+    /// Registers a rank under a lease of its own, taking the place of an earlier process of the same id, and
+    /// keeps the lease alive. `record.left` is set to the last epoch: this process is in none so far.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or a name cannot be part of a key.
+    pub async fn register(&self, record: RankRecord) -> Result<Registration, CoordError> {
+        check_name("group", &record.group.0)?;
+        check_rank(&record.id)?;
+        let view = follow(self.etcd.clone(), self.keys.clone(), self.keys.group(&record.group));
+        Registration::new(self.clone(), view, record).await
+    }
+
+    /// Takes a dead process out at once rather than when its lease ends, and with it the health of an epoch
+    /// that it was a member of. For the supervisor that saw it die.
+    ///
+    /// Returns false when process `pid` is not registered there.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn evict(&self, group: &GroupId, rank: &RankId, pid: u32) -> Result<bool, CoordError> {
+        let seen = self.group(group).await?;
+        if seen.group.ranks.get(rank).is_none_or(|record| record.pid != pid) {
+            return Ok(false);
+        }
+        let key = self.keys.rank(group, rank);
+        let mut ops = vec![TxnOp::delete(&*key, None)];
+        let mut members = seen.group.epoch.iter().flat_map(|(_, record)| &record.members);
+        if members.any(|member| member.id == *rank && member.pid == pid) {
+            ops.push(TxnOp::delete(self.keys.health(group), None));
+        }
+        let txn = Txn::new().when([seen.same_registration(&key)]).and_then(ops);
+        Ok(self.etcd.txn("evict a rank", &txn).await?.succeeded())
+    }
+
+    /// Writes the group's next epoch if `me` is the rank to do so: see [`formation`]. One transaction, which
+    /// holds only if nobody else wrote an epoch meanwhile and every member's registration still stands; it
+    /// takes the last epoch's health away. Its revision is the epoch.
+    ///
+    /// Returns `None` when there is nothing to write, or when another rank was faster.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or the system gives no random bytes.
+    pub async fn propose(
+        &self,
+        group: &GroupId,
+        me: &RankId,
+    ) -> Result<Option<(Epoch, EpochRecord)>, CoordError> {
+        let seen = self.group(group).await?;
+        let Some(members) = formation(&seen.group, me) else { return Ok(None) };
+        let shards = seen.group.ranks[me].model.shards;
+        let epoch_key = self.keys.epoch(group);
+        let unchanged = Compare::mod_revision(&*epoch_key, CompareOp::Equal, seen.modified(&epoch_key));
+        let standing =
+            members.iter().map(|member| seen.same_registration(&self.keys.rank(group, &member.id)));
+        let compares: Vec<Compare> = std::iter::once(unchanged).chain(standing).collect();
+        let record = EpochRecord { group: group.clone(), shards, members, secret: secret()? };
+        let txn = Txn::new().when(compares).and_then([
+            TxnOp::put(epoch_key, json(&record), None),
+            TxnOp::delete(self.keys.health(group), None),
+        ]);
+        let answer = self.etcd.txn("form a group", &txn).await?;
+        let epoch = Epoch(answer.header().map_or(0, |header| header.revision().unsigned_abs()));
+        Ok(answer.succeeded().then_some((epoch, record)))
+    }
+
+    /// The fleet as it is now.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn fleet(&self) -> Result<Fleet, CoordError> {
+        Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?))
+    }
+
+    /// The fleet as it becomes. The first change is the first listing; while etcd is away, the last view
+    /// stays. All callers share one watch. Must be called within a tokio runtime.
+    pub fn watch_fleet(&self) -> watch::Receiver<Fleet> {
+        let start = || follow(self.etcd.clone(), self.keys.clone(), self.keys.groups().to_owned());
+        self.fleet.get_or_init(start).clone()
+    }
+
+    pub(crate) async fn group(&self, group: &GroupId) -> Result<Seen, CoordError> {
+        let listing = self.etcd.list(&self.keys.group(group)).await?;
+        let group = fleet_of(&self.keys, &listing).groups.remove(group).unwrap_or_default();
+        Ok(Seen { group, listing })
+    }
+}
+
+/// A group at one moment, with what a transaction compares.
+pub(crate) struct Seen {
+    pub(crate) group: Group,
+    pub(crate) listing: Listing,
+}
+
+impl Seen {
+    /// Holds while the rank of `key` is registered as it was seen: every registration has a lease of its own,
+    /// and updates keep it.
+    fn same_registration(&self, key: &str) -> Compare {
+        Compare::lease(key, CompareOp::Equal, self.find(key).map_or(0, KeyValue::lease))
+    }
+
+    /// Revision at which `key` was last written; 0 if it is absent, which is what etcd compares it to.
+    pub(crate) fn modified(&self, key: &str) -> i64 {
+        self.find(key).map_or(0, KeyValue::mod_revision)
+    }
+
+    fn find(&self, key: &str) -> Option<&KeyValue> {
+        self.listing.kvs.iter().find(|kv| kv.key() == key.as_bytes())
+    }
+}
+
+/// A record as etcd holds it.
+pub(crate) fn json(record: &impl Serialize) -> Vec<u8> {
+    // Records are structs of plain fields and string keys: JSON has a form for all of them.
+    serde_json::to_vec(record).expect("a record has a JSON form")
+}
+
+fn secret() -> Result<String, CoordError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,25 @@
+//! Every limit and interval of the crate, by name.
+
+use std::time::Duration;
+
+/// A rank that does not renew its lease for so long is gone, in seconds. Supervisors evict a dead child at
+/// once; this is for hosts that die or are cut off.
+pub const LEASE_TTL_S: i64 = 3;
+/// Pause between two renewals of a lease; two may fail before the lease is at risk.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// A call to etcd, repetitions included, is given up after so long.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(2);
+/// Dialling one endpoint is given up after so long.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(1);
+/// First pause after a failed attempt; the next ones double.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between attempts: below the lease's TTL, so that leases survive etcd's return.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The fleet is listed afresh at least so often, whatever the watch told.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// Pings on an idle connection to etcd. etcd closes connections that ping more often than every 5 s.
+pub const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// A connection whose ping is not answered for so long is dead.
+pub const PING_DEADLINE: Duration = Duration::from_secs(2);
+/// Largest listing or batch of events that is taken from etcd, in bytes.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;

@@ -1,0 +1,121 @@
+//! The fleet as a fold over keys and values. Pure.
+
+use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, RankRecord};
+use serde::de::DeserializeOwned;
+
+use crate::keys::{Keys, Place};
+
+/// What a key holds now.
+#[derive(Clone, Copy)]
+pub(crate) struct Value<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) mod_revision: i64,
+}
+
+/// `key` holds `value` now, or nothing. Tells whether the fleet has changed by it.
+///
+/// A value that is not to be believed is taken for absent: an older one is not true any more either.
+pub(crate) fn apply(fleet: &mut Fleet, keys: &Keys, key: &[u8], value: Option<Value<'_>>) -> bool {
+    let Some(place) = keys.place(key) else { return false };
+    let (Place::Rank(id, _) | Place::Epoch(id) | Place::Health(id)) = &place;
+    let group = fleet.groups.entry(id.clone()).or_default();
+    let changed = match &place {
+        Place::Rank(_, rank) => {
+            let record = parse::<RankRecord>(key, value, |record| record.group == *id && record.id == *rank);
+            let changed = group.ranks.get(rank) != record.as_ref();
+            match record {
+                Some(record) => drop(group.ranks.insert(rank.clone(), record)),
+                None => drop(group.ranks.remove(rank)),
+            }
+            changed
+        }
+        Place::Epoch(_) => {
+            let record = parse::<EpochRecord>(key, value, |record| record.group == *id);
+            let epoch = value.map(|value| Epoch(value.mod_revision.unsigned_abs()));
+            replace(&mut group.epoch, epoch.zip(record))
+        }
+        Place::Health(_) => {
+            replace(&mut group.health, parse::<Health>(key, value, |record| record.group == *id))
+        }
+    };
+    if *group == Group::default() {
+        fleet.groups.remove(id);
+    }
+    changed
+}
+
+fn replace<T: PartialEq>(slot: &mut Option<T>, value: Option<T>) -> bool {
+    let changed = *slot != value;
+    *slot = value;
+    changed
+}
+
+fn parse<T: DeserializeOwned>(
+    key: &[u8],
+    value: Option<Value<'_>>,
+    belongs_here: impl Fn(&T) -> bool,
+) -> Option<T> {
+    match serde_json::from_slice(value?.bytes) {
+        Ok(record) if belongs_here(&record) => Some(record),
+        Ok(_) => {
+            tracing::warn!(key = %key.escape_ascii(), "etcd holds a record under a key that is not its own");
+            None
+        }
+        Err(error) => {
+            // Not the error's text: it may quote the value, and an epoch's value holds its secret.
+            let (line, column) = (error.line(), error.column());
+            tracing::warn!(key = %key.escape_ascii(), line, column, "etcd holds a value that is not a record");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formation::fixtures::{epoch_of, group_id, rank};
+
+    fn put(fleet: &mut Fleet, key: &str, record: &impl serde::Serialize, mod_revision: i64) -> bool {
+        let bytes = serde_json::to_vec(record).unwrap();
+        apply(fleet, &keys(), key.as_bytes(), Some(Value { bytes: &bytes, mod_revision }))
+    }
+
+    fn keys() -> Keys {
+        Keys::new("c").unwrap()
+    }
+
+    #[test]
+    fn puts_and_deletes_fold_into_groups() {
+        let mut fleet = Fleet::default();
+        let record = rank("a", 0);
+        let epoch = epoch_of(&[&record]);
+        let (rank_key, epoch_key) = (keys().rank(&group_id(), &record.id), keys().epoch(&group_id()));
+        assert!(put(&mut fleet, &rank_key, &record, 5));
+        assert!(put(&mut fleet, &epoch_key, &epoch, 7));
+        assert!(!put(&mut fleet, &rank_key, &record, 8), "nothing new");
+        let group = &fleet.groups[&group_id()];
+        assert_eq!(group.ranks[&record.id], record);
+        assert_eq!(group.epoch, Some((Epoch(7), epoch)));
+
+        assert!(apply(&mut fleet, &keys(), rank_key.as_bytes(), None));
+        assert!(fleet.groups[&group_id()].ranks.is_empty());
+        assert!(apply(&mut fleet, &keys(), epoch_key.as_bytes(), None));
+        assert_eq!(fleet, Fleet::default());
+    }
+
+    #[test]
+    fn what_is_not_a_record_is_taken_for_absent() {
+        let mut fleet = Fleet::default();
+        let record = rank("a", 0);
+        let rank_key = keys().rank(&group_id(), &record.id);
+        put(&mut fleet, &rank_key, &record, 5);
+        assert!(put(&mut fleet, &rank_key, &"not a record", 6));
+        assert_eq!(fleet, Fleet::default());
+
+        let other_place = keys().rank(&group_id(), &rank("b", 0).id);
+        assert!(!put(&mut fleet, &other_place, &record, 7));
+        assert!(!put(&mut fleet, "/galerne/c/groups/g/unknown", &record, 8));
+        assert!(!apply(&mut fleet, &keys(), b"\xff", None));
+        assert_eq!(fleet, Fleet::default());
+    }
+}

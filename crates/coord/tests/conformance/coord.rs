@@ -1,0 +1,308 @@
+//! Registrations, formation, fencing, the fleet view.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use etcd_client::{Client, PutOptions};
+use galerne_coord::{Coord, CoordError, Ended, Registration};
+use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards};
+use tokio::sync::watch;
+
+use crate::server::{Server, free_address};
+
+pub(crate) async fn ranks_come_and_go(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let first = coord.register(rank(0, 2)).await.unwrap();
+    let second = coord.register(rank(1, 2)).await.unwrap();
+    let both = seen(&mut fleet, |group| group.ranks.len() == 2).await;
+    assert_eq!(both.ranks[&rank_id(0)], rank(0, 2));
+    assert_eq!(coord.fleet().await.unwrap(), *fleet.borrow());
+
+    first.update(RankState::Loading { percent: 40 }, 1 << 20);
+    first.update(RankState::Ready, 2 << 20);
+    let ready = seen(&mut fleet, |group| group.ranks[&rank_id(0)].state == RankState::Ready).await;
+    assert_eq!(ready.ranks[&rank_id(0)].memory_bytes, 2 << 20);
+
+    first.close().await.unwrap();
+    seen(&mut fleet, |group| group.ranks.len() == 1).await;
+    second.close().await.unwrap();
+    fleet.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
+
+    let stray = RankRecord { group: GroupId("a/b".into()), ..rank(0, 1) };
+    assert!(matches!(coord.register(stray).await, Err(CoordError::Name { what: "group", .. })));
+}
+
+pub(crate) async fn a_rank_that_falls_silent_is_gone(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let silent = coord.register(rank(0, 2)).await.unwrap();
+    let _loud = coord.register(rank(1, 2)).await.unwrap();
+    seen(&mut fleet, |group| group.ranks.len() == 2).await;
+    drop(silent);
+    let left = seen(&mut fleet, |group| group.ranks.len() == 1).await;
+    assert!(left.ranks.contains_key(&rank_id(1)));
+}
+
+pub(crate) async fn a_dead_rank_is_evicted_with_its_groups_health(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 2)).await.unwrap();
+    let follower = coord.register(rank(1, 2)).await.unwrap();
+    let (formed, other) = tokio::join!(leader.form(), follower.form());
+    let (formed, other) = (formed.unwrap(), other.unwrap());
+    assert_eq!((formed.rank, other.rank), (0, 1));
+    assert_eq!((formed.epoch, &formed.record), (other.epoch, &other.record));
+    assert_eq!(formed.record.secret.len(), 64);
+    leader.declare(health(formed.epoch)).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+
+    let pid = rank(1, 2).pid;
+    assert!(!coord.evict(&group_id(), &rank_id(1), pid + 1).await.unwrap(), "another process");
+    drop(follower);
+    assert!(coord.evict(&group_id(), &rank_id(1), pid).await.unwrap());
+    assert!(!coord.evict(&group_id(), &rank_id(1), pid).await.unwrap(), "it is gone already");
+    let group = seen(&mut fleet, |group| group.ranks.len() == 1).await;
+    assert_eq!(group.health, None);
+    assert_eq!(leader.ended(formed.epoch).await, Ended::Gone(rank_id(1)));
+}
+
+pub(crate) async fn of_two_proposers_one_wins(server: Rc<Server>) {
+    let coord = server.coord().await;
+    // Two builds do not mix, so each rank would lead a group of its own.
+    let other = RankRecord { build: "other".into(), ..rank(1, 1) };
+    let _first = coord.register(rank(0, 1)).await.unwrap();
+    let _second = coord.register(other).await.unwrap();
+    let (ids, group) = ([rank_id(0), rank_id(1)], group_id());
+    let (first, second) = tokio::join!(coord.propose(&group, &ids[0]), coord.propose(&group, &ids[1]));
+    let won: Vec<_> = first.unwrap().into_iter().chain(second.unwrap()).collect();
+    assert_eq!(won.len(), 1);
+    assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].epoch.as_ref(), won.first());
+    for id in &ids {
+        assert_eq!(coord.propose(&group, id).await.unwrap(), None, "the epoch stands");
+    }
+}
+
+pub(crate) async fn a_group_forms_again_after_a_restart_and_after_a_leave(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let first = coord.register(rank(0, 2)).await.unwrap();
+    let second = coord.register(rank(1, 2)).await.unwrap();
+    let formed = form(&first, &second).await;
+
+    // The second process dies and comes back.
+    drop(second);
+    let restarted = RankRecord { pid: 9_999, ..rank(1, 2) };
+    coord.evict(&group_id(), &rank_id(1), rank(1, 2).pid).await.unwrap();
+    let second = coord.register(restarted).await.unwrap();
+    assert!(matches!(first.ended(formed).await, Ended::Gone(_) | Ended::Superseded(_)));
+    first.leave(formed);
+    let again = form(&first, &second).await;
+    assert!(again > formed);
+
+    // It cannot join, and says so.
+    second.leave(again);
+    assert!(matches!(first.ended(again).await, Ended::Left(_) | Ended::Superseded(_)));
+    assert!(form(&first, &second).await > again);
+}
+
+pub(crate) async fn only_the_last_epoch_declares_health(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let old = leader.form().await.unwrap().epoch;
+    leader.declare(health(old)).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+    leader.withdraw().await.unwrap();
+    seen(&mut fleet, |group| group.health.is_none()).await;
+    leader.declare(health(old)).await.unwrap();
+
+    leader.leave(old);
+    let new = leader.form().await.unwrap().epoch;
+    assert!(new > old);
+    let refused = leader.declare(health(old)).await;
+    assert!(matches!(refused, Err(CoordError::Superseded { epoch, .. }) if epoch == old), "{refused:?}");
+    assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].health, None);
+    leader.declare(health(new)).await.unwrap();
+    let serving = seen(&mut fleet, |group| group.serving().is_some()).await;
+    assert_eq!(serving.health, Some(health(new)));
+    leader.close().await.unwrap();
+    seen(&mut fleet, |group| group.health.is_none() && group.ranks.is_empty()).await;
+}
+
+pub(crate) async fn a_lost_lease_is_taken_up_again(server: Rc<Server>) {
+    let coord = server.coord_of("lost-lease").await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let epoch = leader.form().await.unwrap().epoch;
+    leader.declare(health(epoch)).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+
+    let mut client = server.client().await;
+    let key = "/galerne/lost-lease/groups/g/ranks/host/0";
+    let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
+    client.lease_revoke(lease).await.unwrap();
+    seen(&mut fleet, |group| group.ranks.is_empty() && group.health.is_none()).await;
+    let back = seen(&mut fleet, |group| group.serving().is_some()).await;
+    assert_eq!(back.serving().unwrap().epoch, epoch, "the epoch stands, and so does the leader's word");
+    assert_eq!(back.ranks.len(), 1);
+    assert_ne!(client.get(key, None).await.unwrap().kvs()[0].lease(), lease);
+}
+
+pub(crate) async fn the_latest_process_holds_the_place(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let early = coord.register(rank(0, 2)).await.unwrap();
+    let late = coord.register(RankRecord { pid: 9_999, ..rank(0, 2) }).await.unwrap();
+    early.replaced().await;
+    assert!(matches!(early.form().await, Err(CoordError::Replaced { .. })));
+    early.close().await.unwrap();
+    seen(&mut fleet, |group| group.ranks[&rank_id(0)].pid == 9_999).await;
+    late.close().await.unwrap();
+}
+
+pub(crate) async fn what_is_not_a_record_is_skipped(server: Rc<Server>) {
+    let coord = server.coord_of("garbage").await;
+    let mut fleet = coord.watch_fleet();
+    let mut client = server.client().await;
+    let prefix = "/galerne/garbage/groups/g";
+    for key in ["ranks/host/7", "epoch", "health", "else"] {
+        client.put(format!("{prefix}/{key}"), "{\"group\":", None).await.unwrap();
+    }
+    // The garbage of an epoch key does not hinder the next epoch.
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let formed = leader.form().await.unwrap();
+    let group = seen(&mut fleet, |group| group.epoch.is_some()).await;
+    assert_eq!(group.ranks.keys().collect::<Vec<_>>(), [&rank_id(0)]);
+    assert_eq!(group.epoch, Some((formed.epoch, formed.record)));
+}
+
+pub(crate) async fn the_fleet_view_survives_compaction(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    let registration = coord.register(rank(0, 1)).await.unwrap();
+    let mut client = server.client().await;
+    for percent in 0..50 {
+        registration.update(RankState::Loading { percent }, 0);
+        let revision = client.put("noise", "", None).await.unwrap().header().unwrap().revision();
+        // Another case may have compacted so far already.
+        let _ = client.compact(revision, None).await;
+        // Each receiver of another handle lists and watches anew.
+        assert!(server.coord_of("noise").await.watch_fleet().changed().await.is_ok());
+    }
+    seen(&mut fleet, |group| {
+        group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.state == RankState::Loading { percent: 49 })
+    })
+    .await;
+}
+
+pub(crate) async fn a_member_that_is_away_is_passed_over(server: Rc<Server>) {
+    let endpoints = [free_address(), server.endpoint.clone()];
+    let coord = Coord::connect(&endpoints, "members", Duration::from_secs(4)).await.unwrap();
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let epoch = leader.form().await.unwrap().epoch;
+    leader.declare(health(epoch)).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+    for _ in 0..20 {
+        assert_eq!(coord.fleet().await.unwrap().groups.len(), 1);
+    }
+}
+
+pub(crate) async fn the_fleet_view_survives_a_restart(server: Rc<Server>) {
+    let coord = server.coord_of("restart").await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let epoch = leader.form().await.unwrap().epoch;
+    leader.declare(health(epoch)).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+
+    server.restart().await;
+    let mut client = wait_for(&server).await;
+    let marker = "/galerne/restart/groups/marker/epoch";
+    let other = RankRecord { group: GroupId("other".into()), ..rank(0, 1) };
+    let key = "/galerne/restart/groups/other/ranks/host/0";
+    let lease = client.lease_grant(60, None).await.unwrap().id();
+    let value = serde_json::to_vec(&other).unwrap();
+    client.put(key, value, Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    client.put(marker, "", None).await.unwrap();
+    let both = |fleet: &Fleet| {
+        fleet.groups.get(&other.group).is_some_and(|group| group.ranks.len() == 1)
+            && fleet.groups.get(&group_id()).is_some_and(|group| group.ranks.len() == 1)
+    };
+    fleet.wait_for(both).await.unwrap();
+
+    // The embedded store has forgotten the epoch, a real etcd has not: both ways the rank serves again.
+    let group = coord.fleet().await.unwrap().groups.remove(&group_id()).unwrap_or_default();
+    if group.epoch.is_none() {
+        assert_eq!(leader.ended(epoch).await, Ended::Forgotten);
+        let epoch = leader.form().await.unwrap().epoch;
+        leader.declare(health(epoch)).await.unwrap();
+    }
+    seen(&mut fleet, |group| group.serving().is_some()).await;
+}
+
+async fn wait_for(server: &Server) -> Client {
+    server.coord().await;
+    server.client().await
+}
+
+async fn form(first: &Registration, second: &Registration) -> Epoch {
+    let (first, second) = tokio::join!(first.form(), second.form());
+    let epoch = first.unwrap().epoch;
+    assert_eq!(second.unwrap().epoch, epoch);
+    epoch
+}
+
+/// The case's group once `holds` for it.
+async fn seen(fleet: &mut watch::Receiver<Fleet>, holds: impl Fn(&Group) -> bool) -> Group {
+    let group = |fleet: &Fleet| fleet.groups.get(&group_id()).cloned().unwrap_or_default();
+    group(&fleet.wait_for(|fleet| holds(&group(fleet))).await.unwrap())
+}
+
+fn group_id() -> GroupId {
+    GroupId("g".into())
+}
+
+fn rank_id(index: u16) -> RankId {
+    RankId(format!("host/{index}"))
+}
+
+fn rank(index: u16, world_size: usize) -> RankRecord {
+    RankRecord {
+        id: rank_id(index),
+        group: group_id(),
+        host: "host".into(),
+        index,
+        address: format!("127.0.0.1:{}", 7000 + index),
+        collective: format!("127.0.0.1:{}", 8000 + index),
+        pid: 100 + u32::from(index),
+        device: "cpu x1".into(),
+        build: "test".into(),
+        model: card(world_size),
+        state: RankState::Waiting,
+        memory_bytes: 0,
+        left: Epoch::default(),
+    }
+}
+
+fn card(world_size: usize) -> ModelCard {
+    ModelCard {
+        name: "model".into(),
+        digest: "digest".into(),
+        context_tokens_max: 64,
+        vocab: 512,
+        shards: Shards::new(4, world_size).unwrap(),
+    }
+}
+
+fn health(epoch: Epoch) -> Health {
+    Health {
+        group: group_id(),
+        epoch,
+        leader: rank(0, 1).address,
+        model: card(1),
+        kv_blocks: 16,
+        sequences_max: 4,
+        draining: false,
+    }
+}

@@ -1,0 +1,157 @@
+//! Whether a step can be run: steps come over the wire, and a rank must survive any of them.
+
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{BlockId, Input, Slice, Step, TokenId};
+
+use crate::error::ModelError;
+
+/// What a rank has room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) vocab: usize,
+    pub(crate) kv_blocks: usize,
+    pub(crate) sequences_max: usize,
+    pub(crate) step_tokens_max: usize,
+    /// Positions of one sequence.
+    pub(crate) positions_max: usize,
+}
+
+/// A token of a step and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) token: TokenId,
+    pub(crate) position: usize,
+    /// Index of its slice in the step.
+    pub(crate) slice: usize,
+    /// Its logits are to be drawn from.
+    pub(crate) draw: bool,
+}
+
+/// The tokens of a step in order, written to `places`; `last` holds each slot's last drawn token.
+///
+/// # Errors
+/// [`ModelError::Step`] for whatever does not fit `bounds`; nothing was changed but `places`.
+pub(crate) fn place(
+    step: &Step,
+    bounds: &Bounds,
+    last: &[Option<TokenId>],
+    places: &mut Vec<Place>,
+) -> Result<(), ModelError> {
+    places.clear();
+    let refuse = |what: String| ModelError::Step { number: step.number, what };
+    let tokens = step.tokens();
+    if tokens > bounds.step_tokens_max {
+        return Err(refuse(format!("{tokens} tokens, but at most {} are run at once", bounds.step_tokens_max)));
+    }
+    let mut seen = vec![false; bounds.sequences_max];
+    for (index, slice) in step.slices.iter().enumerate() {
+        let in_slice = |what: String| refuse(format!("slice {index}: {what}"));
+        check_slot(slice, bounds, &mut seen).map_err(in_slice)?;
+        check_blocks(slice, bounds).map_err(in_slice)?;
+        let drawn;
+        let tokens = match &slice.input {
+            Input::Tokens(tokens) => tokens.as_slice(),
+            Input::Last => {
+                drawn = [last[slice.slot as usize]
+                    .ok_or_else(|| in_slice(format!("no token was drawn for slot {} yet", slice.slot)))?];
+                &drawn
+            }
+        };
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= bounds.vocab) {
+            return Err(in_slice(format!("token {token} is beyond the vocabulary of {}", bounds.vocab)));
+        }
+        places.extend(tokens.iter().enumerate().map(|(offset, token)| Place {
+            token: *token,
+            position: slice.start as usize + offset,
+            slice: index,
+            draw: slice.draw.is_some() && offset + 1 == tokens.len(),
+        }));
+    }
+    Ok(())
+}
+
+fn check_slot(slice: &Slice, bounds: &Bounds, seen: &mut [bool]) -> Result<(), String> {
+    match seen.get_mut(slice.slot as usize) {
+        None => Err(format!("slot {} is beyond the {} slots", slice.slot, bounds.sequences_max)),
+        Some(true) => Err(format!("slot {} stands twice in the step", slice.slot)),
+        Some(seen) => {
+            *seen = true;
+            Ok(())
+        }
+    }
+}
+
+fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
+    let tokens = slice.input.len();
+    let end = slice.start as usize + tokens;
+    if tokens == 0 {
+        return Err("it has no tokens".to_owned());
+    }
+    if end > bounds.positions_max {
+        return Err(format!("it ends at position {end}, but a sequence has at most {}", bounds.positions_max));
+    }
+    let needed = end.div_ceil(KV_BLOCK_TOKENS);
+    if slice.blocks.len() != needed {
+        return Err(format!("{end} positions need {needed} KV blocks, not {}", slice.blocks.len()));
+    }
+    let foreign = |block: &&BlockId| **block as usize >= bounds.kv_blocks;
+    match slice.blocks.iter().find(foreign) {
+        Some(block) => Err(format!("KV block {block} is beyond the {} blocks", bounds.kv_blocks)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::{Draw, Epoch, Sampling};
+
+    use super::*;
+
+    const BOUNDS: Bounds =
+        Bounds { vocab: 100, kv_blocks: 8, sequences_max: 4, step_tokens_max: 64, positions_max: 128 };
+
+    fn slice(slot: u32, start: u32, tokens: usize, blocks: &[BlockId]) -> Slice {
+        let input = Input::Tokens((0..tokens as u32).collect());
+        Slice { slot, start, input, blocks: blocks.to_vec(), draw: None }
+    }
+
+    fn run(slices: Vec<Slice>) -> Result<Vec<Place>, String> {
+        let last = [None, Some(7), None, None];
+        let mut places = Vec::new();
+        match place(&Step { epoch: Epoch(1), number: 5, slices }, &BOUNDS, &last, &mut places) {
+            Ok(()) => Ok(places),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn tokens_get_their_places() {
+        let draw = Draw { sampling: Sampling::greedy(), index: 0, banned: vec![] };
+        let drawing = Slice { draw: Some(draw), ..slice(0, 31, 2, &[3, 4]) };
+        let last = Slice { input: Input::Last, ..slice(1, 0, 1, &[7]) };
+        let at = |token, position, slice, draw| Place { token, position, slice, draw };
+        assert_eq!(run(vec![drawing, last]), Ok(vec![at(0, 31, 0, false), at(1, 32, 0, true), at(7, 0, 1, false)]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_a_sentence() {
+        let last = |slot| Slice { input: Input::Last, ..slice(slot, 0, 1, &[0]) };
+        let foreign = Slice { input: Input::Tokens(vec![100]), ..slice(0, 0, 1, &[0]) };
+        for (slices, expected) in [
+            (vec![slice(0, 0, 65, &[0, 1, 2])], "65 tokens"),
+            (vec![slice(4, 0, 1, &[0])], "slot 4 is beyond"),
+            (vec![slice(2, 0, 1, &[0]), slice(2, 1, 1, &[0])], "slice 1: slot 2 stands twice"),
+            (vec![slice(0, 0, 0, &[])], "no tokens"),
+            (vec![slice(0, 128, 1, &[0; 5])], "at most 128"),
+            (vec![slice(0, u32::MAX, 1, &[0])], "at most 128"),
+            (vec![slice(0, 0, 33, &[0])], "need 2 KV blocks, not 1"),
+            (vec![slice(0, 0, 1, &[0, 1])], "need 1 KV blocks, not 2"),
+            (vec![slice(0, 0, 1, &[8])], "KV block 8 is beyond"),
+            (vec![foreign], "token 100 is beyond"),
+            (vec![last(0)], "no token was drawn for slot 0"),
+        ] {
+            let refusal = run(slices).unwrap_err();
+            assert!(refusal.starts_with("step 5 is refused: ") && refusal.contains(expected), "{refusal}");
+        }
+    }
+}

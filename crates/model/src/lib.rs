@@ -1,0 +1,36 @@
+//! The Mistral forward pass on virtual shards: weights, kernels, paged attention, sampler.
+//!
+//! [`Weights::load`] reads one rank's shards ([`Cut`] says which) and packs them; a [`Rank`] joins them with KV memory
+//! and a [`Collective`](galerne_collective::Collective) and runs [`Step`](galerne_types::Step)s. Everything that
+//! decides about bits is fixed: products are chains of fused multiply-adds over the inputs in sequence
+//! (`linear`), sums across virtual shards follow one tree (`galerne_collective::tree`), attention is merged piece by
+//! piece by absolute position (`attention`), exp and the norms are our own (`math`). So tokens and logits are
+//! bit-identical for every number of ranks that share the same S, for every batch, split of the prefill and number
+//! of threads, and for every instruction set ([`Isa`]).
+//!
+//! `Rank::step` → `forward` (one layer reads as the paper does) → `linear`, `attention`, `math` on `team`'s threads.
+
+mod attention;
+mod check;
+mod cut;
+mod error;
+mod forward;
+mod head;
+mod kv;
+mod linear;
+mod math;
+mod memory;
+mod packed;
+mod products;
+mod rank;
+pub mod sampler;
+mod simd;
+mod team;
+mod weights;
+
+pub use cut::Cut;
+pub use error::ModelError;
+pub use kv::kv_bytes_per_block;
+pub use rank::{Options, Rank, Trace, WindowChoice};
+pub use simd::Isa;
+pub use weights::Weights;

@@ -1,0 +1,417 @@
+//! Linear layers on packed weights.
+//!
+//! Every output is `acc = fma(w_k, x_k, acc)` for k = 0, 1, 2 … from acc = 0, in f32, with `w_k` the weight's f32
+//! value: the same chain for one token and for a thousand, so neither the batch nor the prefill's chunking shows in
+//! the bits. What varies is only where `w_k` comes from: few tokens widen it in registers, many tokens share a
+//! panel that was widened once into a scratch that stays in the second-level cache.
+//!
+//! Bounds: with few tokens, each weight byte is read once, so bandwidth (SmolLM2-135M in Q4_1: 96 MB a token) or
+//! the widening (about five cycles for 32 weights) decides; with many, fused multiply-adds (106 M a token, 32
+//! FLOP a cycle and core on AVX2 or Zen 4's AVX-512).
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use galerne_checkpoint::Dtype;
+
+use crate::packed::{BLOCK, Layout, PANEL, Packed};
+use crate::simd::{Isa, Kernel, Vector};
+
+/// Up to this many tokens widen weights in registers; more share a widened panel.
+pub(crate) const TOKENS_DIRECT_MAX: usize = 3;
+
+/// Strided of activations: row t starts at `start + t · stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<P> {
+    pub(crate) start: P,
+    pub(crate) stride: usize,
+}
+
+/// `y[t][o] = Σ_k w[o][k] · x[t][k]` for the outputs of `panels` and all tokens; o counts from the first panel of
+/// the matrix, and the zero outputs that fill the last panel are written too.
+///
+/// # Safety
+/// `x` has `tokens` rows of at least `weights.cols()` elements; `y` has `tokens` rows that reach to the end of
+/// `panels`, which nobody else reads or writes.
+pub(crate) unsafe fn linear(
+    isa: Isa,
+    weights: &Packed,
+    panels: Range<usize>,
+    tokens: usize,
+    x: Strided<*const f32>,
+    y: Strided<*mut f32>,
+    scratch: &mut Vec<f32>,
+) {
+    if weights.cols() == 0 {
+        for token in 0..tokens {
+            // SAFETY: the caller's.
+            unsafe { y.start.add(token * y.stride + panels.start * PANEL).write_bytes(0, panels.len() * PANEL) };
+        }
+        return;
+    }
+    // SAFETY: the caller's; each format is the one that the matrix was packed in.
+    unsafe {
+        match weights.dtype() {
+            Dtype::F32 => tiles::<F32>(isa, weights, panels, tokens, x, y),
+            Dtype::F16 => any::<F16>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Bf16 => any::<Bf16>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Q8_0 => any::<Q8_0>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Q4_0 => any::<Q4_0>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Q4_1 => any::<Q4_1>(isa, weights, panels, tokens, x, y, scratch),
+        }
+    }
+}
+
+/// # Safety
+/// As [`linear`]; `weights` are packed in `F`.
+unsafe fn any<F: Format>(
+    isa: Isa,
+    weights: &Packed,
+    panels: Range<usize>,
+    tokens: usize,
+    x: Strided<*const f32>,
+    y: Strided<*mut f32>,
+    scratch: &mut Vec<f32>,
+) {
+    if tokens <= TOKENS_DIRECT_MAX {
+        // SAFETY: the caller's.
+        return unsafe { tiles::<F>(isa, weights, panels, tokens, x, y) };
+    }
+    let inputs = weights.cols();
+    if scratch.len() < inputs * PANEL {
+        scratch.resize(inputs * PANEL, 0.0);
+    }
+    for panel in panels {
+        let from = weights.panel(panel).as_ptr();
+        let y = Strided { start: y.start.wrapping_add(panel * PANEL), ..y };
+        // SAFETY: `from` holds a panel of `inputs`, the scratch holds as many rows of 32, and then is a panel in F32.
+        unsafe {
+            isa.run(Widen::<F> { from, inputs, to: scratch.as_mut_ptr(), format: PhantomData });
+            let widened = Panels { start: scratch.as_ptr().cast(), bytes: 0, count: 1, inputs };
+            token_tiles::<F32>(isa, widened, tokens, x, y);
+        }
+    }
+}
+
+/// # Safety
+/// As [`any`].
+unsafe fn tiles<F: Format>(
+    isa: Isa,
+    weights: &Packed,
+    panels: Range<usize>,
+    tokens: usize,
+    x: Strided<*const f32>,
+    y: Strided<*mut f32>,
+) {
+    if panels.is_empty() {
+        return;
+    }
+    let y = Strided { start: y.start.wrapping_add(panels.start * PANEL), ..y };
+    let (start, bytes) = (weights.panel(panels.start).as_ptr(), weights.panel_bytes());
+    // SAFETY: the caller's.
+    unsafe { token_tiles::<F>(isa, Panels { start, bytes, count: panels.len(), inputs: weights.cols() }, tokens, x, y) }
+}
+
+/// # Safety
+/// As [`any`]; `y` starts at the first of the panels.
+unsafe fn token_tiles<F: Format>(isa: Isa, panels: Panels, tokens: usize, x: Strided<*const f32>, y: Strided<*mut f32>) {
+    let mut done = 0;
+    while done < tokens {
+        let x = Strided { start: x.start.wrapping_add(done * x.stride), ..x };
+        let y = Strided { start: y.start.wrapping_add(done * y.stride), ..y };
+        // SAFETY: each arm takes at most the tokens that are left.
+        done += unsafe {
+            match (tokens - done).min(isa.tokens_in_registers_max()) {
+                12.. => tile::<F, 12>(isa, panels, x, y),
+                6.. => tile::<F, 6>(isa, panels, x, y),
+                4.. => tile::<F, 4>(isa, panels, x, y),
+                3 => tile::<F, 3>(isa, panels, x, y),
+                2 => tile::<F, 2>(isa, panels, x, y),
+                _ => tile::<F, 1>(isa, panels, x, y),
+            }
+        };
+    }
+}
+
+/// # Safety
+/// As [`token_tiles`], for `M` tokens. Returns `M`.
+unsafe fn tile<F: Format, const M: usize>(isa: Isa, panels: Panels, x: Strided<*const f32>, y: Strided<*mut f32>) -> usize {
+    // SAFETY: the caller's.
+    unsafe { isa.run(Tile::<F, M> { panels, x, y, format: PhantomData }) };
+    M
+}
+
+/// `count` consecutive panels.
+#[derive(Clone, Copy)]
+struct Panels {
+    start: *const u8,
+    bytes: usize,
+    count: usize,
+    inputs: usize,
+}
+
+/// The micro-kernel: M tokens by the outputs of some panels, sums in registers over all inputs.
+struct Tile<F, const M: usize> {
+    panels: Panels,
+    x: Strided<*const f32>,
+    y: Strided<*mut f32>,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, const M: usize> Kernel for Tile<F, M> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let strips = self.panels.count * (PANEL / 2 / V::LANES);
+        let mut strip = 0;
+        // SAFETY: strips are within the panels.
+        unsafe {
+            if M == 1 {
+                // One chain of multiply-adds alone would wait for its latency.
+                while strip + 2 <= strips {
+                    self.strips::<V, 2>(strip);
+                    strip += 2;
+                }
+            }
+            while strip < strips {
+                self.strips::<V, 1>(strip);
+                strip += 1;
+            }
+        }
+    }
+}
+
+impl<F: Format, const M: usize> Tile<F, M> {
+    /// A strip is a pair of vectors of one panel: outputs `lane …` and `lane + 16 …`, as a Q4 byte holds them.
+    ///
+    /// # Safety
+    /// As [`Tile`]; strips `first … first + U` exist.
+    #[inline(always)]
+    unsafe fn strips<V: Vector, const U: usize>(&self, first: usize) {
+        let layout = F::LAYOUT;
+        let per_panel = PANEL / 2 / V::LANES;
+        let inputs = self.panels.inputs;
+        // SAFETY: within the panels, the rows of x and the rows of y, as the caller has promised.
+        unsafe {
+            let mut from = [self.panels.start; U];
+            let mut lanes = [0; U];
+            for u in 0..U {
+                from[u] = self.panels.start.add((first + u) / per_panel * self.panels.bytes);
+                lanes[u] = (first + u) % per_panel * V::LANES;
+            }
+            let mut sums = [[[V::splat(0.0); 2]; U]; M];
+            let mut done = 0;
+            while done < inputs {
+                let mut scales = [[V::splat(0.0); 4]; U];
+                for u in 0..U {
+                    scales[u] = F::scales::<V>(from[u], lanes[u]);
+                    from[u] = from[u].add(layout.header);
+                }
+                let stop = inputs.min(done + BLOCK);
+                for k in done..stop {
+                    let mut weights = [[V::splat(0.0); 2]; U];
+                    for u in 0..U {
+                        weights[u] = F::weights::<V>(from[u], lanes[u], scales[u]);
+                        from[u] = from[u].add(layout.row);
+                    }
+                    for m in 0..M {
+                        let x = V::splat(*self.x.start.add(m * self.x.stride + k));
+                        for u in 0..U {
+                            sums[m][u][0] = weights[u][0].mul_add(x, sums[m][u][0]);
+                            sums[m][u][1] = weights[u][1].mul_add(x, sums[m][u][1]);
+                        }
+                    }
+                }
+                done = stop;
+            }
+            for m in 0..M {
+                for u in 0..U {
+                    let output = (first + u) / per_panel * PANEL + lanes[u];
+                    let to = self.y.start.add(m * self.y.stride + output);
+                    sums[m][u][0].store(to);
+                    sums[m][u][1].store(to.add(PANEL / 2));
+                }
+            }
+        }
+    }
+}
+
+/// Widens one panel to f32: `to` is `[inputs][32]`.
+struct Widen<F> {
+    from: *const u8,
+    inputs: usize,
+    to: *mut f32,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Kernel for Widen<F> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { from, inputs, to, format: _ } = self;
+        for lane in (0..PANEL / 2).step_by(V::LANES) {
+            // SAFETY: within the panel and the scratch, as the caller has promised.
+            unsafe {
+                for first in (0..inputs).step_by(BLOCK) {
+                    let block = from.add(first / BLOCK * F::LAYOUT.block());
+                    let scales = F::scales::<V>(block, lane);
+                    for k in first..inputs.min(first + BLOCK) {
+                        let row = block.add(F::LAYOUT.header + (k - first) * F::LAYOUT.row);
+                        let [low, high] = F::weights::<V>(row, lane, scales);
+                        low.store(to.add(k * PANEL + lane));
+                        high.store(to.add(k * PANEL + lane + PANEL / 2));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How packed values become f32, [`Packed`]'s layout.
+///
+/// # Safety
+/// The functions read a block's header, or the row of one input, for outputs `lane …` and `lane + 16 …`.
+trait Format {
+    const LAYOUT: Layout;
+
+
+    /// `[d, d', m, m']` of the two vectors, as far as the format has them.
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(_header: *const u8, _lane: usize) -> [V; 4] {
+        // SAFETY: moves no memory.
+        unsafe { [V::splat(0.0); 4] }
+    }
+
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2];
+}
+
+struct F32;
+struct F16;
+struct Bf16;
+struct Q8_0;
+struct Q4_0;
+struct Q4_1;
+
+impl Format for F32 {
+    const LAYOUT: Layout = Layout::of(Dtype::F32);
+
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe {
+            let values = row.cast::<f32>().add(lane);
+            [V::load(values), V::load(values.add(PANEL / 2))]
+        }
+    }
+}
+
+impl Format for F16 {
+    const LAYOUT: Layout = Layout::of(Dtype::F16);
+
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { f16_pair(row, lane) }
+    }
+}
+
+impl Format for Bf16 {
+    const LAYOUT: Layout = Layout::of(Dtype::Bf16);
+
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe {
+            let values = row.cast::<u16>().add(lane);
+            [V::load_bf16(values), V::load_bf16(values.add(PANEL / 2))]
+        }
+    }
+}
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
+
+
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let [low, high] = f16_pair::<V>(header, lane);
+            [low, high, low, high]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe {
+            let values = row.cast::<i8>().add(lane);
+            [V::load_i8(values).mul(scales[0]), V::load_i8(values.add(PANEL / 2)).mul(scales[1])]
+        }
+    }
+}
+
+impl Format for Q4_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4_0);
+
+
+    /// d·(q − 8) = d·q − 8·d, where all three are exact in f32, so that one multiply-add serves as in Q4_1.
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let [low, high] = f16_pair::<V>(header, lane);
+            [low, high, low.mul(V::splat(-8.0)), high.mul(V::splat(-8.0))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { scaled_nibbles(row, lane, scales) }
+    }
+}
+
+impl Format for Q4_1 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4_1);
+
+
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's; the offsets follow the scales.
+        unsafe {
+            let [low, high] = f16_pair::<V>(header, lane);
+            let [low_offset, high_offset] = f16_pair::<V>(header.add(2 * PANEL), lane);
+            [low, high, low_offset, high_offset]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { scaled_nibbles(row, lane, scales) }
+    }
+}
+
+/// # Safety
+/// `values` holds 32 f16.
+#[inline(always)]
+unsafe fn f16_pair<V: Vector>(values: *const u8, lane: usize) -> [V; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let values = values.cast::<u16>().add(lane);
+        [V::load_f16(values), V::load_f16(values.add(PANEL / 2))]
+    }
+}
+
+/// # Safety
+/// `row` holds 16 bytes.
+#[inline(always)]
+unsafe fn scaled_nibbles<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let [low, high] = V::load_nibbles(row.add(lane));
+        [low.mul_add(scales[0], scales[2]), high.mul_add(scales[1], scales[3])]
+    }
+}

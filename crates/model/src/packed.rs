@@ -1,0 +1,178 @@
+//! A matrix as the kernels want it: panels of 32 outputs, in each of them the inputs one after another.
+//!
+//! ```text
+//! panel p = outputs 32p … 32p+31, cut into blocks of 32 inputs:
+//!   F32, F16, BF16   32 × [value of output 0, … 31]
+//!   Q8_0             [f16 d of output 0 … 31]              32 × [i8 q of output 0 … 31]
+//!   Q4_0             [f16 d of output 0 … 31]              32 × [byte 0 … 15]
+//!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   32 × [byte 0 … 15]
+//! ```
+//! Byte j of a Q4 row holds output j in its low half and output j + 16 in its high half. Outputs lie across SIMD
+//! lanes and inputs in sequence, so that one output is one lane's chain of fused multiply-adds, whatever the width.
+//! Outputs beyond the matrix are zero rows. Nothing grows: each weight takes the bits that it had in the file.
+
+use galerne_checkpoint::{Block, Dtype};
+use half::{bf16, f16};
+
+use crate::memory::Buffer;
+
+/// Outputs of a panel.
+pub(crate) const PANEL: usize = 32;
+/// Inputs of a block.
+pub(crate) const BLOCK: usize = 32;
+
+/// Where the parts of a block lie, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Scales and offsets before the values.
+    pub(crate) header: usize,
+    /// The values of one input for 32 outputs.
+    pub(crate) row: usize,
+}
+
+impl Layout {
+    pub(crate) const fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self { header: 0, row: 4 * PANEL },
+            Dtype::F16 | Dtype::Bf16 => Self { header: 0, row: 2 * PANEL },
+            Dtype::Q8_0 => Self { header: 2 * PANEL, row: PANEL },
+            Dtype::Q4_0 => Self { header: 2 * PANEL, row: PANEL / 2 },
+            Dtype::Q4_1 => Self { header: 4 * PANEL, row: PANEL / 2 },
+        }
+    }
+
+    pub(crate) const fn block(self) -> usize {
+        self.header + BLOCK * self.row
+    }
+}
+
+/// A packed matrix, `rows` outputs by `cols` inputs.
+pub(crate) struct Packed {
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    data: Buffer<u8>,
+}
+
+impl Packed {
+    /// A matrix of zeros.
+    pub(crate) fn zeroed(dtype: Dtype, rows: usize, cols: usize) -> Self {
+        let data = Buffer::zeroed(rows.div_ceil(PANEL) * Self::bytes_of_panel(dtype, cols));
+        Self { dtype, rows, cols, data }
+    }
+
+    fn bytes_of_panel(dtype: Dtype, cols: usize) -> usize {
+        let layout = Layout::of(dtype);
+        if dtype.is_quantized() { cols / BLOCK * layout.block() } else { cols * layout.row }
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Outputs with those of the last panel that are always zero.
+    pub(crate) fn padded_rows(&self) -> usize {
+        self.panels() * PANEL
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    pub(crate) fn panel_bytes(&self) -> usize {
+        Self::bytes_of_panel(self.dtype, self.cols)
+    }
+
+    /// The panel's bytes, [`panel_bytes`](Packed::panel_bytes) of them.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let bytes = self.panel_bytes();
+        &self.data[panel * bytes..][..bytes]
+    }
+
+    /// Writes one row from its encoding in a file.
+    pub(crate) fn set_row(&mut self, row: usize, encoded: &[u8]) {
+        let (dtype, lane, bytes) = (self.dtype, row % PANEL, self.panel_bytes());
+        let layout = Layout::of(dtype);
+        let panel = &mut self.data[row / PANEL * bytes..][..bytes];
+        if !dtype.is_quantized() {
+            let size = dtype.block_bytes();
+            for (to, from) in panel.chunks_exact_mut(layout.row).zip(encoded.chunks_exact(size)) {
+                to[lane * size..][..size].copy_from_slice(from);
+            }
+            return;
+        }
+        for (to, from) in panel.chunks_exact_mut(layout.block()).zip(encoded.chunks_exact(dtype.block_bytes())) {
+            to[2 * lane..][..2].copy_from_slice(&from[..2]);
+            let quants = match dtype {
+                Dtype::Q4_1 => {
+                    to[2 * (PANEL + lane)..][..2].copy_from_slice(&from[2..4]);
+                    &from[4..]
+                }
+                _ => &from[2..],
+            };
+            let values = &mut to[layout.header..];
+            if dtype == Dtype::Q8_0 {
+                for (k, quant) in quants.iter().enumerate() {
+                    values[k * PANEL + lane] = *quant;
+                }
+            } else {
+                let (byte, shift) = (lane % (PANEL / 2), lane / (PANEL / 2) * 4);
+                for (k, pair) in quants.iter().enumerate() {
+                    values[k * layout.row + byte] |= (pair & 15) << shift;
+                    values[(k + BLOCK / 2) * layout.row + byte] |= (pair >> 4) << shift;
+                }
+            }
+        }
+    }
+
+    /// Adds 0 to row `row` and writes it to `out`, which is at least [`cols`](Packed::cols) long: a negative zero
+    /// becomes a positive one, as it would in a sum with the zeros of other shards.
+    pub(crate) fn gather_row(&self, row: usize, out: &mut [f32]) {
+        let (panel, lane) = (self.panel(row / PANEL), row % PANEL);
+        let layout = Layout::of(self.dtype);
+        let out = &mut out[..self.cols];
+        let half_at = |bytes: &[u8], at: usize| [bytes[2 * at], bytes[2 * at + 1]];
+        if !self.dtype.is_quantized() {
+            for (out, values) in out.iter_mut().zip(panel.chunks_exact(layout.row)) {
+                *out = 0.0
+                    + match self.dtype {
+                        Dtype::F16 => f16::from_le_bytes(half_at(values, lane)).to_f32(),
+                        Dtype::Bf16 => bf16::from_le_bytes(half_at(values, lane)).to_f32(),
+                        _ => f32::from_le_bytes(std::array::from_fn(|byte| values[4 * lane + byte])),
+                    };
+            }
+            return;
+        }
+        for (out, block) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(layout.block())) {
+            let Block { scale, offset, quants } = self.block_of(block, lane);
+            for (out, quant) in out.iter_mut().zip(quants) {
+                *out = 0.0 + scale.mul_add(f32::from(quant), offset);
+            }
+        }
+    }
+
+    /// The part of one output in a packed block.
+    fn block_of(&self, block: &[u8], lane: usize) -> Block {
+        let half_at = |at: usize| f16::from_le_bytes([block[2 * at], block[2 * at + 1]]).to_f32();
+        let layout = Layout::of(self.dtype);
+        let nibble = |k: usize| {
+            let pair = block[layout.header + k * layout.row + lane % (PANEL / 2)];
+            (pair >> (lane / (PANEL / 2) * 4) & 15).cast_signed()
+        };
+        let quant = |k: usize| match self.dtype {
+            Dtype::Q8_0 => block[layout.header + k * layout.row + lane].cast_signed(),
+            Dtype::Q4_0 => nibble(k) - 8,
+            _ => nibble(k),
+        };
+        let offset = if self.dtype == Dtype::Q4_1 { half_at(PANEL + lane) } else { 0.0 };
+        Block { scale: half_at(lane), offset, quants: std::array::from_fn(quant) }
+    }
+}

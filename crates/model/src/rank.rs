@@ -1,0 +1,247 @@
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use galerne_collective::{AbortHandle, Collective};
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{Sampled, Slice, Step, TokenId, TokenOut};
+
+use crate::check::{Bounds, Place, place};
+use crate::error::ModelError;
+use crate::forward::{Forward, Room, TILE_TOKENS_MAX};
+use crate::head::{DRAWS_PER_ROUND, Head};
+use crate::products::Engine;
+use crate::simd::Isa;
+use crate::team::{THREADS_MAX, Team};
+use crate::weights::Weights;
+
+/// What a rank is given to work with. Equal on all ranks of a group but for the threads.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Compute threads, the caller of [`Rank::step`] included.
+    pub threads: usize,
+    /// Blocks of KV memory; see [`kv_bytes_per_block`](crate::kv_bytes_per_block).
+    pub kv_blocks: usize,
+    /// Slots for running sequences.
+    pub sequences_max: usize,
+    /// Tokens of one step.
+    pub step_tokens_max: usize,
+    /// What a query sees.
+    pub window: WindowChoice,
+    /// Instruction set of the kernels: it changes the speed, not a bit.
+    pub isa: Isa,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let threads = available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        Self {
+            threads,
+            kv_blocks: 256,
+            sequences_max: 16,
+            step_tokens_max: 512,
+            window: WindowChoice::AsModel,
+            isa: Isa::best(),
+        }
+    }
+}
+
+/// The sliding window of attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WindowChoice {
+    /// As the checkpoint's configuration says.
+    #[default]
+    AsModel,
+    /// None: a query sees everything before it.
+    Full,
+    /// A query sees itself and the tokens before it, as many as this in all.
+    Tokens(usize),
+}
+
+/// What [`Rank::step_traced`] shows.
+#[derive(Clone, Copy, Debug)]
+pub enum Trace<'a> {
+    /// Hidden states of consecutive tokens of the step, `[tokens][hidden]`, on every rank: the input of layer
+    /// `layer`; for `layer` = number of layers, what the head sees (after the final norm).
+    Hidden {
+        /// Which layer.
+        layer: usize,
+        /// A row for each token.
+        rows: &'a [f32],
+    },
+    /// Logits that a token is about to be drawn from, on rank 0.
+    Logits {
+        /// Index of the slice in the step.
+        slice: usize,
+        /// One for each token of the vocabulary.
+        row: &'a [f32],
+    },
+}
+
+/// Whoever wants to be shown, if anybody.
+pub(crate) type Tracer<'a> = Option<&'a mut dyn FnMut(Trace<'_>)>;
+
+/// One rank of a group: its weights, its KV memory and its way to the others. Runs the leader's steps and decides
+/// nothing.
+pub struct Rank {
+    weights: Arc<Weights>,
+    collective: Box<dyn Collective>,
+    bounds: Bounds,
+    forward: Forward,
+    /// The last drawn token of each slot.
+    last: Vec<Option<TokenId>>,
+    places: Vec<Place>,
+    head: Head,
+}
+
+impl Rank {
+    /// Allocates KV memory (taken from the system as it is first used) and starts the threads. All ranks of the
+    /// group give equal options but for the threads.
+    ///
+    /// # Errors
+    /// [`ModelError::Option`] for an option out of range, [`ModelError::Place`] if `weights` are another rank's,
+    /// [`ModelError::Thread`] if the system gives no thread.
+    pub fn new(
+        weights: Arc<Weights>,
+        options: &Options,
+        collective: Box<dyn Collective>,
+    ) -> Result<Self, ModelError> {
+        let window = check_options(&weights, options)?;
+        let (rank, world_size) = (collective.rank(), collective.world_size());
+        if (rank, world_size) != (weights.rank, weights.shards.world_size()) {
+            return Err(ModelError::Place {
+                rank: weights.rank,
+                world_size: weights.shards.world_size(),
+                collective_rank: rank,
+                collective_world_size: world_size,
+            });
+        }
+        let config = &weights.config;
+        let positions = config.context_tokens_max.min(options.kv_blocks.saturating_mul(KV_BLOCK_TOKENS));
+        // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
+        let cores = available_parallelism().map_or(1, usize::from);
+        let team = Team::new(options.threads, options.threads * world_size > cores)?;
+        let engine = Engine::new(options.isa, team);
+        let tokens = options.step_tokens_max.min(TILE_TOKENS_MAX);
+        let room = Room { kv_blocks: options.kv_blocks, positions, tokens, window };
+        let bounds = Bounds {
+            vocab: config.vocab,
+            kv_blocks: options.kv_blocks,
+            sequences_max: options.sequences_max,
+            step_tokens_max: options.step_tokens_max,
+            positions_max: positions,
+        };
+        let forward = Forward::new(&weights, engine, room);
+        let head = Head::new(&weights, options.sequences_max);
+        let last = vec![None; options.sequences_max];
+        Ok(Self { weights, collective, bounds, forward, last, places: Vec::new(), head })
+    }
+
+    /// Runs one step. Every rank returns the same token ids; log probabilities are rank 0's alone.
+    ///
+    /// # Errors
+    /// [`ModelError::Step`] if the step does not fit this rank's room: nothing was computed, and the rank is as it
+    /// was. [`ModelError::Collective`] if other ranks were lost or the epoch was aborted: the rank is of no further
+    /// use.
+    pub fn step(&mut self, step: &Step) -> Result<Sampled, ModelError> {
+        self.run(step, &mut None)
+    }
+
+    /// As [`Rank::step`], showing hidden states and logits on the way; for tests and for finding out.
+    ///
+    /// # Errors
+    /// As [`Rank::step`].
+    pub fn step_traced(&mut self, step: &Step, trace: &mut dyn FnMut(Trace<'_>)) -> Result<Sampled, ModelError> {
+        self.run(step, &mut Some(trace))
+    }
+
+    /// Ends a step that waits for other ranks, from any thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.collective.abort_handle()
+    }
+
+    fn run(
+        &mut self,
+        step: &Step,
+        trace: &mut Tracer<'_>,
+    ) -> Result<Sampled, ModelError> {
+        place(step, &self.bounds, &self.last, &mut self.places)?;
+        let draws = self.places.iter().filter(|place| place.draw).count();
+        let mut drawn = Vec::with_capacity(draws);
+        for tile in self.places.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
+            let collective = &mut *self.collective;
+            let slices = &step.slices;
+            self.forward.tile(&self.weights, slices, tile, collective, trace)?;
+            let draws: Vec<(usize, usize)> = tile
+                .iter()
+                .enumerate()
+                .filter_map(|(row, place)| place.draw.then_some((row, place.slice)))
+                .collect();
+            for round in draws.chunks(DRAWS_PER_ROUND) {
+                let (engine, normed) = self.forward.engine_and_normed();
+                self.head.project(&self.weights, engine, normed, round, collective)?;
+                if collective.rank() == 0 {
+                    drawn.extend(self.head.draw(&self.weights, engine, slices, round, trace));
+                }
+            }
+        }
+        let tokens = self.share(draws, drawn)?;
+        Ok(self.sampled(step, tokens))
+    }
+
+    /// Tells every rank the ids that rank 0 has drawn.
+    fn share(&mut self, draws: usize, mut drawn: Vec<TokenOut>) -> Result<Vec<TokenOut>, ModelError> {
+        if draws == 0 {
+            return Ok(drawn);
+        }
+        let mut ids = vec![0; draws * size_of::<TokenId>()];
+        for (bytes, token) in ids.chunks_exact_mut(size_of::<TokenId>()).zip(&drawn) {
+            bytes.copy_from_slice(&token.id.to_le_bytes());
+        }
+        self.collective.broadcast(0, &mut ids)?;
+        if self.collective.rank() > 0 {
+            let (ids, _) = ids.as_chunks();
+            drawn.extend(ids.iter().map(|id| TokenOut {
+                id: TokenId::from_le_bytes(*id),
+                logprob: 0.0,
+                top: Vec::new(),
+            }));
+        }
+        Ok(drawn)
+    }
+
+    /// Gives the drawn tokens to their slices and remembers them by slot.
+    fn sampled(&mut self, step: &Step, drawn: Vec<TokenOut>) -> Sampled {
+        let mut drawn = drawn.into_iter();
+        let mut of_slice = |slice: &Slice| {
+            slice.draw.as_ref()?;
+            let token = drawn.next()?;
+            self.last[slice.slot as usize] = Some(token.id);
+            Some(token)
+        };
+        Sampled { tokens: step.slices.iter().map(&mut of_slice).collect() }
+    }
+}
+
+/// The window in tokens, and whether the options can be met.
+fn check_options(weights: &Weights, options: &Options) -> Result<Option<usize>, ModelError> {
+    let refuse = |option, value, expected| Err(ModelError::Option { option, value, expected });
+    let sizes = [
+        ("kv_blocks", options.kv_blocks),
+        ("sequences_max", options.sequences_max),
+        ("step_tokens_max", options.step_tokens_max),
+    ];
+    if !(1..=THREADS_MAX).contains(&options.threads) {
+        return refuse("threads", options.threads, "1 to 256 are possible");
+    }
+    for (option, value) in sizes {
+        if value == 0 {
+            return refuse(option, value, "at least 1 is needed");
+        }
+    }
+    match options.window {
+        WindowChoice::AsModel => Ok(weights.config.window),
+        WindowChoice::Full => Ok(None),
+        WindowChoice::Tokens(0) => refuse("window", 0, "a query sees at least itself"),
+        WindowChoice::Tokens(tokens) => Ok(Some(tokens)),
+    }
+}

@@ -1,0 +1,125 @@
+//! Sixteen lanes: AVX-512 F.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Vector};
+
+/// # Safety
+/// The CPU has AVX-512 F; the rest is as the kernel asks.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<__m512>() }
+}
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(x: f32) -> Self {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(self, other: Self) -> Self {
+        _mm512_add_ps(self, other)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sub(self, other: Self) -> Self {
+        _mm512_sub_ps(self, other)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul(self, other: Self) -> Self {
+        _mm512_mul_ps(self, other)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn div(self, other: Self) -> Self {
+        _mm512_div_ps(self, other)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        _mm512_fmadd_ps(self, factor, term)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn min(self, other: Self) -> Self {
+        _mm512_min_ps(self, other)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn where_below(self, limit: Self, yes: Self, no: Self) -> Self {
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, limit), no, yes)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pow2_of_shifted(self) -> Self {
+        let exponent = _mm512_add_epi32(_mm512_castps_si512(self), _mm512_set1_epi32(127));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's; 16 × 2 bytes.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's; 16 × 2 bytes.
+        let bits = unsafe { _mm256_loadu_si256(from.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's; 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_nibbles(from: *const u8) -> [Self; 2] {
+        // A permutation of the sixteen possible values converts faster than mask and convert: it reads only the
+        // four lowest bits of each index.
+        let values = _mm512_setr_ps(
+            0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+        );
+        // SAFETY: the caller's; 16 bytes.
+        let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(from.cast()) });
+        [
+            _mm512_permutexvar_ps(bytes, values),
+            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values),
+        ]
+    }
+}

@@ -1,0 +1,193 @@
+//! Vectors of f32 in the widths that this CPU has, behind one trait, with one meaning.
+//!
+//! Every operation of [`Vector`] is exactly defined by IEEE 754 (fused multiply-add above all), lane by lane, so a
+//! [`Kernel`] gives the same bits on every [`Isa`]; only the speed differs. A kernel fixes the order of its sums
+//! itself and never lets it follow from the number of lanes.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+/// The instruction set that kernels run on. Holding one is the proof that this CPU has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// All that this CPU has, best last.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Self(Level::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 {
+                found.push(Self(Level::Avx2));
+            }
+            if avx2 && is_x86_feature_detected!("avx512f") {
+                found.push(Self(Level::Avx512));
+            }
+        }
+        found
+    }
+
+    /// The fastest that this CPU has.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self(Level::Portable))
+    }
+
+    /// For logs.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "AVX2 + FMA",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "AVX-512 F",
+        }
+    }
+
+    /// Most tokens whose sums fit the registers beside one pair of weight vectors.
+    pub(crate) fn tokens_in_registers_max(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => 12,
+            _ => 6,
+        }
+    }
+
+    /// Runs a kernel in code compiled for this instruction set.
+    ///
+    /// # Safety
+    /// What the kernel asks for.
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) {
+        // SAFETY: an `Isa` is made by `available` alone, which has asked the CPU; the rest is the caller's.
+        unsafe {
+            match self.0 {
+                Level::Portable => kernel.run::<portable::F32x8>(),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => avx2::run(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => avx512::run(kernel),
+            }
+        }
+    }
+}
+
+/// A computation written once for every width. `run` and all that it calls must be `#[inline(always)]`, so that it
+/// is compiled as a part of a function which has the CPU's features switched on.
+pub(crate) trait Kernel {
+    /// # Safety
+    /// The CPU has `V`'s features, and the pointers in `self` are valid as the kernel's docs say.
+    unsafe fn run<V: Vector>(self);
+}
+
+/// [`LANES`](Vector::LANES) numbers of f32.
+///
+/// # Safety
+/// All functions: the CPU has the features, and a pointer is valid for as many elements as the function moves;
+/// no alignment is asked for.
+pub(crate) trait Vector: Copy {
+    /// 8 or 16: divides half a panel.
+    const LANES: usize;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self · factor + term`, rounded once.
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// The smaller, or `other` if either is not a number.
+    unsafe fn min(self, other: Self) -> Self;
+    /// `yes` where `self < limit`, `no` elsewhere.
+    unsafe fn where_below(self, limit: Self, yes: Self, no: Self) -> Self;
+    /// 2ⁿ, where `self` is n + 1.5 · 2²³ with n in -126 … 127.
+    unsafe fn pow2_of_shifted(self) -> Self;
+    /// Widens IEEE binary16.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    /// Widens bfloat16.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Converts signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// Converts the low and the high halves of bytes, 0 … 15 each.
+    unsafe fn load_nibbles(from: *const u8) -> [Self; 2];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Applies every operation to all lanes of 16 inputs and writes 16 results each.
+    struct Probe<'a> {
+        a: &'a [f32; 16],
+        b: &'a [f32; 16],
+        bytes: &'a [u8; 32],
+        out: &'a mut [[f32; 16]; 13],
+    }
+
+    impl Kernel for Probe<'_> {
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) {
+            for lane in (0..16).step_by(V::LANES) {
+                // SAFETY: 16 is a multiple of LANES, and every array holds 16 elements of its type.
+                unsafe {
+                    let (a, b) = (V::load(self.a.as_ptr().add(lane)), V::load(self.b.as_ptr().add(lane)));
+                    let halves = self.bytes.as_ptr().cast::<u16>().add(lane);
+                    let [low, high] = V::load_nibbles(self.bytes.as_ptr().add(lane));
+                    let shifted = V::load_i8(self.bytes.as_ptr().cast::<i8>().add(lane))
+                        .mul(V::splat(0.9))
+                        .add(V::splat(12_582_912.0));
+                    let results = [
+                        a.add(b),
+                        a.sub(b),
+                        a.mul(b),
+                        a.div(b),
+                        a.mul_add(b, b),
+                        a.min(b),
+                        a.where_below(b, V::splat(1.0), a),
+                        shifted.pow2_of_shifted(),
+                        V::load_f16(halves),
+                        V::load_bf16(halves),
+                        V::load_i8(self.bytes.as_ptr().cast::<i8>().add(lane)),
+                        low,
+                        high,
+                    ];
+                    for (out, result) in self.out.iter_mut().zip(results) {
+                        result.store(out.as_mut_ptr().add(lane));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_means_the_same_on_every_isa() {
+        let a = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7e-3);
+        let b = std::array::from_fn(|i| (i as f32 * 0.77).sin() + 0.01);
+        let bytes = std::array::from_fn(|i| (i * 37 + 11) as u8 & 0xbb);
+        let probe = |isa: Isa| {
+            let mut out = [[0.0; 16]; 13];
+            // SAFETY: the probe's pointers come from references to whole arrays.
+            unsafe { isa.run(Probe { a: &a, b: &b, bytes: &bytes, out: &mut out }) };
+            out.map(|row| row.map(f32::to_bits))
+        };
+        let expected = probe(Isa(Level::Portable));
+        for isa in Isa::available() {
+            assert_eq!(probe(isa), expected, "{}", isa.name());
+        }
+    }
+}

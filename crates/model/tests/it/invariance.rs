@@ -1,0 +1,98 @@
+//! The same bits, however the work is cut.
+
+use galerne_checkpoint::{Checkpoint, Dtype};
+use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
+use galerne_types::{Epoch, Input, Slice, Step};
+
+use crate::support::files::{Model, Noise, config};
+use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
+use crate::support::script::{greedy, known, sequence, steps};
+
+fn checkpoint(dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
+    let model = Model::random(config(8, 4, 16, 160, 300), 3);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    model.write_gguf(&path, dtype);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    (folder, checkpoint)
+}
+
+fn prompt(count: usize, seed: u64) -> Vec<u32> {
+    let mut noise = Noise(seed);
+    (0..count).map(|_| ((noise.next() + 1.0) * 149.0) as u32).collect()
+}
+
+fn only(drawn: &Drawn, slot: u32) -> Drawn {
+    drawn.iter().filter(|((of, _), _)| *of == slot).map(|((_, index), token)| ((0, *index), token.clone())).collect()
+}
+
+#[test]
+fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
+    for dtype in [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0, Dtype::F16, Dtype::Bf16, Dtype::F32] {
+        let (_folder, checkpoint) = checkpoint(dtype);
+        let long = prompt(97, 1);
+        let groups = [1, 2, 4].map(|world_size| load(&checkpoint, 4, world_size));
+        let alone = run_group(&groups[0], &options(), &steps(vec![sequence(0, &long, 97, 12)]));
+        for chunk in [1, 2, 3, 5, 13, 32, 64] {
+            let found = run_group(&groups[0], &options(), &steps(vec![sequence(0, &long, chunk, 12)]));
+            assert_same(&found, &alone, &format!("{dtype}: chunks of {chunk}"));
+        }
+        let beside = vec![
+            sequence(1, &prompt(40, 2), 7, 20),
+            sequence(0, &long, 16, 12),
+            sequence(2, &prompt(1, 3), 1, 20),
+            sequence(3, &prompt(200, 4), 100, 3),
+        ];
+        for isa in Isa::available() {
+            for (threads, weights) in [1, 2, 3].into_iter().zip(&groups) {
+                let options = Options { isa, threads, ..options() };
+                let what = format!("{dtype}: {} ranks, {threads} threads, {}", weights.len(), isa.name());
+                let found = run_group(weights, &options, &steps(beside.clone()));
+                assert_same(&only(&found, 0), &alone, &what);
+                let found = run_group(weights, &options, &steps(vec![sequence(0, &long, 97, 12)]));
+                assert_same(&found, &alone, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_larger_than_a_tile_is_the_same_step() {
+    let (_folder, checkpoint) = checkpoint(Dtype::Q8_0);
+    let long = prompt(254, 8);
+    let weights = load(&checkpoint, 4, 1);
+    let options = Options { step_tokens_max: 1000, ..options() };
+    let expected = run_group(&weights, &options, &steps(vec![sequence(0, &long, 100, 2)]));
+    let all = [0, 1, 2].map(|slot| sequence(slot, &long, 254, 2)).to_vec();
+    let found = run_group(&weights, &options, &steps(all));
+    for slot in 0..3 {
+        assert_same(&only(&found, slot), &expected, "three tiles");
+    }
+}
+
+#[test]
+fn what_lies_outside_the_window_does_not_matter_and_its_blocks_neither() {
+    let (_folder, checkpoint) = checkpoint(Dtype::F32);
+    let options = Options { window: WindowChoice::Tokens(1), ..options() };
+    let mut rank = solo(&checkpoint, &options);
+    // With a window of one token the last position depends on itself alone.
+    let one = run(&mut rank, &steps(vec![vec![known(0, 70, &[5], greedy(0))]]));
+    let other = run(&mut rank, &steps(vec![sequence(0, &[&prompt(70, 7)[..], &[5]].concat(), 9, 1)]));
+    assert_same(&one, &other, "window of one token");
+}
+
+#[test]
+fn a_refused_step_changes_nothing() {
+    let (_folder, checkpoint) = checkpoint(Dtype::Bf16);
+    let mut rank = solo(&checkpoint, &options());
+    let last = |slot: u32| Slice { input: Input::Last, ..known(slot, 0, &[0], greedy(0)) };
+    let step = |slices| Step { epoch: Epoch(1), number: 9, slices };
+    for slices in [vec![last(0)], vec![known(9, 0, &[1], None)], vec![known(0, 0, &[300], None)]] {
+        let refusal = rank.step_traced(&step(slices), &mut |_: Trace<'_>| panic!("nothing is computed"));
+        assert!(matches!(refusal, Err(ModelError::Step { number: 9, .. })), "{refusal:?}");
+    }
+    let after = run(&mut rank, &steps(vec![sequence(0, &[1, 2, 3], 3, 2)]));
+    let fresh = run(&mut solo(&checkpoint, &options()), &steps(vec![sequence(0, &[1, 2, 3], 3, 2)]));
+    assert_same(&after, &fresh, "after refusals");
+    assert!(rank.step(&step(vec![])).unwrap().tokens.is_empty());
+}

@@ -1,0 +1,7 @@
+//! The engine against goldens, against a plain forward pass, and against itself.
+
+mod formats;
+mod golden;
+mod invariance;
+mod smollm2;
+mod support;

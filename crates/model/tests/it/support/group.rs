@@ -1,0 +1,91 @@
+//! Runs a script on N ranks, one thread each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+
+use galerne_checkpoint::Checkpoint;
+use galerne_model::{Options, Rank, Trace, Weights};
+use galerne_types::{Shards, Step, TokenId};
+
+use super::local::Local;
+use super::script::KV_BLOCKS;
+
+/// What came out, by (slot, index of the drawn token).
+pub(crate) type Drawn = BTreeMap<(u32, u32), (TokenId, Vec<f32>)>;
+
+pub(crate) fn options() -> Options {
+    Options { threads: 1, kv_blocks: KV_BLOCKS, sequences_max: 4, step_tokens_max: 300, ..Options::default() }
+}
+
+/// The only rank of a group, with as many virtual shards as KV heads.
+pub(crate) fn solo(checkpoint: &Checkpoint, options: &Options) -> Rank {
+    let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None).unwrap();
+    let weights = Arc::new(Weights::load(checkpoint, shards, 0, 2, &|_, _| {}).unwrap());
+    let collective = Local::group(shards.virtual_shards(), 1).remove(0);
+    Rank::new(weights, options, Box::new(collective)).unwrap()
+}
+
+/// Runs `steps` on one rank and returns what was drawn, with the logits at rank 0.
+pub(crate) fn run(rank: &mut Rank, steps: &[Step]) -> Drawn {
+    let mut drawn = Drawn::new();
+    for step in steps {
+        let mut logits = BTreeMap::new();
+        let sampled = rank
+            .step_traced(step, &mut |trace| {
+                if let Trace::Logits { slice, row } = trace {
+                    logits.insert(slice, row.to_vec());
+                }
+            })
+            .unwrap();
+        for (index, (slice, token)) in step.slices.iter().zip(sampled.tokens).enumerate() {
+            if let (Some(draw), Some(token)) = (&slice.draw, token) {
+                let row = logits.remove(&index).unwrap_or_default();
+                drawn.insert((slice.slot, draw.index), (token.id, row));
+            }
+        }
+    }
+    drawn
+}
+
+/// All ranks' weights of a cut, loaded once for many runs.
+pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Arc<Weights>> {
+    let shards = Shards::new(virtual_shards, world_size).unwrap();
+    (0..world_size)
+        .map(|rank| Arc::new(Weights::load(checkpoint, shards, rank, 2, &|_, _| {}).unwrap()))
+        .collect()
+}
+
+/// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
+pub(crate) fn run_group(weights: &[Arc<Weights>], options: &Options, steps: &[Step]) -> Drawn {
+    let ends = Local::group(weights[0].shards().virtual_shards(), weights.len());
+    let mut results: Vec<Drawn> = thread::scope(|scope| {
+        let ranks: Vec<_> = ends
+            .into_iter()
+            .zip(weights)
+            .map(|(end, weights)| {
+                scope.spawn(|| {
+                    let mut rank = Rank::new(Arc::clone(weights), options, Box::new(end)).unwrap();
+                    run(&mut rank, steps)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    let ids = |drawn: &Drawn| drawn.iter().map(|(key, (id, _))| (*key, *id)).collect::<Vec<_>>();
+    for follower in &results[1..] {
+        assert_eq!(ids(follower), ids(&results[0]));
+    }
+    results.remove(0)
+}
+
+/// Equal to the last bit, logits included.
+pub(crate) fn assert_same(found: &Drawn, expected: &Drawn, what: &str) {
+    let keys = |drawn: &Drawn| drawn.keys().copied().collect::<Vec<_>>();
+    assert_eq!(keys(found), keys(expected), "{what}");
+    for (key, (id, row)) in found {
+        let (expected_id, expected_row) = &expected[key];
+        let same = row.iter().map(|x| x.to_bits()).eq(expected_row.iter().map(|x| x.to_bits()));
+        assert!(id == expected_id && same, "{what}: token {key:?} differs: {id}, expected {expected_id}");
+    }
+}

@@ -1,0 +1,54 @@
+//! Steps for sequences whose tokens are all known, or drawn greedily.
+
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{BlockId, Draw, Epoch, Input, Sampling, Slice, Step, TokenId};
+
+/// KV blocks that a script may use.
+pub(crate) const KV_BLOCKS: usize = 64;
+const BLOCKS_PER_SLOT: usize = 16;
+
+pub(crate) fn greedy(index: usize) -> Option<Draw> {
+    Some(Draw { sampling: Sampling::greedy(), index: index as u32, banned: vec![] })
+}
+
+/// Blocks for positions `0..end` of a slot's sequence, scattered over the memory.
+fn blocks(slot: u32, end: usize) -> Vec<BlockId> {
+    (0..end.div_ceil(KV_BLOCK_TOKENS))
+        .map(|index| ((slot as usize * BLOCKS_PER_SLOT + index) * 37 % KV_BLOCKS) as BlockId)
+        .collect()
+}
+
+/// Known tokens from position `start` on, in one slice.
+pub(crate) fn known(slot: u32, start: usize, tokens: &[TokenId], draw: Option<Draw>) -> Slice {
+    let blocks = blocks(slot, start + tokens.len());
+    Slice { slot, start: start as u32, input: Input::Tokens(tokens.to_vec()), blocks, draw }
+}
+
+/// A prompt in chunks of `chunk` tokens, then greedy tokens: `drawn` in all.
+pub(crate) fn sequence(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize) -> Vec<Slice> {
+    let mut slices = Vec::new();
+    for start in (0..prompt.len()).step_by(chunk) {
+        let end = prompt.len().min(start + chunk);
+        let draw = if end == prompt.len() { greedy(0) } else { None };
+        slices.push(known(slot, start, &prompt[start..end], draw));
+    }
+    for index in 1..drawn {
+        let start = prompt.len() + index - 1;
+        let blocks = blocks(slot, start + 1);
+        slices.push(Slice { slot, start: start as u32, input: Input::Last, blocks, draw: greedy(index) });
+    }
+    slices
+}
+
+/// Runs sequences beside each other: step i holds the i-th slice of each.
+pub(crate) fn steps(sequences: Vec<Vec<Slice>>) -> Vec<Step> {
+    let count = sequences.iter().map(Vec::len).max().unwrap_or(0);
+    let mut sequences: Vec<_> = sequences.into_iter().map(Vec::into_iter).collect();
+    (0..count)
+        .map(|step| Step {
+            epoch: Epoch(1),
+            number: step as u64 + 1,
+            slices: sequences.iter_mut().filter_map(Iterator::next).collect(),
+        })
+        .collect()
+}

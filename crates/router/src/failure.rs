@@ -1,0 +1,94 @@
+//! Why a request got no answer, or only the beginning of one.
+
+use galerne_text::TextError;
+use galerne_types::Refusal;
+use galerne_wire::WireError;
+
+use crate::limits::ECHO_CHARS_MAX;
+
+/// Each variant says what was wrong and what to do; none quotes a prompt. The faces map them to their own statuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The request itself is wrong.
+    #[error("{message}")]
+    Invalid {
+        /// The field that is wrong, if it is one.
+        field: Option<&'static str>,
+        /// What is wrong and what it should be.
+        message: String,
+    },
+    /// Nobody here serves that model.
+    #[error("the model {asked:?} does not exist here; this router serves {served}")]
+    NoModel {
+        /// What was asked for, shortened.
+        asked: String,
+        /// The models that there are, as a list to read.
+        served: String,
+    },
+    /// Queues are full.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The model is known, but no group of it takes requests.
+    #[error("no group of model {model:?} is ready: retry later")]
+    NoGroup {
+        /// The model.
+        model: String,
+    },
+    /// The group stopped answering.
+    #[error(
+        "the group that worked on this request was lost at token {tokens} of the answer: send the request again"
+    )]
+    Lost {
+        /// Tokens that had been generated.
+        tokens: usize,
+    },
+    /// The leader or the client's own connection could not wait any longer for this reader.
+    #[error("the answer was cut at token {tokens} because it was read too slowly")]
+    TooSlow {
+        /// Tokens that had been generated.
+        tokens: usize,
+    },
+    /// The engine broke its promise.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+    /// The router stops.
+    #[error("this router is shutting down: send the request again")]
+    Closing,
+}
+
+impl Failure {
+    pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { field: Some(field), message: message.into() }
+    }
+
+    pub(crate) fn no_model<'a>(asked: &str, served: impl Iterator<Item = &'a str>) -> Self {
+        let served: Vec<_> = served.map(|name| format!("{name:?}")).collect();
+        Self::NoModel { asked: asked.chars().take(ECHO_CHARS_MAX).collect(), served: served.join(", ") }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoGroup { model } => Self::NoGroup { model },
+            Refusal::Overloaded { .. } => Self::Overloaded(refusal.to_string()),
+            Refusal::TooLong { .. } | Refusal::NeverFits { .. } | Refusal::Invalid(_) => {
+                Self::Invalid { field: None, message: refusal.to_string() }
+            }
+        }
+    }
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        let (WireError::Missing(field) | WireError::Range { field, .. }) = &error;
+        Self::invalid(field, error.to_string())
+    }
+}
+
+/// Errors of a text that a client sent; a model's own files are checked at start.
+impl From<TextError> for Failure {
+    fn from(error: TextError) -> Self {
+        Self::Invalid { field: None, message: error.to_string() }
+    }
+}

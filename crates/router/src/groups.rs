@@ -1,0 +1,266 @@
+//! The fleet as this router uses it: who takes requests, how loaded, and an open channel to each leader.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use galerne_dispatch::{Dispatcher, Ticket};
+use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
+use galerne_types::{Epoch, Fleet, Group, GroupId, ModelCard};
+use galerne_wire::v1::engine_client::EngineClient;
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::failure::Failure;
+use crate::limits::{
+    CONNECT_MS_MAX, CONNECTION_WINDOW_BYTES, FLEET_MOVE_MS_MAX, PING_MS, PONG_MS_MAX, PROBE_MS,
+    STREAM_WINDOW_BYTES,
+};
+use crate::standing::{self, Standing};
+
+/// All groups. Cheap questions under one lock, which is never held across a wait.
+pub(crate) struct Groups {
+    state: Mutex<State>,
+    fleet: watch::Receiver<Fleet>,
+    /// Rings when a group was lost, or found again, without the fleet having moved.
+    rotation: watch::Sender<()>,
+}
+
+struct State {
+    fleet: watch::Receiver<Fleet>,
+    dispatcher: Dispatcher,
+    /// To leaders, by their addresses.
+    channels: HashMap<String, Channel>,
+    /// Groups whose leaders could not be reached, and the incarnation that could not.
+    lost: BTreeMap<GroupId, Epoch>,
+    /// Digests of the models whose text this router handles, by name.
+    digests: BTreeMap<String, String>,
+}
+
+/// A request's place at a group: counts as load there until it is dropped.
+pub(crate) struct Place {
+    pub(crate) group: GroupId,
+    pub(crate) epoch: Epoch,
+    /// What the group serves; its S is part of the numerics.
+    pub(crate) model: ModelCard,
+    pub(crate) leader: EngineClient<Channel>,
+    ticket: Option<Ticket>,
+    groups: Arc<Groups>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.groups.current().dispatcher.finished(ticket);
+        }
+    }
+}
+
+/// One group, as [`Groups::list`] tells of it.
+pub(crate) struct Listed {
+    pub(crate) id: GroupId,
+    pub(crate) group: Group,
+    pub(crate) standing: Standing,
+    /// Whether its weights are the ones that this router knows under their name.
+    pub(crate) same_weights: bool,
+    /// Requests of this router that run there.
+    pub(crate) in_flight: u32,
+}
+
+impl Groups {
+    pub(crate) fn new(fleet: watch::Receiver<Fleet>, digests: BTreeMap<String, String>) -> Arc<Self> {
+        let mut seen = fleet.clone();
+        seen.mark_changed(); // so that the first question takes the fleet in
+        let state = State {
+            fleet: seen,
+            dispatcher: Dispatcher::new(),
+            channels: HashMap::new(),
+            lost: BTreeMap::new(),
+            digests,
+        };
+        Arc::new(Self { state: Mutex::new(state), fleet, rotation: watch::Sender::new(()) })
+    }
+
+    /// Takes a place at the least loaded group that serves `model`.
+    pub(crate) fn place(self: &Arc<Self>, model: &str) -> Result<Place, Failure> {
+        let mut state = self.current();
+        let choice = state.dispatcher.dispatch(model)?;
+        let card =
+            state.fleet.borrow().groups.get(&choice.group).and_then(Group::serving).map(|h| h.model.clone());
+        let channel = state.channel(&choice.leader);
+        let (Some(card), Ok(channel)) = (card, channel) else {
+            tracing::warn!(group = %choice.group, leader = choice.leader, "a leader's address is no address");
+            state.dispatcher.finished(choice.ticket);
+            state.dispatcher.lost(&choice.group, choice.epoch);
+            return Err(Failure::NoGroup { model: model.to_owned() });
+        };
+        let leader = EngineClient::new(channel)
+            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        Ok(Place {
+            group: choice.group,
+            epoch: choice.epoch,
+            model: card,
+            leader,
+            ticket: Some(choice.ticket),
+            groups: self.clone(),
+        })
+    }
+
+    /// Takes a group out of rotation whose leader cannot be reached, until the fleet shows a newer incarnation of
+    /// it or the leader can be reached again.
+    pub(crate) fn lost(self: &Arc<Self>, place: &Place) {
+        let mut state = self.current();
+        state.dispatcher.lost(&place.group, place.epoch);
+        if state.lost.insert(place.group.clone(), place.epoch) == Some(place.epoch) {
+            return; // somebody else probes it already
+        }
+        tracing::warn!(group = %place.group, epoch = place.epoch.0, "a group's leader cannot be reached");
+        self.rotation.send_replace(());
+        let (groups, id, epoch) = (self.clone(), place.group.clone(), place.epoch);
+        tokio::spawn(async move { groups.probe(&id, epoch).await });
+    }
+
+    /// Tries to reach a lost leader for as long as the fleet believes in it.
+    async fn probe(&self, id: &GroupId, epoch: Epoch) {
+        let mut fleet = self.fleet.clone();
+        let gone = |fleet: &Fleet| serving_epoch(fleet, id) != Some(epoch);
+        loop {
+            if let Ok(moved) = tokio::time::timeout(PROBE_MS, fleet.wait_for(gone)).await {
+                drop(moved);
+                break;
+            }
+            let leader = fleet.borrow().groups.get(id).and_then(Group::serving).map(|h| h.leader.clone());
+            let Some(Ok(endpoint)) = leader.map(|leader| endpoint(&leader)) else { continue };
+            if endpoint.connect().await.is_ok() {
+                tracing::info!(group = %id, epoch = epoch.0, "a lost group's leader can be reached again");
+                break;
+            }
+        }
+        let mut state = self.current();
+        if state.lost.get(id) == Some(&epoch) {
+            state.lost.remove(id);
+            state.forget(id);
+        }
+        drop(state);
+        self.rotation.send_replace(());
+    }
+
+    /// Waits until the fleet no longer shows a place's group in that incarnation; false if it does not move.
+    pub(crate) async fn moved(&self, place: &Place) -> bool {
+        let mut fleet = self.fleet.clone();
+        let moved = fleet.wait_for(|fleet| serving_epoch(fleet, &place.group) != Some(place.epoch));
+        tokio::time::timeout(FLEET_MOVE_MS_MAX, moved).await.is_ok_and(|moved| moved.is_ok())
+    }
+
+    /// Waits until the fleet, or what this router thinks of it, has changed. A fleet whose source has ended does
+    /// not change any more.
+    pub(crate) async fn changed(&self, seen: &mut (watch::Receiver<Fleet>, watch::Receiver<()>)) {
+        tokio::select! {
+            Ok(()) = seen.0.changed() => {}
+            Ok(()) = seen.1.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+
+    /// What [`changed`](Self::changed) needs.
+    pub(crate) fn watch(&self) -> (watch::Receiver<Fleet>, watch::Receiver<()>) {
+        (self.fleet.clone(), self.rotation.subscribe())
+    }
+
+    /// What the ready groups of a model agree to serve: the smallest context among them. `None` without any.
+    pub(crate) fn card(&self, model: &str) -> Option<ModelCard> {
+        let state = self.current();
+        let fleet = state.fleet.borrow();
+        let ready = fleet.groups.iter().filter(|(id, group)| state.standing(id, group) == Standing::Ready);
+        let cards = ready.filter_map(|(_, group)| group.serving()).map(|health| &health.model);
+        cards.filter(|card| card.name == model).min_by_key(|card| card.context_tokens_max).cloned()
+    }
+
+    /// Every group, in order of their names.
+    pub(crate) fn list(&self) -> Vec<Listed> {
+        let state = self.current();
+        let fleet = state.fleet.borrow();
+        let listed = fleet.groups.iter().map(|(id, group)| Listed {
+            id: id.clone(),
+            group: group.clone(),
+            standing: state.standing(id, group),
+            same_weights: state.same_weights(group),
+            in_flight: state.dispatcher.in_flight(id),
+        });
+        listed.collect()
+    }
+
+    /// The state, after the fleet's latest view has been taken in.
+    fn current(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.fleet.has_changed().unwrap_or(true) {
+            state.take_in();
+        }
+        state
+    }
+}
+
+impl State {
+    fn take_in(&mut self) {
+        let fleet = self.usable();
+        self.dispatcher.fleet(&fleet);
+        self.lost.retain(|id, epoch| serving_epoch(&fleet, id) == Some(*epoch));
+        let leads =
+            |leader: &String| fleet.groups.values().any(|g| g.serving().is_some_and(|h| h.leader == *leader));
+        self.channels.retain(|leader, _| leads(leader));
+    }
+
+    /// Lets the dispatcher forget what it holds against a group: for one moment the group is not in the fleet.
+    fn forget(&mut self, id: &GroupId) {
+        let fleet = self.usable();
+        let mut without = fleet.clone();
+        without.groups.remove(id);
+        self.dispatcher.fleet(&without);
+        self.dispatcher.fleet(&fleet);
+    }
+
+    /// The fleet as the dispatcher may see it: a leader's word does not count while a rank of its group is gone, or
+    /// if its weights are not the ones that this router knows under their name.
+    fn usable(&mut self) -> Fleet {
+        let mut fleet = self.fleet.borrow_and_update().clone();
+        for group in fleet.groups.values_mut() {
+            if !standing::whole(group) || !self.same_weights(group) {
+                group.health = None;
+            }
+        }
+        fleet
+    }
+
+    fn same_weights(&self, group: &Group) -> bool {
+        let Some(health) = &group.health else { return true };
+        self.digests.get(&health.model.name).is_none_or(|digest| *digest == health.model.digest)
+    }
+
+    fn standing(&self, id: &GroupId, group: &Group) -> Standing {
+        Standing::of(group, !self.lost.contains_key(id) && self.same_weights(group))
+    }
+
+    fn channel(&mut self, leader: &str) -> Result<Channel, tonic::transport::Error> {
+        if let Some(channel) = self.channels.get(leader) {
+            return Ok(channel.clone());
+        }
+        let channel = endpoint(leader)?.connect_lazy();
+        self.channels.insert(leader.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}
+
+fn endpoint(leader: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{leader}"))?
+        .connect_timeout(CONNECT_MS_MAX)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_MS)
+        .keep_alive_timeout(PONG_MS_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+fn serving_epoch(fleet: &Fleet, id: &GroupId) -> Option<Epoch> {
+    fleet.groups.get(id).and_then(Group::serving).map(|health| health.epoch)
+}

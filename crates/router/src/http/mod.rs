@@ -1,0 +1,90 @@
+//! The HTTP face: OpenAI's API, and what operates a router.
+
+mod error;
+mod events;
+mod fields;
+mod logprobs;
+mod openai;
+mod request;
+mod response;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::error::ApiError;
+use crate::limits::{ECHO_CHARS_MAX, RETRY_AFTER_S};
+use crate::serve::{Router, RouterError};
+
+/// Serves until `stop`, and then until the running answers have ended.
+pub(crate) async fn serve(
+    router: Arc<Router>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), RouterError> {
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+    });
+    axum::serve(listener, routes(router))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .map_err(RouterError::Http)
+}
+
+fn routes(router: Arc<Router>) -> axum::Router {
+    axum::Router::new()
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completion))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*id}", get(openai::model)) // names may hold slashes
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .with_state(router)
+}
+
+/// Ready when at least one model takes requests; says what is missing otherwise.
+async fn ready(State(router): State<Arc<Router>>) -> Response {
+    match router.ready() {
+        Ok(()) => Json(json!({ "ready": true })).into_response(),
+        Err(missing) => {
+            let retry = [(header::RETRY_AFTER, RETRY_AFTER_S.to_string())];
+            let body = Json(json!({ "ready": false, "missing": missing }));
+            (StatusCode::SERVICE_UNAVAILABLE, retry, body).into_response()
+        }
+    }
+}
+
+async fn metrics(State(router): State<Arc<Router>>) -> Response {
+    match router.metrics.encode(&router.groups) {
+        Ok(text) => {
+            let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, openmetrics)], text).into_response()
+        }
+        Err(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the metrics cannot be written")
+            .into_response(),
+    }
+}
+
+async fn no_route(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(ECHO_CHARS_MAX).collect();
+    ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), format!("there is nothing at {path}"))
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(ECHO_CHARS_MAX).collect();
+    let message = format!("{path} does not answer {method}");
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+}

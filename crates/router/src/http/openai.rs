@@ -1,0 +1,119 @@
+//! OpenAI's API: chat completions, completions, models.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use galerne_types::ModelCard;
+use galerne_types::limits::HTTP_BODY_BYTES_MAX;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::error::ApiError;
+use super::events;
+use super::request::{self, Wanted};
+use super::response::{Form, Gathered, Kind};
+use crate::answer::Answer;
+use crate::ask::random_seed;
+use crate::failure::Failure;
+use crate::limits::{BODY_DRAIN_BYTES_MAX, BODY_S_MAX};
+use crate::serve::Router;
+
+/// The header that names an answer, also when its body does not.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// `POST /v1/chat/completions`
+pub(super) async fn chat(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
+    let wanted = request::chat(&read(body).await?)?;
+    complete(&router, Kind::Chat, wanted).await
+}
+
+/// `POST /v1/completions`
+pub(super) async fn completion(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
+    let wanted = request::completion(&read(body).await?)?;
+    complete(&router, Kind::Text, wanted).await
+}
+
+/// `GET /v1/models`
+pub(super) async fn models(State(router): State<Arc<Router>>) -> Json<Value> {
+    let cards = router.models.keys().filter_map(|name| router.groups.card(name));
+    Json(json!({ "object": "list", "data": cards.map(|card| model_object(&card)).collect::<Vec<_>>() }))
+}
+
+/// `GET /v1/models/{id}`
+pub(super) async fn model(
+    State(router): State<Arc<Router>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let model = router.model(&name)?;
+    let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name })?;
+    Ok(Json(model_object(&card)))
+}
+
+fn model_object(card: &ModelCard) -> Value {
+    json!({
+        "id": card.name,
+        "object": "model",
+        "created": 0, // when its weights were made is not known
+        "owned_by": "galerne",
+        "root": card.name,
+        "max_model_len": card.context_tokens_max,
+    })
+}
+
+/// Reads a request's body, but not too much of it and not for too long.
+async fn read(body: Body) -> Result<Bytes, ApiError> {
+    let gathered = async {
+        let (mut data, mut bytes, mut total) = (body.into_data_stream(), BytesMut::new(), 0_usize);
+        while let Some(chunk) = data.next().await {
+            let chunk =
+                chunk.map_err(|_| ApiError::invalid(None, "the body could not be read to its end"))?;
+            total += chunk.len();
+            if total <= HTTP_BODY_BYTES_MAX {
+                bytes.extend_from_slice(&chunk);
+            } else if total > BODY_DRAIN_BYTES_MAX {
+                break;
+            }
+        }
+        if total > HTTP_BODY_BYTES_MAX {
+            let message = format!("the body must have at most {HTTP_BODY_BYTES_MAX} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message));
+        }
+        Ok(bytes.freeze())
+    };
+    timeout(BODY_S_MAX, gathered).await.unwrap_or_else(|_| {
+        let message = format!("the body did not arrive within {} s", BODY_S_MAX.as_secs());
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("body_too_slow"), message))
+    })
+}
+
+async fn complete(router: &Arc<Router>, kind: Kind, wanted: Wanted) -> Result<Response, ApiError> {
+    let Wanted { ask, view } = wanted;
+    let mut answer = Answer::start(router, ask).await?;
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    let id = format!("{prefix}-{:016x}{:016x}", random_seed()?, random_seed()?);
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let form = Form::new(kind, view, id, created, &answer);
+    let request_id = (REQUEST_ID, form.id.clone());
+    if view.stream {
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream".to_owned()),
+            (header::CACHE_CONTROL, "no-cache".to_owned()),
+            (HeaderName::from_static("x-accel-buffering"), "no".to_owned()),
+            request_id,
+        ];
+        return Ok((headers, events::body(form, answer)).into_response());
+    }
+    let mut all = Gathered::default();
+    while let Some(delta) = answer.next().await {
+        all.add(delta?);
+    }
+    let headers = [(header::CONTENT_TYPE, "application/json".to_owned()), request_id];
+    Ok((headers, form.whole(&all, &answer)?).into_response())
+}

@@ -1,0 +1,30 @@
+//! The faces in front of a fleet of groups: HTTP as OpenAI speaks it, and gRPC.
+//!
+//! Text stops here. A request is tokenized, sent to the least loaded group that serves its model, and what comes
+//! back, token by token, is turned into text until a stop string or the engine ends it:
+//!
+//! ```text
+//! http::openai ─┐            ┌─ tokenize ─ groups::place ─ Engine.Run ─┐
+//!               ├─▶ answer ──┤                                         ├─▶ deltas
+//! grpc ─────────┘            └─ detokenize, stop strings ◀── tokens ───┘
+//! ```
+//!
+//! Both faces sit on that one pipeline (`answer`). It is pulled by its reader and holds no queue: a slow reader
+//! slows its own stream, and a reader that leaves drops the pipeline, which cancels the request at the leader.
+//!
+//! A router holds nothing that the client's request and the fleet do not give back.
+
+mod answer;
+mod ask;
+mod failure;
+mod groups;
+mod grpc;
+mod http;
+mod limits;
+mod metrics;
+mod model;
+mod serve;
+mod standing;
+
+pub use model::ModelSource;
+pub use serve::{RouterError, RouterOptions, serve};

@@ -1,0 +1,52 @@
+//! Limits that only the router needs; the ones it shares are in `galerne_types::limits`.
+
+use std::time::Duration;
+
+use galerne_types::limits::HTTP_BODY_BYTES_MAX;
+
+/// Groups that are tried for one request before its first token.
+pub(crate) const ATTEMPTS_MAX: usize = 3;
+
+/// Time to connect to a leader.
+pub(crate) const CONNECT_MS_MAX: Duration = Duration::from_millis(1_000);
+
+/// Time between two pings on a leader's connection, streams running or not.
+pub(crate) const PING_MS: Duration = Duration::from_millis(1_000);
+
+/// Time that a leader has to answer a ping: enough for a busy machine, short enough that no client gives up.
+pub(crate) const PONG_MS_MAX: Duration = Duration::from_millis(3_000);
+
+/// Time between two tries to reach a leader that was lost while the fleet still believes in it.
+pub(crate) const PROBE_MS: Duration = Duration::from_millis(500);
+
+/// Time that the fleet view has to move after a leader refused the epoch that it shows.
+pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
+
+/// Time for the first token: it covers the leader's waiting queue.
+pub(crate) const FIRST_TOKEN_S_MAX: Duration = Duration::from_secs(600);
+
+/// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
+pub(crate) const NEXT_TOKEN_S_MAX: Duration = Duration::from_secs(120);
+
+/// Time for a client to send its whole request.
+pub(crate) const BODY_S_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes of a body that is too large which are read all the same, so that its client is not cut off in the middle of
+/// sending and gets to read why.
+pub(crate) const BODY_DRAIN_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;
+
+/// Time for the last errors to reach their clients after the grace of a shutdown is over.
+pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);
+
+/// Bytes that a leader may send ahead on one stream; what a slow reader costs here.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Bytes that a leader may send ahead on all streams of a connection together. It must exceed the windows of all
+/// streams that stand still at once, or the slow ones would hold up the others.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+
+/// Seconds after which a refused client may try again.
+pub(crate) const RETRY_AFTER_S: u32 = 1;
+
+/// Characters of a name that a client sent which an error repeats.
+pub(crate) const ECHO_CHARS_MAX: usize = 100;

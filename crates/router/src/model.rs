@@ -1,0 +1,79 @@
+//! A model's text side: its tokenizer, its template, and what it says of itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use galerne_checkpoint::{Checkpoint, CheckpointError};
+use galerne_text::{ChatTemplate, TextError, Tokenizer};
+use galerne_types::TokenId;
+
+use crate::metrics::{Metrics, ModelMetrics};
+
+/// Where a model's files are. The router reads its tokenizer and its chat template, and no weights.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// A checkpoint directory or a GGUF file, the same that its ranks load.
+    pub path: PathBuf,
+    /// The name that clients ask for; `None` takes the folder's name, or the file's without its ending.
+    pub name: Option<String>,
+}
+
+/// Why a model's text side cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Its files are not a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its tokenizer or its chat template cannot be used.
+    #[error("{path}: {source}")]
+    Text {
+        /// The checkpoint.
+        path: String,
+        /// What is wrong.
+        source: TextError,
+    },
+    /// Two models of one name.
+    #[error("two models are named {0:?}: give one of them another name")]
+    Twice(String),
+}
+
+/// A model as the router knows it.
+pub(crate) struct Model {
+    pub(crate) name: String,
+    /// Groups of the same name but another digest are other weights, and get no requests.
+    pub(crate) digest: String,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) template: Option<ChatTemplate>,
+    /// End-of-sequence tokens.
+    pub(crate) eos: Vec<TokenId>,
+    /// Tokens of the vocabulary.
+    pub(crate) vocab: usize,
+    pub(crate) metrics: ModelMetrics,
+}
+
+/// Models by the names that clients ask for.
+pub(crate) type Models = BTreeMap<String, Arc<Model>>;
+
+/// Reads the text side of all models; blocks on files.
+pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models, ModelError> {
+    let mut models = Models::new();
+    for source in sources {
+        let checkpoint = Checkpoint::open(&source.path)?;
+        let text = |source| ModelError::Text { path: checkpoint.path().display().to_string(), source };
+        let name = source.name.clone().unwrap_or_else(|| checkpoint.name().to_owned());
+        let model = Model {
+            digest: checkpoint.digest().to_owned(),
+            tokenizer: Arc::new(Tokenizer::load(checkpoint.text()).map_err(text)?),
+            template: ChatTemplate::load(checkpoint.text()).map_err(text)?,
+            eos: checkpoint.config().eos.clone(),
+            vocab: checkpoint.config().vocab,
+            metrics: metrics.of_model(&name),
+            name: name.clone(),
+        };
+        if models.insert(name.clone(), Arc::new(model)).is_some() {
+            return Err(ModelError::Twice(name));
+        }
+    }
+    Ok(models)
+}

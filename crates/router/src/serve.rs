@@ -1,0 +1,185 @@
+//! The router as a whole: what it is told at start, and its life from the first request to the last.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use galerne_types::{Fleet, TokenId};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::ask::Prompt;
+use crate::failure::Failure;
+use crate::groups::{Groups, Listed};
+use crate::limits::FLUSH_MS_MAX;
+use crate::metrics::Metrics;
+use crate::model::{self, Model, ModelError, ModelSource, Models};
+use crate::{grpc, http, standing};
+
+/// What a router is told at start.
+#[derive(Clone, Debug)]
+pub struct RouterOptions {
+    /// The models whose text it handles; at least one.
+    pub models: Vec<ModelSource>,
+    /// How long running answers may go on after the shutdown was asked for; those that have not ended by then end
+    /// with one error each.
+    pub shutdown_grace: Duration,
+}
+
+/// Why a router did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A model's text side cannot be served.
+    #[error("cannot serve a model: {0}")]
+    Model(#[from] ModelError),
+    /// There is nothing to serve.
+    #[error("a router needs at least one model: name its path")]
+    NoModels,
+    /// The HTTP face stopped.
+    #[error("the HTTP face failed: {0}")]
+    Http(std::io::Error),
+    /// The gRPC face stopped.
+    #[error("the gRPC face failed: {0}")]
+    Grpc(tonic::transport::Error),
+    /// The descriptors for reflection are broken.
+    #[error("gRPC reflection cannot be offered: {0}")]
+    Reflection(tonic_reflection::server::Error),
+    /// The task that reads the models did not end well.
+    #[error("reading the models failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// What all requests share.
+pub(crate) struct Router {
+    pub(crate) models: Models,
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) metrics: Metrics,
+    /// Cancelled when running answers have to end.
+    pub(crate) closing: CancellationToken,
+    /// Prompts that are turned into tokens at once: as many as there are cores.
+    tokenizing: Arc<Semaphore>,
+}
+
+/// Serves both faces until `shutdown` resolves and the running answers have ended.
+///
+/// `fleet` is the cluster as etcd tells of it. The listeners are bound by the caller, who thereby knows their ports
+/// and that nobody else holds them; connections that come while the models are read wait.
+///
+/// # Errors
+/// A sentence, when a model cannot be read or a face stops by itself.
+pub async fn serve(
+    options: RouterOptions,
+    fleet: watch::Receiver<Fleet>,
+    http: TcpListener,
+    grpc: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RouterError> {
+    let RouterOptions { models, shutdown_grace } = options;
+    let router = Router::new(models, fleet).await?;
+    let stop = CancellationToken::new();
+    let faces = async {
+        tokio::try_join!(
+            http::serve(router.clone(), http, stop.clone()),
+            grpc::serve(router.clone(), grpc, stop.clone())
+        )
+    };
+    tokio::pin!(faces);
+    tokio::select! {
+        ended = &mut faces => return ended.map(|_| ()),
+        () = shutdown => {}
+    }
+    stop.cancel();
+    if let Ok(ended) = timeout(shutdown_grace, &mut faces).await {
+        return ended.map(|_| ());
+    }
+    tracing::warn!(
+        grace_s = shutdown_grace.as_secs_f64(),
+        "answers still run: they end now, with an error each"
+    );
+    router.closing.cancel();
+    match timeout(FLUSH_MS_MAX, faces).await {
+        Ok(ended) => ended.map(|_| ()),
+        Err(_) => Ok(()), // a client that does not even read its error is not waited for
+    }
+}
+
+impl Router {
+    async fn new(sources: Vec<ModelSource>, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
+        if sources.is_empty() {
+            return Err(RouterError::NoModels);
+        }
+        let metrics = Metrics::new();
+        let (metrics, models) = tokio::task::spawn_blocking(move || {
+            let models = model::load(&sources, &metrics);
+            (metrics, models)
+        })
+        .await?;
+        let models = models?;
+        let digests = models.values().map(|model| (model.name.clone(), model.digest.clone())).collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Arc::new(Self {
+            models,
+            groups: Groups::new(fleet, digests),
+            metrics,
+            closing: CancellationToken::new(),
+            tokenizing: Arc::new(Semaphore::new(cores)),
+        }))
+    }
+
+    /// The model of that name; the only one there is if no name was given.
+    pub(crate) fn model(&self, name: &str) -> Result<Arc<Model>, Failure> {
+        let known = || self.models.keys().map(String::as_str);
+        if !name.is_empty() {
+            return self.models.get(name).cloned().ok_or_else(|| Failure::no_model(name, known()));
+        }
+        match self.models.values().next() {
+            Some(model) if self.models.len() == 1 => Ok(model.clone()),
+            _ => {
+                let names: Vec<_> = known().collect();
+                Err(Failure::invalid("model", format!("model must be one of {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Turns a prompt into tokens on a thread that serves no connections.
+    pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
+        let broken = || Failure::Engine("the prompt could not be tokenized".to_owned());
+        let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
+        let model = model.clone();
+        let tokens = tokio::task::spawn_blocking(move || {
+            let _permit = permit; // held to the end, even when the client has left meanwhile
+            prompt.into_tokens(&model)
+        });
+        tokens.await.map_err(|_| broken())?
+    }
+
+    /// Whether any model takes requests; if none does, why not.
+    pub(crate) fn ready(&self) -> Result<(), Vec<String>> {
+        if self.models.keys().any(|name| self.groups.card(name).is_some()) {
+            return Ok(());
+        }
+        let listed = self.groups.list();
+        if listed.is_empty() {
+            return Err(vec!["no rank has registered yet".to_owned()]);
+        }
+        Err(listed.iter().map(missing).collect())
+    }
+}
+
+/// A sentence about a group that takes no requests: what it waits for.
+fn missing(listed: &Listed) -> String {
+    let Listed { id, group, standing, same_weights, in_flight: _ } = listed;
+    if !same_weights {
+        return format!(
+            "group {id} serves other weights than this router's files: start both from the same files"
+        );
+    }
+    let wanted = group.ranks.values().next().map_or(0, |rank| rank.model.shards.world_size());
+    let ranks = standing::in_rank_order(group);
+    let states: Vec<_> =
+        ranks.iter().map(|r| format!("{} {}", r.id, standing::rank_state(r.state))).collect();
+    let states = if states.is_empty() { "none".to_owned() } else { states.join(", ") };
+    format!("group {id} is {}; {} of {wanted} ranks are up: {states}", standing.name(), ranks.len())
+}

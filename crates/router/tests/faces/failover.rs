@@ -1,0 +1,171 @@
+//! Groups that are lost, stale, full, incomplete or strangers.
+
+use std::collections::BTreeMap;
+
+use galerne_types::{Epoch, Fleet, Group, GroupId};
+use galerne_wire::v1::{FinishReason, FleetRequest};
+use serde_json::json;
+use tonic::Status;
+
+use crate::leader::{Act, Leader, gate, token, tokens};
+use crate::stage::{BARD, Stage, deserted, group, ids, patiently};
+
+const TEXT: &str = "/v1/completions";
+
+/// The state of each group, by the router's own account.
+async fn states(stage: &Stage) -> Vec<String> {
+    let fleet = stage.client().await.fleet(FleetRequest {}).await.unwrap().into_inner();
+    fleet.groups.into_iter().map(|group| group.state).collect()
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_be_reached_is_passed_over() {
+    let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let groups = [group("a-gone", 7, &deserted().await), group("b", 7, &leader.address)];
+    let stage = Stage::set(BTreeMap::from(groups)).await;
+    for _ in 0..4 {
+        let reply = stage.post(TEXT, &json!({ "prompt": [5, 6] })).await;
+        assert_eq!(reply.json()["choices"][0]["text"], "Anon");
+        assert_eq!(leader.requests.recv().await.unwrap().prompt, [5, 6]);
+    }
+    assert_eq!(states(&stage).await, ["lost", "ready"]);
+    let metrics = stage.get("/metrics").await.body;
+    assert!(
+        metrics.contains(r#"galerne_router_retries_total{model_name="bard",reason="lost"} 1"#),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_before_the_first_token_is_replaced() {
+    let mut dying = Leader::start(vec![Act::Wait(gate())]).await;
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::with(&[&dying, &leader]).await;
+    let connection = stage.start(TEXT, &json!({ "prompt": "x" })).await;
+    patiently(dying.requests.recv()).await.unwrap();
+    dying.die();
+    assert_eq!(connection.rest().await.json()["choices"][0]["text"], "Anon");
+}
+
+#[tokio::test]
+async fn when_all_are_lost_the_client_is_told_to_come_back() {
+    let stage = Stage::set(BTreeMap::from([group("g0", 7, &deserted().await)])).await;
+    let reply = stage.post(TEXT, &json!({ "prompt": "x" })).await;
+    assert_eq!((reply.status, &reply.json()["error"]["type"]), (503, &json!("server_error")));
+    assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_lost_leader_that_answers_again_is_back() {
+    let address = deserted().await;
+    let stage = Stage::set(BTreeMap::from([group("g0", 7, &address)])).await;
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 503);
+    assert_eq!(states(&stage).await, ["lost"]);
+    let script = tokens(&ids("Anon"), FinishReason::Stop);
+    let _leader = Leader::start_at(address.parse().unwrap(), script).await;
+    patiently(async { while states(&stage).await != ["ready"] {} }).await;
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_after_the_first_token_ends_the_answer_with_one_error() {
+    let script = vec![Act::Token(token(ids("Anon")[0])), Act::Wait(gate())];
+    for stream in [true, false] {
+        let mut leader = Leader::start(script.clone()).await;
+        let stage = Stage::with(&[&leader]).await;
+        let connection = stage.start(TEXT, &json!({ "prompt": "x", "stream": stream })).await;
+        let token_has_come = r#"vllm:generation_tokens_total{model_name="bard"} 1"#;
+        patiently(async { while !stage.get("/metrics").await.body.contains(token_has_come) {} }).await;
+        leader.die();
+        let reply = connection.rest().await;
+        let error = if stream {
+            let events = reply.events();
+            assert_eq!(events.len(), 2, "a token and an error: {events:?}");
+            serde_json::from_str(events[1]).unwrap()
+        } else {
+            assert_eq!(reply.status, 503);
+            reply.json()
+        };
+        assert_eq!(error["error"]["code"], "group_lost");
+        assert!(error["error"]["message"].as_str().unwrap().contains("lost at token 1"), "{error}");
+        assert_eq!(states(&stage).await, ["lost"]);
+    }
+}
+
+#[tokio::test]
+async fn a_stale_epoch_is_tried_again_when_the_fleet_has_moved() {
+    let mut leader = Leader::start(vec![Act::Fail(Status::failed_precondition("another epoch"))]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let connection = stage.start(TEXT, &json!({ "prompt": "x" })).await;
+    assert_eq!(patiently(leader.requests.recv()).await.unwrap().epoch, 7);
+    leader.play(tokens(&ids("Anon"), FinishReason::Stop));
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
+    assert_eq!(connection.rest().await.json()["choices"][0]["text"], "Anon");
+    assert_eq!(leader.requests.recv().await.unwrap().epoch, 8);
+}
+
+#[tokio::test]
+async fn a_leaders_refusal_keeps_its_meaning() {
+    let leader = Leader::start(Vec::new()).await;
+    let stage = Stage::with(&[&leader]).await;
+    for (refusal, status, kind) in [
+        (Status::resource_exhausted("1024 requests are waiting already"), 429, "rate_limit_error"),
+        (Status::invalid_argument("the request can need 99 KV blocks"), 400, "invalid_request_error"),
+        (Status::aborted("too slow"), 408, "invalid_request_error"),
+        (Status::internal("a bug"), 500, "server_error"),
+    ] {
+        leader.play(vec![Act::Fail(refusal)]);
+        let reply = stage.post(TEXT, &json!({ "prompt": "x", "stream": true })).await;
+        assert_eq!((reply.status, &reply.json()["error"]["type"]), (status, &json!(kind)));
+        assert_eq!(reply.head.contains("retry-after"), status == 429);
+        assert_eq!(states(&stage).await, ["ready"], "a refusal is no loss");
+    }
+    leader.play(vec![Act::Finish(FinishReason::Error)]);
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 500);
+}
+
+#[tokio::test]
+async fn only_whole_groups_with_the_right_weights_get_requests() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let (id, whole) = group("g0", 7, &leader.address);
+    let stage = Stage::set(BTreeMap::from([(id.clone(), whole.clone())])).await;
+    let changed = |change: fn(&mut Group)| {
+        let mut group = whole.clone();
+        change(&mut group);
+        group
+    };
+    for (group, state, status) in [
+        (changed(|g| drop(g.ranks.pop_last())), "lost", 503),
+        (changed(|g| g.ranks.first_entry().unwrap().get_mut().pid = 1), "lost", 503),
+        (changed(|g| g.ranks.first_entry().unwrap().get_mut().left = Epoch(7)), "lost", 503),
+        (changed(|g| g.health.as_mut().unwrap().model.digest = "other".to_owned()), "lost", 503),
+        (changed(|g| g.health.as_mut().unwrap().draining = true), "draining", 503),
+        (changed(|g| g.health = None), "forming", 503),
+        (changed(|g| g.epoch = None), "forming", 503),
+        (whole.clone(), "ready", 200),
+    ] {
+        stage.fleet.send_replace(Fleet { groups: BTreeMap::from([(id.clone(), group)]) });
+        assert_eq!(states(&stage).await, [state]);
+        assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, status, "{state}");
+        let ready = stage.get("/readyz").await;
+        assert_eq!(ready.status, status);
+        if state == "lost" {
+            assert!(
+                ready.body.contains("of 2 ranks are up") || ready.body.contains("other weights"),
+                "{ready:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_smallest_context_of_the_ready_groups_is_the_models() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let (small, mut record) = group("g1", 7, &leader.address);
+    record.health.as_mut().unwrap().model.context_tokens_max = 32;
+    let groups: BTreeMap<GroupId, Group> = BTreeMap::from([group("g0", 7, &leader.address), (small, record)]);
+    let stage = Stage::set(groups).await;
+    assert_eq!(stage.get("/v1/models/bard").await.json()["max_model_len"], 32);
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": vec![5; 32] })).await.status, 400);
+    assert_eq!(BARD.card.context_tokens_max, 2048);
+}

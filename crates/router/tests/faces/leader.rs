@@ -1,0 +1,154 @@
+//! A leader that plays a script instead of running a model.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::{Stream, StreamExt, stream};
+use galerne_wire::v1;
+use galerne_wire::v1::engine_server::{Engine, EngineServer};
+use galerne_wire::v1::run_event::Event;
+use tokio::sync::{Semaphore, mpsc};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+/// What a leader does next.
+#[derive(Clone)]
+pub(crate) enum Act {
+    /// Sends a token.
+    Token(v1::Token),
+    /// Sends a finished event.
+    Finish(v1::FinishReason),
+    /// Ends the stream with a status.
+    Fail(Status),
+    /// Waits for a permit of this semaphore; one without permits waits for ever.
+    Wait(Arc<Semaphore>),
+}
+
+/// A leader on a runtime of its own, so that it can die with all its connections.
+pub(crate) struct Leader {
+    pub(crate) address: String,
+    /// Requests as they come.
+    pub(crate) requests: mpsc::UnboundedReceiver<v1::RunRequest>,
+    /// One message for each stream that was dropped before its script's end.
+    pub(crate) cancelled: mpsc::UnboundedReceiver<()>,
+    /// Acts done, of all requests.
+    pub(crate) acts: Arc<AtomicU64>,
+    script: Arc<Mutex<Vec<Act>>>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Leader {
+    pub(crate) async fn start(script: Vec<Act>) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr, script: Vec<Act>) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (requests, seen) = mpsc::unbounded_channel();
+        let (dropped, cancelled) = mpsc::unbounded_channel();
+        let script = Arc::new(Mutex::new(script));
+        let acts = Arc::new(AtomicU64::new(0));
+        let service = Service { script: script.clone(), requests, dropped, acts: acts.clone() };
+        let bound = runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let server = tonic::transport::Server::builder().add_service(EngineServer::new(service));
+            tokio::spawn(server.serve_with_incoming(incoming));
+            address
+        });
+        let address = bound.await.unwrap().to_string();
+        Self { address, requests: seen, cancelled, acts, script, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn play(&self, script: Vec<Act>) {
+        *self.script.lock().unwrap() = script;
+    }
+
+    pub(crate) fn die(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+struct Service {
+    script: Arc<Mutex<Vec<Act>>>,
+    requests: mpsc::UnboundedSender<v1::RunRequest>,
+    dropped: mpsc::UnboundedSender<()>,
+    acts: Arc<AtomicU64>,
+}
+
+/// Tells when it is dropped before it was disarmed.
+struct Guard(Option<mpsc::UnboundedSender<()>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(dropped) = self.0.take() {
+            let _ = dropped.send(());
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for Service {
+    type RunStream = Pin<Box<dyn Stream<Item = Result<v1::RunEvent, Status>> + Send>>;
+
+    async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
+        let _ = self.requests.send(request.into_inner());
+        let script = self.script.lock().unwrap().clone();
+        let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())), self.acts.clone());
+        let events = stream::unfold(state, |(mut script, mut index, mut guard, acts)| async move {
+            loop {
+                acts.fetch_add(1, Ordering::Relaxed);
+                let item = match script.next() {
+                    Some(Act::Token(token)) => {
+                        index += 1;
+                        Ok(Event::Token(v1::RunToken { index: index - 1, token: Some(token) }))
+                    }
+                    Some(Act::Finish(reason)) => Ok(Event::Finished(reason.into())),
+                    Some(Act::Fail(status)) => Err(status),
+                    Some(Act::Wait(gate)) => {
+                        gate.acquire().await.unwrap().forget();
+                        continue;
+                    }
+                    None => {
+                        guard.0.take();
+                        return None;
+                    }
+                };
+                let item = item.map(|event| v1::RunEvent { event: Some(event) });
+                return Some((item, (script, index, guard, acts)));
+            }
+        });
+        Ok(Response::new(events.boxed()))
+    }
+}
+
+/// Sends these tokens, then ends the answer.
+pub(crate) fn tokens(ids: &[u32], finish: v1::FinishReason) -> Vec<Act> {
+    let mut script: Vec<_> = ids.iter().map(|&id| Act::Token(token(id))).collect();
+    script.push(Act::Finish(finish));
+    script
+}
+
+/// A token with log probabilities that its id foretells: its own -id/100, then two alternatives.
+pub(crate) fn token(id: u32) -> v1::Token {
+    let logprob = -(id as f32) / 100.0;
+    let top = vec![v1::TopToken { id, logprob }, v1::TopToken { id: 301, logprob: f32::NEG_INFINITY }];
+    v1::Token { id, logprob, top }
+}
+
+/// A wait that only `add_permits` ends.
+pub(crate) fn gate() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(0))
+}

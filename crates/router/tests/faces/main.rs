@@ -1,0 +1,10 @@
+//! A router on real sockets, between real clients and scripted leaders.
+
+mod bad_requests;
+mod failover;
+mod grpc;
+mod leader;
+mod lifecycle;
+mod openai;
+mod operation;
+mod stage;

@@ -1,0 +1,77 @@
+//! What an operator asks: is it up, is it ready, what does it do.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::time::Duration;
+
+use galerne_router::{ModelSource, RouterError, RouterOptions};
+use galerne_types::Fleet;
+use galerne_wire::v1::FinishReason;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::leader::{Leader, tokens};
+use crate::stage::{Stage, group, ids};
+
+#[tokio::test]
+async fn readiness_says_what_is_missing() {
+    let leader = Leader::start(Vec::new()).await;
+    let stage = Stage::set(BTreeMap::new()).await;
+    assert_eq!(stage.get("/healthz").await.status, 200);
+    let reply = stage.get("/readyz").await;
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.json(), json!({ "ready": false, "missing": ["no rank has registered yet"] }));
+    assert_eq!(stage.get("/v1/models").await.json()["data"], json!([]));
+
+    let (id, mut forming) = group("g0", 7, &leader.address);
+    forming.health = None;
+    forming.ranks.pop_last();
+    forming.ranks.first_entry().unwrap().get_mut().state = galerne_types::RankState::Loading { percent: 40 };
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([(id, forming)]) });
+    let missing = stage.get("/readyz").await.json()["missing"][0].as_str().unwrap().to_owned();
+    assert_eq!(missing, "group g0 is lost; 1 of 2 ranks are up: host/g0/0 loading 40%");
+
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
+    assert_eq!(stage.get("/readyz").await.json(), json!({ "ready": true }));
+    let models = stage.get("/v1/models").await.json();
+    assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("bard")));
+    assert_eq!(stage.get("/v1/models/bard").await.json(), models["data"][0]);
+}
+
+#[tokio::test]
+async fn metrics_have_the_names_that_dashboards_expect() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Length)).await;
+    let stage = Stage::with(&[&leader]).await;
+    stage.post("/v1/completions", &json!({ "prompt": [5, 6, 7] })).await;
+    let reply = stage.get("/metrics").await;
+    assert!(reply.head.contains("content-type: application/openmetrics-text"));
+    let tokens = ids("Anon").len();
+    for line in [
+        r#"vllm:prompt_tokens_total{model_name="bard"} 3"#.to_owned(),
+        format!(r#"vllm:generation_tokens_total{{model_name="bard"}} {tokens}"#),
+        r#"vllm:request_success_total{model_name="bard",finished_reason="length"} 1"#.to_owned(),
+        r#"vllm:time_to_first_token_seconds_count{model_name="bard"} 1"#.to_owned(),
+        format!(r#"vllm:inter_token_latency_seconds_count{{model_name="bard"}} {}"#, tokens - 1),
+        r#"vllm:e2e_request_latency_seconds_count{model_name="bard"} 1"#.to_owned(),
+        r#"vllm:num_requests_running{model_name="bard",group="g0"} 0"#.to_owned(),
+        r#"galerne_groups{state="ready"} 1"#.to_owned(),
+    ] {
+        assert!(reply.body.lines().any(|have| have == line), "{line} is not in\n{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn a_router_that_cannot_serve_says_why() {
+    let start = async |models| {
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = RouterOptions { models, shutdown_grace: Duration::ZERO };
+        let (_fleet, view) = watch::channel(Fleet::default());
+        galerne_router::serve(options, view, http, grpc, pending()).await.unwrap_err()
+    };
+    assert!(matches!(start(Vec::new()).await, RouterError::NoModels));
+    let nowhere = ModelSource { path: "/nowhere/at-all".into(), name: None };
+    let error = start(vec![nowhere]).await.to_string();
+    assert!(error.contains("/nowhere/at-all"), "{error}");
+}

@@ -1,0 +1,243 @@
+//! Continuous batching, first come first served.
+
+use std::collections::VecDeque;
+
+use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
+use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
+
+use crate::blocks::BlockPool;
+use crate::check::check;
+use crate::sequence::{Sequence, blocks_needed};
+
+/// What a group's ranks can hold and run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks of KV memory, each of [`KV_BLOCK_TOKENS`](galerne_types::limits::KV_BLOCK_TOKENS) positions.
+    pub kv_blocks: u32,
+    /// Sequences that run at once: the ranks' slots.
+    pub sequences_max: u32,
+    /// Tokens of all slices of one step.
+    pub step_tokens_max: u32,
+    /// Tokens of a prompt and its answer together.
+    pub context_tokens_max: u32,
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
+    /// Requests that wait for a slot or for blocks before more are refused.
+    pub waiting_max: usize,
+}
+
+/// How busy a scheduler is, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that hold a slot and go on.
+    pub running: usize,
+    /// Requests that wait for a slot or for blocks.
+    pub waiting: usize,
+    /// KV blocks that no request holds.
+    pub kv_blocks_free: u32,
+    /// KV blocks of the group.
+    pub kv_blocks: u32,
+}
+
+/// Decides, step by step, which tokens of which requests the ranks of one epoch run.
+///
+/// **Admission** is first come, first served: the oldest waiting request is admitted once a slot and all blocks
+/// that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. What was
+/// admitted therefore always runs to its end: no deadlock over blocks and nothing to preempt, at the price of
+/// blocks that stay empty when an answer ends early.
+///
+/// **A step** holds one token of every answer under way, and then, in order of admission, chunks of prompts
+/// until `step_tokens_max`. A prompt is completed only with tokens that the answers leave, so the answers never
+/// outgrow a step, and none waits for another.
+///
+/// **Planning overlaps execution**: up to [`STEPS_IN_FLIGHT_MAX`] steps may be planned and not yet committed. A
+/// request that turns out to have ended in one step may then stand in the next one too; that draw is ignored, and
+/// its slot and blocks are free once no uncommitted step holds them.
+#[derive(Debug)]
+pub struct Scheduler {
+    epoch: Epoch,
+    limits: Limits,
+    steps_planned: u64,
+    steps_committed: u64,
+    waiting: VecDeque<Request>,
+    slots: Vec<Option<Sequence>>,
+    /// Slots in use, in order of admission.
+    admitted: Vec<u32>,
+    pool: BlockPool,
+}
+
+impl Scheduler {
+    /// A scheduler without requests, whose first step is number 1 of `epoch`.
+    ///
+    /// # Panics
+    /// If one of the limits leaves no room for anything.
+    pub fn new(epoch: Epoch, limits: Limits) -> Self {
+        let Limits { kv_blocks, sequences_max, step_tokens_max, context_tokens_max, vocab, waiting_max } =
+            limits;
+        let fit = [kv_blocks, sequences_max, step_tokens_max, vocab].iter().all(|&limit| limit > 0);
+        assert!(fit && context_tokens_max > 1 && waiting_max > 0, "limits leave no room to run: {limits:?}");
+        Self {
+            epoch,
+            steps_planned: 0,
+            steps_committed: 0,
+            waiting: VecDeque::new(),
+            slots: (0..sequences_max).map(|_| None).collect(),
+            admitted: Vec::new(),
+            pool: BlockPool::new(kv_blocks),
+            limits,
+        }
+    }
+
+    /// Puts a request in the queue. From then on it ends exactly once: by [`Event::Finished`], or by
+    /// [`cancel`](Self::cancel).
+    ///
+    /// # Errors
+    /// A [`Refusal`] says why the request cannot run, ever (`Invalid`, `TooLong`, `NeverFits`) or now
+    /// (`Overloaded`); nothing was kept of it.
+    pub fn submit(&mut self, request: Request) -> Result<(), Refusal> {
+        check(&request, &self.limits)?;
+        if self.holds(request.id) {
+            return Err(Refusal::Invalid(format!("request {} is here already", request.id.0)));
+        }
+        let (needed, available) = (blocks_needed(&request, &self.limits), self.pool.total());
+        if needed > available {
+            return Err(Refusal::NeverFits { needed: needed as usize, available: available as usize });
+        }
+        let waiting = self.waiting.len();
+        if waiting >= self.limits.waiting_max {
+            return Err(Refusal::Overloaded { waiting });
+        }
+        self.waiting.push_back(request);
+        Ok(())
+    }
+
+    /// Ends a request without another word: no event of it follows. Its slot and blocks are free at once, or, if
+    /// steps under way hold them, when the last of those is committed. A request that is not here is ignored:
+    /// it may have ended by itself a moment ago.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.waiting.retain(|request| request.id != id);
+        let is_it = |sequence: &Sequence| sequence.request.id == id;
+        if let Some(slot) = self.slots.iter().position(|slot| slot.as_ref().is_some_and(is_it)) {
+            let slot = slot as u32;
+            self.sequence(slot).ended = true;
+            self.release_if_done(slot);
+        }
+    }
+
+    /// The next step to run; `None` when there is nothing to run before a step is committed or a request comes.
+    pub fn plan(&mut self) -> Option<Step> {
+        if self.steps_planned - self.steps_committed == STEPS_IN_FLIGHT_MAX as u64 {
+            return None;
+        }
+        self.admit();
+        let slices = self.plan_slices();
+        if slices.is_empty() {
+            return None;
+        }
+        self.steps_planned += 1;
+        Some(Step { epoch: self.epoch, number: self.steps_planned, slices })
+    }
+
+    /// Takes in what a step drew; says what to tell of it, in the order of the step's slices.
+    ///
+    /// # Panics
+    /// If `step` is not the oldest uncommitted step of [`plan`](Self::plan), or `sampled` is not an answer to it.
+    pub fn commit(&mut self, step: &Step, sampled: &Sampled) -> Vec<Event> {
+        assert_eq!(step.epoch, self.epoch, "a step is committed to the epoch that planned it");
+        assert_eq!(step.number, self.steps_committed + 1, "steps are committed in order, each once");
+        assert!(step.number <= self.steps_planned, "step {} was never planned", step.number);
+        assert_eq!(step.slices.len(), sampled.tokens.len(), "one entry for each slice");
+        self.steps_committed = step.number;
+        let mut events = Vec::new();
+        for (slice, token) in step.slices.iter().zip(&sampled.tokens) {
+            match (&slice.draw, token) {
+                (Some(draw), Some(token)) => self.commit_draw(slice.slot, draw, token, &mut events),
+                (None, None) => {}
+                _ => panic!("a token comes where one was to be drawn, and only there"),
+            }
+            self.sequence(slice.slot).steps_in_flight -= 1;
+            self.release_if_done(slice.slot);
+        }
+        events
+    }
+
+    /// How busy it is now.
+    pub fn load(&self) -> Load {
+        Load {
+            running: self.slots.iter().flatten().filter(|sequence| !sequence.ended).count(),
+            waiting: self.waiting.len(),
+            kv_blocks_free: self.pool.free(),
+            kv_blocks: self.pool.total(),
+        }
+    }
+
+    fn admit(&mut self) {
+        while let Some(oldest) = self.waiting.front() {
+            let Some(slot) = self.slots.iter().position(Option::is_none) else { break };
+            let Some(blocks) = self.pool.take(blocks_needed(oldest, &self.limits)) else { break };
+            let request = self.waiting.pop_front().expect("the oldest is still there");
+            self.slots[slot] = Some(Sequence::new(request, blocks, &self.limits));
+            self.admitted.push(slot as u32);
+        }
+    }
+
+    fn plan_slices(&mut self) -> Vec<Slice> {
+        let mut slices = Vec::with_capacity(self.admitted.len());
+        for &slot in &self.admitted {
+            let sequence = occupied(&mut self.slots, slot);
+            if sequence.decodes() {
+                slices.push(sequence.plan_decode(slot));
+            }
+        }
+        let mut tokens_left = self.limits.step_tokens_max - slices.len() as u32;
+        for &slot in &self.admitted {
+            let sequence = occupied(&mut self.slots, slot);
+            if tokens_left > 0 && sequence.prefills() {
+                let tokens = sequence.prompt_left().min(tokens_left);
+                tokens_left -= tokens;
+                slices.push(sequence.plan_prefill(slot, tokens));
+            }
+        }
+        slices
+    }
+
+    fn commit_draw(&mut self, slot: u32, draw: &Draw, token: &TokenOut, events: &mut Vec<Event>) {
+        let sequence = self.sequence(slot);
+        if sequence.ended {
+            return;
+        }
+        let request = sequence.request.id;
+        events.push(Event::Token { request, index: draw.index, token: token.clone() });
+        if let Some(reason) = sequence.commit_draw(draw.index, token.id) {
+            sequence.ended = true;
+            events.push(Event::Finished { request, reason });
+        }
+    }
+
+    fn release_if_done(&mut self, slot: u32) {
+        let sequence = self.sequence(slot);
+        if !sequence.ended || sequence.steps_in_flight > 0 {
+            return;
+        }
+        let blocks = std::mem::take(&mut sequence.blocks);
+        self.pool.give_back(&blocks);
+        self.slots[slot as usize] = None;
+        self.admitted.retain(|&other| other != slot);
+        let all_free = self.pool.free() == self.pool.total();
+        assert!(all_free || !self.admitted.is_empty(), "KV blocks are taken, but no request runs");
+    }
+
+    fn holds(&self, id: RequestId) -> bool {
+        let running = self.slots.iter().flatten().any(|sequence| sequence.request.id == id);
+        running || self.waiting.iter().any(|request| request.id == id)
+    }
+
+    fn sequence(&mut self, slot: u32) -> &mut Sequence {
+        occupied(&mut self.slots, slot)
+    }
+}
+
+/// The sequence in a slot that is in use: one that was admitted, or that an uncommitted step holds.
+fn occupied(slots: &mut [Option<Sequence>], slot: u32) -> &mut Sequence {
+    slots[slot as usize].as_mut().expect("a slot that is in use holds its sequence")
+}

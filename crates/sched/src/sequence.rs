@@ -1,0 +1,119 @@
+//! One request while it holds a slot.
+
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{BlockId, Draw, FinishReason, Input, Request, Slice, TokenId};
+
+use crate::scheduler::Limits;
+
+/// An accepted request and how far it has come. Planning runs ahead of what is committed, so both are counted.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) request: Request,
+    /// KV blocks for every position that the sequence can reach.
+    pub(crate) blocks: Vec<BlockId>,
+    /// Uncommitted steps that hold a slice of it: until they are committed, its slot and blocks stay its own.
+    pub(crate) steps_in_flight: u32,
+    /// Nothing more is planned for it or told of it.
+    pub(crate) ended: bool,
+    /// Position of the next slice: all before it are planned.
+    positions_planned: u32,
+    /// Index of the next token whose draw will be planned.
+    index_planned: u32,
+    /// Index of the next token that will be committed.
+    index_committed: u32,
+    /// One past the last index that it may draw.
+    index_end: u32,
+}
+
+/// One past the last index that `request` may draw: `max_tokens`, or where the context is full if that is sooner.
+/// A replay's prompt holds its first `first_index` tokens, so the end is the same however often it is replayed.
+fn index_end(request: &Request, limits: &Limits) -> u32 {
+    let room = limits.context_tokens_max - request.prompt.len() as u32;
+    request.max_tokens.min(request.first_index.saturating_add(room))
+}
+
+/// KV blocks that `request` can need: its last token is drawn, but never run, so it needs no position.
+pub(crate) fn blocks_needed(request: &Request, limits: &Limits) -> u32 {
+    let tokens = index_end(request, limits) - request.first_index;
+    blocks_of(request.prompt.len() as u32 + tokens - 1)
+}
+
+fn blocks_of(positions: u32) -> u32 {
+    positions.div_ceil(KV_BLOCK_TOKENS as u32)
+}
+
+impl Sequence {
+    /// A request that was checked, with the blocks that it can need.
+    pub(crate) fn new(request: Request, blocks: Vec<BlockId>, limits: &Limits) -> Self {
+        Self {
+            blocks,
+            steps_in_flight: 0,
+            ended: false,
+            positions_planned: 0,
+            index_planned: request.first_index,
+            index_committed: request.first_index,
+            index_end: index_end(&request, limits),
+            request,
+        }
+    }
+
+    /// Prompt tokens that no step holds yet.
+    pub(crate) fn prompt_left(&self) -> u32 {
+        (self.request.prompt.len() as u32).saturating_sub(self.positions_planned)
+    }
+
+    /// Whether a decode slice can be planned: the prompt is planned to its end, and an index is left to draw.
+    pub(crate) fn decodes(&self) -> bool {
+        !self.ended && self.prompt_left() == 0 && self.index_planned < self.index_end
+    }
+
+    /// Whether a chunk of the prompt can be planned.
+    pub(crate) fn prefills(&self) -> bool {
+        !self.ended && self.prompt_left() > 0
+    }
+
+    /// The next chunk of the prompt, `tokens` long; the one that completes it draws.
+    pub(crate) fn plan_prefill(&mut self, slot: u32, tokens: u32) -> Slice {
+        let chunk = self.positions_planned as usize..(self.positions_planned + tokens) as usize;
+        let input = Input::Tokens(self.request.prompt[chunk].to_vec());
+        let draws = tokens == self.prompt_left();
+        self.plan(slot, input, draws)
+    }
+
+    /// The next token of the answer. Ranks keep what a slot drew last, so it need not be known here yet.
+    pub(crate) fn plan_decode(&mut self, slot: u32) -> Slice {
+        self.plan(slot, Input::Last, true)
+    }
+
+    fn plan(&mut self, slot: u32, input: Input, draws: bool) -> Slice {
+        let start = self.positions_planned;
+        self.positions_planned += input.len() as u32;
+        self.steps_in_flight += 1;
+        let blocks = self.blocks[..blocks_of(self.positions_planned) as usize].to_vec();
+        Slice { slot, start, input, blocks, draw: draws.then(|| self.plan_draw()) }
+    }
+
+    fn plan_draw(&mut self) -> Draw {
+        let index = self.index_planned;
+        self.index_planned += 1;
+        let Request { sampling, stop_tokens, min_tokens, .. } = &self.request;
+        let banned = if index < *min_tokens { stop_tokens.clone() } else { Vec::new() };
+        Draw { sampling: sampling.clone(), index, banned }
+    }
+
+    /// Counts a drawn token; says whether it is the last, and why.
+    ///
+    /// # Panics
+    /// If `index` is not the one that is due.
+    pub(crate) fn commit_draw(&mut self, index: u32, token: TokenId) -> Option<FinishReason> {
+        assert_eq!(index, self.index_committed, "tokens of a request are committed in order");
+        self.index_committed += 1;
+        if self.request.stop_tokens.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if self.index_committed == self.index_end {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}

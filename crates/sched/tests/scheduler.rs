@@ -1,0 +1,208 @@
+//! The scheduler's promises, each by an example.
+
+use galerne_sched::{Limits, Load, Scheduler};
+use galerne_types::{
+    Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Step, TokenId,
+    TokenOut,
+};
+
+const STOP: TokenId = 2;
+const PLAIN: TokenId = 42;
+
+fn limits() -> Limits {
+    Limits {
+        kv_blocks: 16,
+        sequences_max: 4,
+        step_tokens_max: 64,
+        context_tokens_max: 256,
+        vocab: 100,
+        waiting_max: 8,
+    }
+}
+
+fn request(id: u64, prompt_tokens: usize, max_tokens: u32) -> Request {
+    Request {
+        id: RequestId(id),
+        prompt: vec![7; prompt_tokens],
+        first_index: 0,
+        sampling: Sampling::greedy(),
+        max_tokens,
+        min_tokens: 0,
+        stop_tokens: vec![STOP],
+    }
+}
+
+fn scheduler(requests: impl IntoIterator<Item = Request>) -> Scheduler {
+    let mut scheduler = Scheduler::new(Epoch(1), limits());
+    for request in requests {
+        scheduler.submit(request).unwrap();
+    }
+    scheduler
+}
+
+/// The answer of ranks that draw `token` wherever one is to be drawn.
+fn draws(step: &Step, token: TokenId) -> Sampled {
+    let token = TokenOut { id: token, logprob: 0.0, top: Vec::new() };
+    Sampled { tokens: step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect() }
+}
+
+fn told(events: &[Event]) -> Vec<(u64, Result<u32, FinishReason>)> {
+    let tell = |event: &Event| match event {
+        Event::Token { request, index, .. } => (request.0, Ok(*index)),
+        Event::Finished { request, reason } => (request.0, Err(*reason)),
+    };
+    events.iter().map(tell).collect()
+}
+
+/// Slot, first position and number of tokens of each slice.
+fn shape(step: &Step) -> Vec<(u32, u32, usize)> {
+    step.slices.iter().map(|slice| (slice.slot, slice.start, slice.input.len())).collect()
+}
+
+#[test]
+fn a_step_holds_answers_first_and_then_chunks_of_prompts() {
+    let mut scheduler = scheduler([request(0, 10, 9), request(1, 90, 9), request(2, 5, 9)]);
+    let first = scheduler.plan().unwrap();
+    assert_eq!(shape(&first), [(0, 0, 10), (1, 0, 54)]);
+    assert_eq!(first.slices.iter().map(|slice| slice.draw.is_some()).collect::<Vec<_>>(), [true, false]);
+    let second = scheduler.plan().unwrap();
+    assert_eq!(shape(&second), [(0, 10, 1), (1, 54, 36), (2, 0, 5)]);
+    assert_eq!(second.slices[0].input, Input::Last);
+    assert_eq!(scheduler.plan(), None, "two steps are under way");
+
+    assert_eq!(told(&scheduler.commit(&first, &draws(&first, PLAIN))), [(0, Ok(0))]);
+    let third = scheduler.plan().unwrap();
+    assert_eq!(shape(&third), [(0, 11, 1), (1, 90, 1), (2, 5, 1)]);
+}
+
+#[test]
+fn a_stream_that_ends_is_dropped_from_the_step_after_next() {
+    let mut scheduler = scheduler([request(0, 4, 9), request(1, 4, 9)]);
+    let first = scheduler.plan().unwrap();
+    let second = scheduler.plan().unwrap();
+    assert_eq!(second.slices.len(), 2, "planned before the end was known");
+    let mut sampled = draws(&first, PLAIN);
+    sampled.tokens[0] = Some(TokenOut { id: STOP, logprob: 0.0, top: Vec::new() });
+    let events = scheduler.commit(&first, &sampled);
+    assert_eq!(told(&events), [(0, Ok(0)), (0, Err(FinishReason::Stop)), (1, Ok(0))]);
+    assert_eq!(scheduler.load().kv_blocks_free, 14, "the second step still uses its block");
+
+    let third = scheduler.plan().unwrap();
+    assert_eq!(shape(&third), [(1, 5, 1)]);
+    assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN))), [(1, Ok(1))], "its draw is ignored");
+    assert_eq!(scheduler.load(), Load { running: 1, waiting: 0, kv_blocks_free: 15, kv_blocks: 16 });
+}
+
+#[test]
+fn an_end_by_length_is_foreseen() {
+    let mut scheduler = scheduler([request(0, 4, 2)]);
+    let [first, second] = [scheduler.plan().unwrap(), scheduler.plan().unwrap()];
+    assert!(scheduler.commit(&first, &draws(&first, PLAIN)).len() == 1);
+    assert_eq!(scheduler.plan(), None, "both tokens are planned");
+    let events = scheduler.commit(&second, &draws(&second, PLAIN));
+    assert_eq!(told(&events), [(0, Ok(1)), (0, Err(FinishReason::Length))]);
+}
+
+#[test]
+fn a_full_context_ends_a_stream() {
+    let mut scheduler = scheduler([request(0, 254, u32::MAX)]);
+    let mut events = Vec::new();
+    while let Some(step) = scheduler.plan() {
+        events.extend(scheduler.commit(&step, &draws(&step, PLAIN)));
+    }
+    assert_eq!(told(&events), [(0, Ok(0)), (0, Ok(1)), (0, Err(FinishReason::Length))]);
+}
+
+#[test]
+fn stop_tokens_are_banned_before_min_tokens() {
+    let mut scheduler = scheduler([Request { min_tokens: 2, ..request(0, 4, 9) }]);
+    for expected in [vec![STOP], vec![STOP], vec![]] {
+        let step = scheduler.plan().unwrap();
+        assert_eq!(step.slices[0].draw.as_ref().unwrap().banned, expected);
+        scheduler.commit(&step, &draws(&step, PLAIN));
+    }
+}
+
+#[test]
+fn a_replay_goes_on_where_the_stream_broke() {
+    let mut scheduler = scheduler([Request { first_index: 3, ..request(0, 4 + 3, 5) }]);
+    let mut events = Vec::new();
+    while let Some(step) = scheduler.plan() {
+        events.extend(scheduler.commit(&step, &draws(&step, PLAIN)));
+    }
+    assert_eq!(told(&events), [(0, Ok(3)), (0, Ok(4)), (0, Err(FinishReason::Length))]);
+}
+
+#[test]
+fn nobody_overtakes_the_oldest_that_waits() {
+    let mut scheduler = Scheduler::new(Epoch(1), Limits { kv_blocks: 12, ..limits() });
+    // The first two can need 8 blocks each, the third one block: it would fit beside the first, and waits.
+    for request in [request(0, 200, 300), request(1, 200, 300), request(2, 1, 1)] {
+        scheduler.submit(request).unwrap();
+    }
+    assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 0, 64)]);
+    assert_eq!(scheduler.load(), Load { running: 1, waiting: 2, kv_blocks_free: 4, kv_blocks: 12 });
+    scheduler.cancel(RequestId(1));
+    assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 64, 64)]);
+    assert_eq!(scheduler.load().waiting, 0, "the queue moves up when the oldest gives up");
+}
+
+#[test]
+fn a_cancelled_request_is_silent_and_its_blocks_are_free_after_the_steps_that_hold_them() {
+    let mut scheduler = scheduler([request(0, 40, 9), request(1, 4, 9)]);
+    let step = scheduler.plan().unwrap();
+    scheduler.cancel(RequestId(0));
+    scheduler.cancel(RequestId(0));
+    assert_eq!(scheduler.load(), Load { running: 1, waiting: 0, kv_blocks_free: 13, kv_blocks: 16 });
+    assert_eq!(told(&scheduler.commit(&step, &draws(&step, PLAIN))), [(1, Ok(0))]);
+    assert_eq!(scheduler.load().kv_blocks_free, 15);
+
+    scheduler.cancel(RequestId(1));
+    assert_eq!(scheduler.load(), Load { running: 0, waiting: 0, kv_blocks_free: 16, kv_blocks: 16 });
+    assert_eq!(scheduler.plan(), None);
+}
+
+#[test]
+fn requests_that_cannot_run_are_refused_with_a_reason() {
+    let mut scheduler = Scheduler::new(Epoch(1), Limits { kv_blocks: 4, waiting_max: 1, ..limits() });
+    let sampling = |change: fn(&mut Sampling)| {
+        let mut request = request(0, 4, 9);
+        change(&mut request.sampling);
+        request
+    };
+    for (wrong, words) in [
+        (request(0, 0, 9), "prompt is empty"),
+        (request(0, 256, 9), "context holds 256"),
+        (request(0, 100, 100), "can need 7 KV blocks, but the group has 4"),
+        (request(0, 4, 0), "max_tokens is 0"),
+        (Request { prompt: vec![1, 100], ..request(0, 2, 9) }, "token 1 of the prompt"),
+        (Request { first_index: 9, ..request(0, 20, 9) }, "nothing is left"),
+        (Request { first_index: 4, ..request(0, 4, 9) }, "a replay from index 4"),
+        (Request { stop_tokens: vec![1; 65], ..request(0, 4, 9) }, "65 stop tokens"),
+        (Request { stop_tokens: vec![100], ..request(0, 4, 9) }, "stop token 100"),
+        (sampling(|sampling| sampling.temperature = f32::NAN), "temperature NaN"),
+        (sampling(|sampling| sampling.top_p = 0.0), "top_p 0"),
+        (sampling(|sampling| sampling.logprobs = Some(21)), "21 logprobs"),
+    ] {
+        let text = scheduler.submit(wrong).unwrap_err().to_string();
+        assert!(text.contains(words), "{text:?} does not say {words:?}");
+    }
+    scheduler.submit(request(0, 4, 9)).unwrap();
+    assert!(
+        matches!(scheduler.submit(request(0, 4, 9)), Err(Refusal::Invalid(text)) if text.contains("already"))
+    );
+    assert_eq!(scheduler.submit(request(1, 4, 9)), Err(Refusal::Overloaded { waiting: 1 }));
+
+    let mut tiny = Scheduler::new(Epoch(1), Limits { vocab: 8, ..limits() });
+    let all = Request { stop_tokens: (0..8).collect(), ..request(0, 4, 9) };
+    assert!(tiny.submit(all).unwrap_err().to_string().contains("every token"));
+}
+
+#[test]
+#[should_panic(expected = "steps are committed in order")]
+fn a_step_is_committed_once() {
+    let mut scheduler = scheduler([request(0, 4, 9)]);
+    let step = scheduler.plan().unwrap();
+    scheduler.commit(&step, &draws(&step, PLAIN));
+    scheduler.commit(&step, &draws(&step, PLAIN));
+}

@@ -1,0 +1,330 @@
+//! Random schedules against a model of the ranks: whatever is submitted, cancelled, planned and committed in
+//! whatever order, nobody's KV memory is touched by another, nothing leaks, and every request ends once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use galerne_sched::{Limits, Load, Scheduler};
+use galerne_types::limits::{KV_BLOCK_TOKENS, STEPS_IN_FLIGHT_MAX};
+use galerne_types::{
+    BlockId, Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Slice, Step,
+    TokenId, TokenOut,
+};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+const VOCAB: u32 = 1000;
+const STOP: [TokenId; 2] = [3, 5];
+
+#[derive(Clone, Debug)]
+enum Op {
+    Submit {
+        prompt: usize,
+        replayed: u32,
+        max_tokens: u32,
+        min_tokens: u32,
+    },
+    /// The request to cancel, among those accepted so far.
+    Cancel(prop::sample::Index),
+    Plan,
+    /// Bit i % 64: slice i draws a stop token, if it may.
+    Commit(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (1..120usize, 0..3u32, 1..60u32, 0..12u32).prop_map(|(prompt, replayed, max_tokens, min_tokens)| {
+            Op::Submit { prompt, replayed, max_tokens, min_tokens }
+        }),
+        1 => any::<prop::sample::Index>().prop_map(Op::Cancel),
+        8 => Just(Op::Plan),
+        // Most draws go on: each bit is set once in eight.
+        8 => [any::<u64>(), any::<u64>(), any::<u64>()].prop_map(|[a, b, c]| Op::Commit(a & b & c)),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (3..24u32, 1..7u32, prop_oneof![1..7u32, 7..100u32], 33..160u32, 1..6usize).prop_map(
+        |(kv_blocks, sequences_max, step_tokens_max, context_tokens_max, waiting_max)| Limits {
+            kv_blocks,
+            sequences_max,
+            step_tokens_max,
+            context_tokens_max,
+            vocab: VOCAB,
+            waiting_max,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_schedule_is_sound(limits in limits(), ops in prop::collection::vec(op(), 1..250)) {
+        let mut world = World::new(limits);
+        for op in &ops {
+            world.apply(op);
+        }
+        world.drain();
+    }
+}
+
+/// A request as its client and the ranks see it.
+#[derive(Debug)]
+struct Known {
+    request: Request,
+    /// One past the last index that it may draw.
+    index_end: u32,
+    positions_planned: u32,
+    draws_planned: u32,
+    tokens_told: u32,
+    /// Its block table in its last slice.
+    blocks: Vec<BlockId>,
+    ended: bool,
+}
+
+struct World {
+    limits: Limits,
+    scheduler: Scheduler,
+    known: BTreeMap<RequestId, Known>,
+    /// Accepted requests of which no slice was planned, in order.
+    unstarted: VecDeque<RequestId>,
+    /// Who had the last slice in a slot.
+    slots: BTreeMap<u32, RequestId>,
+    /// Planned and not committed, with the request of each slice.
+    in_flight: VecDeque<(Step, Vec<RequestId>)>,
+    steps: u64,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        Self {
+            scheduler: Scheduler::new(Epoch(9), limits.clone()),
+            limits,
+            known: BTreeMap::new(),
+            unstarted: VecDeque::new(),
+            slots: BTreeMap::new(),
+            in_flight: VecDeque::new(),
+            steps: 0,
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Submit { prompt, replayed, max_tokens, min_tokens } => {
+                self.submit(prompt, replayed, max_tokens, min_tokens);
+            }
+            Op::Cancel(ref which) if !self.known.is_empty() => {
+                let id = *which.get(&self.known.keys().copied().collect::<Vec<_>>());
+                self.scheduler.cancel(id);
+                self.end(id);
+            }
+            Op::Cancel(_) => self.scheduler.cancel(RequestId(0)),
+            Op::Plan => {
+                self.plan();
+            }
+            Op::Commit(stops) => self.commit(stops),
+        }
+        self.check_load();
+    }
+
+    fn submit(&mut self, prompt: usize, replayed: u32, max_tokens: u32, min_tokens: u32) {
+        let id = RequestId(self.known.len() as u64);
+        let token = |position: usize| (id.0 as u32 * 131 + position as u32 * 7) % VOCAB;
+        let request = Request {
+            id,
+            prompt: (0..prompt).map(token).collect(),
+            first_index: replayed.min(prompt as u32 - 1).min(max_tokens - 1),
+            sampling: Sampling { seed: id.0, temperature: 1.0, ..Sampling::greedy() },
+            max_tokens,
+            min_tokens,
+            stop_tokens: STOP.to_vec(),
+        };
+        let Limits { context_tokens_max, kv_blocks, waiting_max, .. } = self.limits;
+        let room = (context_tokens_max as usize).saturating_sub(prompt);
+        let tokens = room.min((max_tokens - request.first_index) as usize);
+        let needed = (prompt + tokens - 1).div_ceil(KV_BLOCK_TOKENS);
+        let accepted = self.scheduler.submit(request.clone());
+        let waiting = self.scheduler.load().waiting;
+        match accepted {
+            Ok(()) => {
+                assert!(room > 0 && needed <= kv_blocks as usize && waiting <= waiting_max);
+                let known = Known {
+                    index_end: request.first_index + tokens as u32,
+                    positions_planned: 0,
+                    draws_planned: 0,
+                    tokens_told: 0,
+                    blocks: Vec::new(),
+                    ended: false,
+                    request,
+                };
+                self.known.insert(id, known);
+                self.unstarted.push_back(id);
+            }
+            Err(Refusal::TooLong { .. }) => assert_eq!(room, 0),
+            Err(Refusal::NeverFits { needed: told, .. }) => {
+                assert!(told == needed && needed > kv_blocks as usize);
+            }
+            Err(Refusal::Overloaded { .. }) => assert_eq!(waiting, waiting_max),
+            Err(refusal) => panic!("refused without reason: {refusal}"),
+        }
+    }
+
+    fn end(&mut self, id: RequestId) {
+        self.unstarted.retain(|&other| other != id);
+        self.known.get_mut(&id).unwrap().ended = true;
+    }
+
+    /// Whether steps under way hold the request.
+    fn is_in_flight(&self, id: RequestId) -> bool {
+        self.in_flight.iter().any(|(_, ids)| ids.contains(&id))
+    }
+
+    /// Requests whose prompt is planned to its end and that have an index left to draw.
+    fn decoding(&self) -> BTreeSet<RequestId> {
+        let decodes = |known: &Known| {
+            let Known { request, draws_planned, index_end, ended, .. } = known;
+            !ended && *draws_planned > 0 && request.first_index + draws_planned < *index_end
+        };
+        self.known.iter().filter(|(_, known)| decodes(known)).map(|(&id, _)| id).collect()
+    }
+
+    fn plan(&mut self) -> bool {
+        let decoding = self.decoding();
+        let Some(step) = self.scheduler.plan() else {
+            let full = self.in_flight.len() == STEPS_IN_FLIGHT_MAX;
+            assert!(full || decoding.is_empty(), "answers wait though a step could be planned");
+            return false;
+        };
+        assert!(self.in_flight.len() < STEPS_IN_FLIGHT_MAX);
+        self.steps += 1;
+        assert_eq!((step.epoch, step.number), (Epoch(9), self.steps));
+        assert!(!step.slices.is_empty() && step.tokens() <= self.limits.step_tokens_max as usize);
+        let slots: BTreeSet<u32> = step.slices.iter().map(|slice| slice.slot).collect();
+        assert_eq!(slots.len(), step.slices.len(), "one slice for a slot");
+        assert!(slots.iter().all(|&slot| slot < self.limits.sequences_max));
+        assert!(
+            step.slices.is_sorted_by_key(|slice| slice.input != Input::Last),
+            "answers come before prompts"
+        );
+
+        let ids: Vec<RequestId> = step.slices.iter().map(|slice| self.take_in(slice)).collect();
+        assert!(decoding.is_subset(&ids.iter().copied().collect()), "an answer stands still");
+        self.in_flight.push_back((step, ids));
+        self.check_blocks();
+        true
+    }
+
+    /// Checks a slice against what its slot held, as a rank would see it; says whose it is.
+    fn take_in(&mut self, slice: &Slice) -> RequestId {
+        if slice.start == 0 {
+            let id = self.unstarted.pop_front().expect("somebody waits");
+            if let Some(previous) = self.slots.insert(slice.slot, id) {
+                let free = self.known[&previous].ended && !self.is_in_flight(previous);
+                assert!(free, "slot {} was still in use", slice.slot);
+            }
+        }
+        let id = self.slots[&slice.slot];
+        let known = self.known.get_mut(&id).unwrap();
+        assert!(!known.ended, "an ended request is not planned");
+        assert_eq!(slice.start, known.positions_planned, "positions follow each other");
+        known.positions_planned += slice.input.len() as u32;
+        match &slice.input {
+            Input::Tokens(tokens) => {
+                let start = slice.start as usize;
+                assert_eq!(tokens[..], known.request.prompt[start..start + tokens.len()], "its own prompt");
+            }
+            Input::Last => assert!(known.draws_planned > 0, "there is a last draw"),
+        }
+        let expected = (known.positions_planned as usize).div_ceil(KV_BLOCK_TOKENS);
+        assert_eq!(slice.blocks.len(), expected, "blocks for each position, and no more");
+        assert!(slice.blocks.starts_with(&known.blocks), "a table only grows");
+        known.blocks.clone_from(&slice.blocks);
+
+        let draws = known.positions_planned as usize >= known.request.prompt.len();
+        assert_eq!(slice.draw.is_some(), draws, "drawn where the prompt is complete");
+        if let Some(draw) = &slice.draw {
+            assert_eq!(draw.index, known.request.first_index + known.draws_planned);
+            assert!(draw.index < known.index_end, "an end by length is foreseen");
+            assert_eq!(draw.sampling, known.request.sampling);
+            let banned = if draw.index < known.request.min_tokens { &STOP[..] } else { &[] };
+            assert_eq!(draw.banned, banned);
+            known.draws_planned += 1;
+        }
+        id
+    }
+
+    /// No block belongs to two requests that go on or stand in a step under way.
+    fn check_blocks(&self) {
+        let mut owners = BTreeMap::new();
+        for (&id, known) in self.known.iter().filter(|&(&id, known)| !known.ended || self.is_in_flight(id)) {
+            for &block in &known.blocks {
+                assert!(block < self.limits.kv_blocks);
+                let other = owners.insert(block, id);
+                assert_eq!(other, None, "block {block} of request {} has two owners", id.0);
+            }
+        }
+    }
+
+    fn commit(&mut self, stops: u64) {
+        let Some((step, ids)) = self.in_flight.pop_front() else { return };
+        let mut sampled = Sampled::default();
+        let mut expected = Vec::new();
+        for (i, (slice, &request)) in step.slices.iter().zip(&ids).enumerate() {
+            let Some(draw) = &slice.draw else {
+                sampled.tokens.push(None);
+                continue;
+            };
+            let stop = draw.banned.is_empty() && stops >> (i % 64) & 1 == 1;
+            let id = if stop { STOP[i % 2] } else { 10 + draw.index };
+            let token = TokenOut { id, logprob: -1.0, top: Vec::new() };
+            sampled.tokens.push(Some(token.clone()));
+            let known = self.known.get_mut(&request).unwrap();
+            if known.ended {
+                continue;
+            }
+            assert_eq!(
+                draw.index,
+                known.request.first_index + known.tokens_told,
+                "indices follow each other"
+            );
+            known.tokens_told += 1;
+            expected.push(Event::Token { request, index: draw.index, token });
+            let length = draw.index + 1 == known.index_end;
+            if stop || length {
+                let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
+                expected.push(Event::Finished { request, reason });
+                known.ended = true;
+            }
+        }
+        assert_eq!(self.scheduler.commit(&step, &sampled), expected);
+    }
+
+    fn check_load(&self) {
+        let Load { running, waiting, kv_blocks_free, kv_blocks } = self.scheduler.load();
+        let going_on = self.known.values().filter(|known| !known.ended).count();
+        assert_eq!(running + waiting, going_on);
+        let seen = |&(&id, known): &(&RequestId, &Known)| !known.ended || self.is_in_flight(id);
+        let held: usize = self.known.iter().filter(seen).map(|(_, known)| known.blocks.len()).sum();
+        assert!(kv_blocks_free as usize + held <= kv_blocks as usize);
+    }
+
+    /// Nothing new comes: everything ends, in a bounded number of steps, and all is free again.
+    fn drain(&mut self) {
+        let tokens: u32 =
+            self.known.values().map(|known| known.request.prompt.len() as u32 + known.index_end).sum();
+        for _ in 0..=tokens {
+            while self.plan() {}
+            self.commit(0);
+            self.check_load();
+        }
+        assert!(self.in_flight.is_empty() && self.known.values().all(|known| known.ended), "all end");
+        let kv_blocks = self.limits.kv_blocks;
+        let idle = Load { running: 0, waiting: 0, kv_blocks_free: kv_blocks, kv_blocks };
+        assert_eq!(self.scheduler.load(), idle, "nothing leaks");
+    }
+}

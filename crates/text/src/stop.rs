@@ -1,0 +1,95 @@
+//! Stop strings, found in a text that arrives in pieces.
+
+/// One stop string and how much of it the end of the text so far matches (Knuth, Morris, Pratt 1977).
+struct Matcher {
+    pattern: Vec<u8>,
+    /// `fallback[n]`: length of the longest proper prefix of `pattern` that ends its first `n + 1` bytes.
+    fallback: Vec<usize>,
+    matched: usize,
+}
+
+impl Matcher {
+    fn new(pattern: String) -> Self {
+        let pattern = pattern.into_bytes();
+        let mut fallback = vec![0; pattern.len()];
+        let mut matched = 0;
+        for i in 1..pattern.len() {
+            while matched > 0 && pattern[i] != pattern[matched] {
+                matched = fallback[matched - 1];
+            }
+            matched += usize::from(pattern[i] == pattern[matched]);
+            fallback[i] = matched;
+        }
+        Self { pattern, fallback, matched: 0 }
+    }
+
+    /// Takes one byte; true when it completes the pattern.
+    fn step(&mut self, byte: u8) -> bool {
+        if self.matched == self.pattern.len() {
+            self.matched = self.fallback[self.matched - 1];
+        }
+        while self.matched > 0 && self.pattern[self.matched] != byte {
+            self.matched = self.fallback[self.matched - 1];
+        }
+        self.matched += usize::from(self.pattern[self.matched] == byte);
+        self.matched == self.pattern.len()
+    }
+
+    /// How many bytes at the end of the text may still become this pattern.
+    fn may_grow(&self) -> usize {
+        if self.matched == self.pattern.len() { self.fallback[self.matched - 1] } else { self.matched }
+    }
+}
+
+/// Lets text through up to the first stop string, and never a part of one.
+///
+/// The first stop string is the one that ends first; of two that end together, the one that begins first.
+/// So the outcome does not depend on how the text was cut into tokens.
+pub(crate) struct StopScanner {
+    matchers: Vec<Matcher>,
+    /// The end of the text, which may be the beginning of a stop string.
+    held: String,
+    stopped: bool,
+}
+
+impl StopScanner {
+    /// Empty stop strings are ignored.
+    pub(crate) fn new(stop: Vec<String>) -> Self {
+        let matchers = stop.into_iter().filter(|s| !s.is_empty()).map(Matcher::new).collect();
+        Self { matchers, held: String::new(), stopped: false }
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Returns the text that is certain now. With `armed` false a stop string that ends in `text` is text.
+    pub(crate) fn push(&mut self, text: &str, armed: bool) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        let from = self.held.len();
+        self.held.push_str(text);
+        for (at, byte) in text.bytes().enumerate() {
+            let mut longest = 0;
+            for matcher in &mut self.matchers {
+                if matcher.step(byte) {
+                    longest = longest.max(matcher.pattern.len());
+                }
+            }
+            if longest > 0 && armed {
+                self.stopped = true;
+                self.held.truncate(from + at + 1 - longest);
+                return std::mem::take(&mut self.held);
+            }
+        }
+        let hold = self.matchers.iter().map(Matcher::may_grow).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - hold);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// The text ends here: what was held back is text after all.
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}

@@ -1,0 +1,127 @@
+//! Chat templates, rendered as Hugging Face's `apply_chat_template` does.
+
+mod python;
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use galerne_checkpoint::TextAssets;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use crate::error::TextError;
+
+/// Work that a template may do on one conversation, in the template engine's units: an instruction costs one,
+/// 64 bytes of text one. Bounds time to about a second and text to some hundred MiB; an honest template
+/// spends some tens of units and its text on a message. (The engine does not yet count what `list + list` makes.)
+const FUEL_MAX: u64 = 5_000_000;
+
+const NAME: &str = "chat_template";
+
+/// The Jinja template that turns a conversation into the prompt that the model was trained on.
+///
+/// A template comes with the model, so it is trusted as little as the model's file: it reaches no file and no
+/// variable but those given to it, and its work is limited.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+/// The message of a template's `raise_exception`, carried through the engine as an error's source.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl ChatTemplate {
+    /// Compiles the checkpoint's template; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`TextError::Template`] if it is not valid Jinja.
+    pub fn load(assets: &TextAssets) -> Result<Option<Self>, TextError> {
+        let Some(source) = &assets.chat_template else { return Ok(None) };
+        let mut environment = environment().map_err(|e| invalid(&e))?;
+        environment.add_template_owned(NAME, source.clone()).map_err(|e| invalid(&e))?;
+        let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
+        Ok(Some(Self { environment, bos_token, eos_token }))
+    }
+
+    /// Renders `messages`, objects as in OpenAI's API, with `role` and `content`. `tools` are function
+    /// descriptions as there. `add_generation_prompt` ends the prompt where the assistant's answer begins.
+    ///
+    /// Encode the result with `add_special = false`: what a sequence begins with stands in the template.
+    ///
+    /// # Errors
+    /// [`TextError::Refused`] if the template itself refuses the conversation, [`TextError::Render`] if it
+    /// fails on it, [`TextError::Endless`] if it does not come to an end.
+    pub fn render(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
+        let token = |token: &Option<String>| token.clone().map_or(Value::UNDEFINED, Value::from);
+        let variables = context! {
+            messages => Value::from(Serde(messages)),
+            tools => Value::from(Serde(tools)),
+            documents => (),
+            add_generation_prompt,
+            bos_token => token(&self.bos_token),
+            eos_token => token(&self.eos_token),
+        };
+        let template = self.environment.get_template(NAME).map_err(|e| failed(&e))?;
+        template.render(variables).map_err(|e| failed(&e))
+    }
+}
+
+/// Jinja as transformers sets it up: see `_compile_jinja_template` in its `chat_template_utils.py`.
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_fuel(Some(FUEL_MAX));
+    // Debug information would carry the conversation into error texts.
+    environment.set_debug(false);
+    environment.add_filter("tojson", |value: &Value, options: Kwargs| python::to_json(value, &options));
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
+    });
+    environment.add_function("strftime_now", |format: String| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        python::strftime(&format, now)
+    });
+    Ok(environment)
+}
+
+fn reason(error: &Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()))
+}
+
+fn invalid(error: &Error) -> TextError {
+    TextError::Template { line: error.line().unwrap_or(1), reason: reason(error) }
+}
+
+fn failed(error: &Error) -> TextError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TextError::Endless { fuel: FUEL_MAX };
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return TextError::Refused(message.clone());
+        }
+        cause = error.source();
+    }
+    TextError::Render { line: error.line().unwrap_or(1), reason: reason(error) }
+}

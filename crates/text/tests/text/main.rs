@@ -1,0 +1,7 @@
+//! Tokenizers, detokenizers and templates against what the reference implementations make of the same input.
+//! `golden/make_golden.py` wrote the expectations.
+
+mod models;
+mod stream;
+mod templates;
+mod tokens;

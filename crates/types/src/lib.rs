@@ -1,0 +1,17 @@
+//! The nouns of Galerne, shared by every crate and depending on none.
+//!
+//! Nothing here does I/O, reads a clock or starts a thread. Token ids, positions and block ids are `u32`;
+//! probabilities and logits are `f32`; times are durations since a start that the caller chose.
+
+mod fleet;
+pub mod limits;
+mod request;
+mod shards;
+mod step;
+
+pub use fleet::{
+    EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
+};
+pub use request::{Event, FinishReason, Refusal, Request, RequestId, Sampling, TokenId, TokenOut, TopToken};
+pub use shards::{Shards, ShardsError};
+pub use step::{BlockId, Draw, Epoch, Input, Sampled, Slice, Step};

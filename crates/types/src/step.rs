@@ -1,0 +1,85 @@
+//! One forward pass, as the leader plans it and every rank runs it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::{Sampling, TokenId, TokenOut};
+
+/// A group's incarnation: the revision of the transaction that formed it. Larger is newer; nobody obeys an
+/// older one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch(pub u64);
+
+/// A block of [`KV_BLOCK_TOKENS`](crate::limits::KV_BLOCK_TOKENS) positions in every rank's KV memory.
+pub type BlockId = u32;
+
+/// Everything a rank needs for one forward pass. A rank refuses another epoch, and a number that does not
+/// follow its last one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The group's incarnation.
+    pub epoch: Epoch,
+    /// 1, 2, 3 … within the epoch.
+    pub number: u64,
+    /// Work, one entry a sequence; at most one entry per slot.
+    pub slices: Vec<Slice>,
+}
+
+/// Some consecutive tokens of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slice {
+    /// Where ranks keep this sequence's last drawn token; below the group's limit of running sequences.
+    pub slot: u32,
+    /// Absolute position of the first token.
+    pub start: u32,
+    /// The tokens to run.
+    pub input: Input,
+    /// The sequence's KV blocks for positions 0 … start + tokens - 1, in order.
+    pub blocks: Vec<BlockId>,
+    /// Draw a token from the logits of the slice's last position.
+    pub draw: Option<Draw>,
+}
+
+/// The tokens that a slice runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Tokens that the leader knows.
+    Tokens(Vec<TokenId>),
+    /// One token: the last one that was drawn for this slot, which the leader may not have seen yet.
+    Last,
+}
+
+impl Input {
+    /// Number of tokens.
+    #[expect(clippy::len_without_is_empty, reason = "a slice is never empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Last => 1,
+        }
+    }
+}
+
+/// How to draw a slice's token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// Temperature, filters, seed.
+    pub sampling: Sampling,
+    /// Index of the token among the generated ones: the generator's counter.
+    pub index: u32,
+    /// Tokens that cannot be drawn now (stop tokens before `min_tokens`).
+    pub banned: Vec<TokenId>,
+}
+
+/// What a step drew.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// One entry a slice, in the step's order; `None` where nothing was to be drawn.
+    pub tokens: Vec<Option<TokenOut>>,
+}
+
+impl Step {
+    /// Tokens in all slices.
+    pub fn tokens(&self) -> usize {
+        self.slices.iter().map(|slice| slice.input.len()).sum()
+    }
+}

@@ -1,0 +1,12 @@
+//! Generates the gRPC code from `proto/`; needs `protoc` (`make setup` brings it).
+
+fn main() -> std::io::Result<()> {
+    let root = std::path::Path::new("../../proto");
+    let files =
+        ["galerne", "engine", "rank", "sampling"].map(|name| root.join(format!("galerne/v1/{name}.proto")));
+    println!("cargo:rerun-if-changed=../../proto");
+    let descriptor = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+    tonic_prost_build::configure()
+        .file_descriptor_set_path(descriptor.join("galerne.bin"))
+        .compile_protos(&files, &[root.to_path_buf()])
+}

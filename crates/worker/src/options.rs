@@ -1,0 +1,175 @@
+//! What a worker is told to do. The command line parses into these once; ranks get theirs through [`rank_args`].
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use galerne_types::{GroupId, RankId};
+
+/// How much KV memory a rank gets. All ranks of a group must be told the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvSize {
+    /// 1 GiB, or more where one full context needs more, or less where all sequences together can use less.
+    #[default]
+    Auto,
+    /// At most this many bytes at each rank.
+    Bytes(u64),
+    /// Exactly this many blocks.
+    Blocks(u32),
+}
+
+/// Options of one rank process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankOptions {
+    /// Checkpoint directory or GGUF file.
+    pub model: PathBuf,
+    /// Name to serve the model under, instead of its file's.
+    pub model_name: Option<String>,
+    /// Cluster: the prefix of all keys in etcd.
+    pub cluster: String,
+    /// The group that the rank stands for.
+    pub group: GroupId,
+    /// N: ranks in the group.
+    pub world_size: usize,
+    /// S, instead of the smallest that suits the model and N.
+    pub virtual_shards: Option<usize>,
+    /// Name of this machine: ranks of one host share memory.
+    pub host: String,
+    /// The rank's index among those of its host and group.
+    pub index: u16,
+    /// Address to listen on; routers and other hosts reach the rank there.
+    pub bind: IpAddr,
+    /// etcd's endpoints.
+    pub etcd: Vec<String>,
+    /// Compute threads.
+    pub threads: usize,
+    /// KV memory.
+    pub kv: KvSize,
+    /// Sequences that run at once, at most.
+    pub sequences_max: u32,
+    /// Tokens in one step, at most.
+    pub step_tokens_max: u32,
+}
+
+impl RankOptions {
+    /// The rank's place.
+    pub fn id(&self) -> RankId {
+        RankId(format!("{}/{}", self.host, self.index))
+    }
+}
+
+/// Options of a host's supervisor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SupervisorOptions {
+    /// Options of the first rank on this host; the others differ in their index only, which counts up.
+    pub first: RankOptions,
+    /// Ranks to run on this host.
+    pub ranks: u16,
+    /// How long the group may take until it is ready for the first time.
+    pub start_timeout: Duration,
+}
+
+impl SupervisorOptions {
+    /// Indices of this host's ranks.
+    pub fn indices(&self) -> std::ops::Range<u16> {
+        self.first.index..self.first.index.saturating_add(self.ranks)
+    }
+}
+
+/// The command line, behind the binary's name, that starts this host's rank `index`.
+pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
+    let RankOptions {
+        model,
+        model_name,
+        cluster,
+        group,
+        world_size,
+        virtual_shards,
+        host,
+        index: _,
+        bind,
+        etcd,
+        threads,
+        kv,
+        sequences_max,
+        step_tokens_max,
+    } = &options.first;
+    let mut args = vec![OsString::from("rank")];
+    let mut flag = |name: &str, value: OsString| args.extend([OsString::from(name), value]);
+    flag("--model", model.into());
+    if let Some(name) = model_name {
+        flag("--model-name", name.into());
+    }
+    flag("--cluster", cluster.into());
+    flag("--group", group.0.clone().into());
+    flag("--tp", world_size.to_string().into());
+    if let Some(count) = virtual_shards {
+        flag("--virtual-shards", count.to_string().into());
+    }
+    flag("--host", host.into());
+    flag("--index", index.to_string().into());
+    flag("--bind", bind.to_string().into());
+    flag("--etcd", etcd.join(",").into());
+    flag("--threads", threads.to_string().into());
+    match kv {
+        KvSize::Auto => {}
+        KvSize::Bytes(bytes) => flag("--kv-memory", bytes.to_string().into()),
+        KvSize::Blocks(blocks) => flag("--kv-blocks", blocks.to_string().into()),
+    }
+    flag("--sequences-max", sequences_max.to_string().into());
+    flag("--step-tokens-max", step_tokens_max.to_string().into());
+    args
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn options() -> SupervisorOptions {
+        SupervisorOptions {
+            first: RankOptions {
+                model: "/models/tiny".into(),
+                model_name: None,
+                cluster: "c".into(),
+                group: GroupId("g".into()),
+                world_size: 2,
+                virtual_shards: None,
+                host: "h".into(),
+                index: 0,
+                bind: "127.0.0.1".parse().unwrap(),
+                etcd: vec!["a:1".into(), "b:2".into()],
+                threads: 3,
+                kv: KvSize::Auto,
+                sequences_max: 64,
+                step_tokens_max: 256,
+            },
+            ranks: 2,
+            start_timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[test]
+    fn a_ranks_command_line() {
+        let args = rank_args(&options(), 1);
+        let line: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
+        assert_eq!(
+            line.join(" "),
+            "rank --model /models/tiny --cluster c --group g --tp 2 --host h --index 1 --bind 127.0.0.1 \
+             --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256"
+        );
+    }
+
+    #[test]
+    fn what_was_chosen_is_passed_on() {
+        let mut options = options();
+        options.first.model_name = Some("m".into());
+        options.first.virtual_shards = Some(8);
+        options.first.kv = KvSize::Blocks(9);
+        let args = rank_args(&options, 0);
+        for pair in [["--model-name", "m"], ["--virtual-shards", "8"], ["--kv-blocks", "9"], ["--index", "0"]]
+        {
+            assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! One epoch on the compute thread: load, meet, try, then run steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use galerne_collective::{AbortHandle, Collective, Config, Peer, Secret, Solo, connect, tree};
+use galerne_model::{Rank, Weights};
+use galerne_types::{Draw, Epoch, EpochRecord, Input, Sampled, Sampling, Shards, Slice, Step};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::compute::Phase;
+use super::error::EpochError;
+use super::setup::Setup;
+
+/// How long the ranks may take to meet, once all hold their weights.
+const MEET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a rank waits for its peers in one collective operation.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Values in the checked all-reduce: enough that it takes the way of a layer's sums.
+const CHECKED_VALUES: usize = 1024;
+
+/// Everything that the compute thread needs for an epoch.
+pub(crate) struct Engagement {
+    pub(crate) epoch: Epoch,
+    pub(crate) record: EpochRecord,
+    /// This rank's place in `record.members`.
+    pub(crate) rank: usize,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) may_meet: Option<oneshot::Receiver<()>>,
+    pub(crate) steps: mpsc::Receiver<Step>,
+    pub(crate) answers: mpsc::Sender<Result<Sampled, EpochError>>,
+    pub(crate) abort: AbortHandle,
+}
+
+/// The weights that the thread holds, kept from epoch to epoch.
+pub(crate) struct Held {
+    shards: Shards,
+    rank: usize,
+    weights: Arc<Weights>,
+}
+
+impl Engagement {
+    /// Works until the epoch is over. Its error is the last answer.
+    pub(crate) fn run(mut self, setup: &Setup, held: &mut Option<Held>) {
+        let outcome = self.work(setup, held);
+        self.abort.abort();
+        if let Err(error) = outcome {
+            // Nobody listens when the epoch was given up from outside.
+            let _ = self.answers.blocking_send(Err(error));
+        }
+    }
+
+    fn work(&mut self, setup: &Setup, held: &mut Option<Held>) -> Result<(), EpochError> {
+        let weights = self.load(setup, held)?;
+        self.phase.send_replace(Phase::Loaded);
+        let Some(Ok(())) = self.may_meet.take().map(oneshot::Receiver::blocking_recv) else { return Ok(()) };
+        self.phase.send_replace(Phase::Joining);
+        let mut collective = self.join(setup)?;
+        self.check_sum(collective.as_mut())?;
+        check_options(collective.as_mut(), setup)?;
+        let mut rank = Rank::new(weights, &setup.model, collective).map_err(EpochError::Model)?;
+        rank.step(&self.warm_up()).map_err(EpochError::Step)?;
+        self.phase.send_replace(Phase::Ready);
+        while let Some(step) = self.steps.blocking_recv() {
+            let sampled = rank.step(&step).map_err(EpochError::Step)?;
+            if self.answers.blocking_send(Ok(sampled)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, setup: &Setup, held: &mut Option<Held>) -> Result<Arc<Weights>, EpochError> {
+        let (shards, rank) = (self.record.shards, self.rank);
+        if let Some(held) = held.as_ref().filter(|held| held.shards == shards && held.rank == rank) {
+            return Ok(Arc::clone(&held.weights));
+        }
+        *held = None; // before the new ones come: there may not be room for both
+        let progress = |done: u64, total: u64| {
+            let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
+            let phase = Phase::Loading(u8::try_from(percent).unwrap_or(100));
+            self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
+        };
+        let weights = Weights::load(&setup.checkpoint, shards, rank, setup.model.threads, &progress);
+        let weights = Arc::new(weights.map_err(EpochError::Model)?);
+        *held = Some(Held { shards, rank, weights: Arc::clone(&weights) });
+        Ok(weights)
+    }
+
+    fn join(&self, setup: &Setup) -> Result<Box<dyn Collective>, EpochError> {
+        let leaves = self.record.shards.virtual_shards();
+        if self.record.members.len() == 1 {
+            return Ok(Box::new(Solo::new(leaves)));
+        }
+        let peer = |member: &galerne_types::Member| {
+            let address = member.collective.parse();
+            let address = address.map_err(|_| record_error(format!("no address: {}", member.collective)))?;
+            Ok(Peer { host: member.host.clone(), address, leaves: member.shards.clone() })
+        };
+        let config = Config {
+            rank: self.rank,
+            leaves,
+            peers: self.record.members.iter().map(peer).collect::<Result<_, EpochError>>()?,
+            secret: secret(&self.record.secret)?,
+            epoch: self.epoch.0,
+            threads: setup.model.threads,
+            meet_timeout: MEET_TIMEOUT,
+            timeout: COLLECTIVE_TIMEOUT,
+        };
+        Ok(Box::new(connect(&config, &setup.listener, &self.abort)?))
+    }
+
+    /// Sums s + 1 over all virtual shards s: exact in f32, and different when one is missing, doubled or moved.
+    fn check_sum(&self, collective: &mut dyn Collective) -> Result<(), EpochError> {
+        let shards = self.record.shards;
+        let sum = |leaves: std::ops::Range<usize>| leaves.map(|leaf| (leaf + 1) as f32).sum::<f32>();
+        let pieces = tree::pieces(shards.virtual_shards(), shards.of_rank(self.rank));
+        let partials: Vec<f32> =
+            pieces.into_iter().flat_map(|piece| std::iter::repeat_n(sum(piece), CHECKED_VALUES)).collect();
+        let mut out = vec![0.0; CHECKED_VALUES];
+        collective.all_reduce(&partials, &mut out)?;
+        let expected = sum(0..shards.virtual_shards());
+        match out.into_iter().find(|&found| found != expected) {
+            Some(found) => Err(EpochError::Checked { expected, found }),
+            None => Ok(()),
+        }
+    }
+
+    /// One token through the whole model, the same at all ranks. What it leaves in block 0 is overwritten
+    /// before anyone reads it.
+    fn warm_up(&self) -> Step {
+        let draw = Draw { sampling: Sampling::greedy(), index: 0, banned: Vec::new() };
+        let input = Input::Tokens(vec![0]);
+        let slice = Slice { slot: 0, start: 0, input, blocks: vec![0], draw: Some(draw) };
+        Step { epoch: self.epoch, number: 0, slices: vec![slice] }
+    }
+}
+
+/// The leader's limits decide what steps look like: every rank must have made room for as much.
+fn check_options(collective: &mut dyn Collective, setup: &Setup) -> Result<(), EpochError> {
+    let model = &setup.model;
+    let limits = [model.kv_blocks, model.sequences_max, model.step_tokens_max];
+    let mut bytes: Vec<u8> = limits.iter().flat_map(|&limit| (limit as u64).to_le_bytes()).collect();
+    let mine = bytes.clone();
+    collective.broadcast(0, &mut bytes)?;
+    if bytes == mine {
+        return Ok(());
+    }
+    let words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+    let leader: Vec<u64> = words.collect();
+    let told = |kv_blocks: u64, sequences: u64, tokens: u64| {
+        format!("{kv_blocks} KV blocks, {sequences} sequences and {tokens} tokens a step")
+    };
+    let [kv_blocks, sequences, tokens] = limits.map(|limit| limit as u64);
+    Err(EpochError::Options {
+        leader: told(leader[0], leader[1], leader[2]),
+        here: told(kv_blocks, sequences, tokens),
+    })
+}
+
+fn secret(hex: &str) -> Result<Secret, EpochError> {
+    let wrong = || record_error("its secret is not 64 hexadecimal digits".into());
+    let mut bytes = [0; 32];
+    if hex.len() != 64 || !hex.is_ascii() {
+        return Err(wrong());
+    }
+    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(Secret::from(bytes))
+}
+
+fn record_error(says: String) -> EpochError {
+    EpochError::Record(says)
+}

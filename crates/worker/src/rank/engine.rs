@@ -1,0 +1,83 @@
+//! The face towards routers: `Engine.Run`, at the leader.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
+use galerne_wire::v1;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::door::Door;
+use super::streams::{RunItem, StreamSender, lost, stream};
+
+/// Calls that wait for the leader's loop before more are refused.
+pub(crate) const CALLS_MAX: usize = 256;
+
+/// A request on its way to the leader's loop.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) request: RunRequest,
+    pub(crate) stream: StreamSender,
+    pub(crate) verdict: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// The leader's loop of one epoch, as seen from outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbox {
+    pub(crate) epoch: Epoch,
+    pub(crate) calls: mpsc::Sender<Call>,
+}
+
+/// The service: open while this rank leads a ready group.
+#[derive(Debug)]
+pub(crate) struct EngineService {
+    door: Door<Inbox>,
+    next_id: AtomicU64,
+}
+
+impl EngineService {
+    pub(crate) fn new(door: Door<Inbox>) -> Self {
+        Self { door, next_id: AtomicU64::new(1) }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::engine_server::Engine for EngineService {
+    type RunStream = ReceiverStream<RunItem>;
+
+    async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
+        let request = request.into_inner();
+        let inbox =
+            self.door.enter().ok_or_else(|| Status::failed_precondition("this rank leads no group"))?;
+        if request.epoch != inbox.epoch.0 {
+            let says = format!("this rank leads epoch {}, not {}", inbox.epoch.0, request.epoch);
+            return Err(Status::failed_precondition(says));
+        }
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let request =
+            request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (stream, events) = stream();
+        let (verdict, judged) = oneshot::channel();
+        inbox.calls.try_send(Call { request, stream, verdict }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => refused(&Refusal::Overloaded { waiting: CALLS_MAX }),
+            mpsc::error::TrySendError::Closed(_) => lost(),
+        })?;
+        match judged.await {
+            Ok(Ok(())) => Ok(Response::new(ReceiverStream::new(events))),
+            Ok(Err(refusal)) => Err(refused(&refusal)),
+            Err(_) => Err(lost()),
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let says = refusal.to_string();
+    match refusal {
+        Refusal::TooLong { .. } | Refusal::NeverFits { .. } | Refusal::Invalid(_) => {
+            Status::invalid_argument(says)
+        }
+        Refusal::Overloaded { .. } => Status::resource_exhausted(says),
+        Refusal::NoGroup { .. } => Status::unavailable(says),
+    }
+}

@@ -1,0 +1,214 @@
+//! The follower's face and loop: `Rank.Follow`.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::stream::{BoxStream, StreamExt as _};
+use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
+use galerne_types::{Epoch, Step};
+use galerne_wire::{EPOCH_SECRET_KEY, v1};
+use subtle::ConstantTimeEq as _;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::compute::Steps;
+use super::digest::digest;
+use super::door::Door;
+use super::error::EpochError;
+
+/// How long the leader may take to open its stream once the ranks have met.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A follower's loop of one epoch, as seen from outside.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    /// The epoch's secret, as the leader shows it.
+    pub(crate) secret: String,
+    pub(crate) visits: mpsc::Sender<Visit>,
+}
+
+/// The leader's stream, authenticated.
+pub(crate) struct Visit {
+    pub(crate) steps: BoxStream<'static, Result<v1::Step, Status>>,
+    pub(crate) done: mpsc::Sender<Result<v1::StepDone, Status>>,
+}
+
+/// The service: open while this rank waits for the leader of its epoch.
+pub(crate) struct RankService {
+    pub(crate) door: Door<Seat>,
+}
+
+#[tonic::async_trait]
+impl v1::rank_server::Rank for RankService {
+    type FollowStream = ReceiverStream<Result<v1::StepDone, Status>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<v1::Step>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let shown = request.metadata().get(EPOCH_SECRET_KEY).map(|value| value.as_bytes().to_vec());
+        let shown = shown.unwrap_or_default();
+        // The same answer for no epoch, another epoch and a wrong secret: a stranger learns nothing.
+        let seat = self.door.enter().filter(|seat| seat.secret.as_bytes().ct_eq(&shown).into());
+        let seat = seat.ok_or_else(|| Status::unauthenticated("not the secret of this rank's epoch"))?;
+        let (done, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        let visit = Visit { steps: request.into_inner().boxed(), done };
+        seat.visits.try_send(visit).map_err(|_| Status::failed_precondition("this epoch has its leader"))?;
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}
+
+/// Runs the leader's steps until something breaks the epoch, which the leader is told.
+pub(crate) async fn follow(
+    epoch: Epoch,
+    mut visited: mpsc::Receiver<Visit>,
+    mut steps: Steps,
+) -> Result<Infallible, EpochError> {
+    let late = |_| EpochError::Deadline { what: "the leader's first word".into(), deadline: LEADER_TIMEOUT };
+    let visit = tokio::select! {
+        visit = timeout(LEADER_TIMEOUT, visited.recv()) => visit.map_err(late)?,
+        early = steps.answer() => return Err(early.err().unwrap_or(EpochError::Ended)),
+    };
+    visited.close(); // an epoch has one leader: a second visitor is refused
+    let Visit { steps: orders, done } = visit.ok_or(EpochError::Ended)?;
+    let mut follower = Follower { epoch, orders, done, steps, last: 0, running: VecDeque::new() };
+    loop {
+        if let Err(error) = follower.turn().await {
+            let status = match &error {
+                EpochError::Leader(reason) => Status::failed_precondition(reason.clone()),
+                other => Status::aborted(other.to_string()),
+            };
+            // The leader may be gone, or behind: it sees the end of the stream in any case.
+            let _ = follower.done.try_send(Err(status));
+            return Err(error);
+        }
+    }
+}
+
+struct Follower {
+    epoch: Epoch,
+    orders: BoxStream<'static, Result<v1::Step, Status>>,
+    done: mpsc::Sender<Result<v1::StepDone, Status>>,
+    steps: Steps,
+    /// Number of the last step that was taken in.
+    last: u64,
+    running: VecDeque<Step>,
+}
+
+impl Follower {
+    async fn turn(&mut self) -> Result<(), EpochError> {
+        let room = self.running.len() < STEPS_IN_FLIGHT_MAX;
+        tokio::select! {
+            order = self.orders.next(), if room => {
+                let step = self.check(order)?;
+                self.running.push_back(step.clone());
+                self.steps.submit(step)
+            }
+            sampled = self.steps.answer() => {
+                let sampled = sampled?;
+                let step = self.running.pop_front().ok_or(EpochError::Ended)?;
+                let answer = v1::StepDone { number: step.number, hash: digest(&step, &sampled) };
+                let sent = self.done.try_send(Ok(answer));
+                sent.map_err(|_| EpochError::Leader("nobody takes this rank's answers".into()))
+            }
+        }
+    }
+
+    /// The step, if it is the next one of this epoch.
+    fn check(&mut self, order: Option<Result<v1::Step, Status>>) -> Result<Step, EpochError> {
+        let order = match order {
+            None => return Err(EpochError::Leader("it has closed its stream".into())),
+            Some(Err(status)) => return Err(EpochError::Leader(status.message().into())),
+            Some(Ok(order)) => order,
+        };
+        let step = Step::try_from(order).map_err(|error| EpochError::Leader(error.to_string()))?;
+        if step.epoch != self.epoch {
+            let says = format!("a step of epoch {} in epoch {}", step.epoch.0, self.epoch.0);
+            return Err(EpochError::Leader(says));
+        }
+        if step.number != self.last + 1 {
+            let says = format!("step {} after step {}", step.number, self.last);
+            return Err(EpochError::Leader(says));
+        }
+        self.last = step.number;
+        Ok(step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::{Input, Sampled, Slice};
+
+    use super::*;
+
+    const EPOCH: Epoch = Epoch(5);
+
+    fn order(epoch: u64, number: u64) -> v1::Step {
+        let slice = Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: None };
+        v1::Step::from(&Step { epoch: Epoch(epoch), number, slices: vec![slice] })
+    }
+
+    /// Runs a follower that is sent `orders`; returns what it answers and why it ends.
+    async fn run(orders: Vec<v1::Step>) -> (Vec<Result<v1::StepDone, Status>>, EpochError) {
+        let (to, mut taken) = mpsc::channel::<Step>(STEPS_IN_FLIGHT_MAX);
+        let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        tokio::spawn(async move {
+            while let Some(step) = taken.recv().await {
+                let sampled = Sampled { tokens: vec![None; step.slices.len()] };
+                if answer.send(Ok(sampled)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let (visits, visited) = mpsc::channel(1);
+        let (done, mut told) = mpsc::channel(8);
+        let (orders_to, orders_in) = mpsc::channel(1);
+        let steps = ReceiverStream::new(orders_in).boxed();
+        visits.send(Visit { steps, done }).await.unwrap();
+        let leader = async move {
+            let mut answers = Vec::new();
+            for order in orders {
+                orders_to.send(Ok(order)).await.unwrap();
+                answers.push(told.recv().await.unwrap());
+            }
+            drop(orders_to);
+            answers.extend(told.recv().await);
+            answers
+        };
+        let (answers, outcome) = tokio::join!(leader, follow(EPOCH, visited, Steps { to, answers }));
+        (answers, outcome.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn steps_are_answered_until_the_leader_goes() {
+        let (answers, error) = run(vec![order(5, 1), order(5, 2)]).await;
+        let numbers: Vec<u64> = answers[..2].iter().map(|answer| answer.as_ref().unwrap().number).collect();
+        assert_eq!(numbers, [1, 2]);
+        assert_ne!(answers[0].as_ref().unwrap().hash, answers[1].as_ref().unwrap().hash);
+        assert!(matches!(error, EpochError::Leader(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn another_epoch_and_a_skipped_step_are_refused() {
+        for (bad, says) in
+            [(order(4, 2), "a step of epoch 4 in epoch 5"), (order(5, 3), "step 3 after step 1")]
+        {
+            let (answers, error) = run(vec![order(5, 1), bad]).await;
+            let status = answers[1].as_ref().unwrap_err();
+            assert_eq!((status.code(), status.message()), (tonic::Code::FailedPrecondition, says));
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_never_comes_ends_the_epoch() {
+        let (_visits, visited) = mpsc::channel(1);
+        let (to, _taken) = mpsc::channel(1);
+        let (_answer, answers) = mpsc::channel(1);
+        let error = follow(EPOCH, visited, Steps { to, answers }).await.unwrap_err();
+        assert!(matches!(error, EpochError::Deadline { .. }), "{error}");
+    }
+}

@@ -1,0 +1,111 @@
+//! The leader's streams to the other ranks of its epoch.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{BoxStream, Stream as _, StreamExt as _};
+use galerne_types::limits::{GRPC_MESSAGE_BYTES_MAX, STEPS_IN_FLIGHT_MAX};
+use galerne_types::{EpochRecord, Step};
+use galerne_wire::{EPOCH_SECRET_KEY, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Request, Status};
+
+use super::error::EpochError;
+use crate::grpc;
+
+/// How long a follower may take to open its stream: it has met all others in the collective by then.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All followers of one epoch.
+#[derive(Default)]
+pub(crate) struct Followers {
+    links: Vec<Link>,
+    /// Which link is asked first for its answers: each in turn.
+    turn: usize,
+}
+
+/// One follower: steps to it, answers from it.
+pub(crate) struct Link {
+    pub(crate) rank: usize,
+    pub(crate) steps: mpsc::Sender<v1::Step>,
+    pub(crate) done: BoxStream<'static, Result<v1::StepDone, Status>>,
+}
+
+impl Followers {
+    pub(crate) fn new(links: Vec<Link>) -> Self {
+        Self { links, turn: 0 }
+    }
+
+    /// Opens a stream to every member but the first.
+    pub(crate) async fn open(record: &EpochRecord) -> Result<Self, EpochError> {
+        let mut links = Vec::new();
+        for (rank, member) in record.members.iter().enumerate().skip(1) {
+            let link = open(rank, &member.address, &record.secret);
+            let late = EpochError::Deadline {
+                what: format!("opening the step stream of follower {rank}"),
+                deadline: OPEN_TIMEOUT,
+            };
+            links.push(tokio::time::timeout(OPEN_TIMEOUT, link).await.map_err(|_| late)??);
+        }
+        Ok(Self::new(links))
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Sends a step to all.
+    pub(crate) fn send(&self, step: &Step) -> Result<(), EpochError> {
+        self.links.iter().try_for_each(|link| {
+            // There is room for all steps that may be in flight: a full queue is a follower that is gone.
+            let sent = link.steps.try_send(step.into());
+            sent.map_err(|_| ended(link.rank, "its stream of steps is closed"))
+        })
+    }
+
+    /// The next answer of any follower; waits for ever when there are none. An ended stream is an error.
+    pub(crate) async fn answer(&mut self) -> Result<(usize, v1::StepDone), EpochError> {
+        poll_fn(|context| self.poll_answer(context)).await
+    }
+
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<(usize, v1::StepDone), EpochError>> {
+        let count = self.links.len();
+        for offset in 0..count {
+            let index = (self.turn + offset) % count;
+            let link = &mut self.links[index];
+            if let Poll::Ready(answer) = Pin::new(&mut link.done).poll_next(context) {
+                self.turn = index + 1;
+                return Poll::Ready(match answer {
+                    Some(Ok(done)) => Ok((link.rank, done)),
+                    Some(Err(status)) => Err(ended(link.rank, status.message())),
+                    None => Err(ended(link.rank, "it has ended its stream")),
+                });
+            }
+        }
+        Poll::Pending
+    }
+}
+
+async fn open(rank: usize, address: &str, secret: &str) -> Result<Link, EpochError> {
+    let channel = grpc::connect(address).await.map_err(|reason| ended(rank, &reason))?;
+    let mut client = v1::rank_client::RankClient::new(channel)
+        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+    let (steps, receiver) = mpsc::channel(STEPS_IN_FLIGHT_MAX);
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    let mut secret: MetadataValue<Ascii> =
+        secret.parse().map_err(|_| EpochError::Record("its secret is not ASCII".into()))?;
+    secret.set_sensitive(true);
+    request.metadata_mut().insert(EPOCH_SECRET_KEY, secret);
+    let answer = client.follow(request).await.map_err(|status| ended(rank, status.message()))?;
+    Ok(Link { rank, steps, done: answer.into_inner().boxed() })
+}
+
+fn ended(rank: usize, reason: &str) -> EpochError {
+    EpochError::Follower { rank, reason: reason.into() }
+}

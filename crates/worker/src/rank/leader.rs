@@ -1,0 +1,362 @@
+//! The leader's loop: requests in, steps out to all ranks, tokens out to the clients.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use galerne_sched::Scheduler;
+use galerne_types::{Epoch, Sampled, Step};
+use galerne_wire::v1;
+use tokio::sync::mpsc;
+
+use super::compute::Steps;
+use super::digest::digest;
+use super::engine::Call;
+use super::error::EpochError;
+use super::followers::Followers;
+use super::stats::StepStats;
+use super::streams::Streams;
+
+/// How long a step may take, apart from its tokens.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long each token of a step may take: a slow machine with a large model runs a few tokens a second.
+const STEP_TOKEN_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// The leader of one epoch. It plans the next step while one runs; a step is committed when all ranks have run
+/// it and agree on what it drew. Dropping it fails the open streams.
+pub(crate) struct Leader {
+    epoch: Epoch,
+    scheduler: Scheduler,
+    steps: Steps,
+    followers: Followers,
+    streams: Streams,
+    in_flight: VecDeque<InFlight>,
+    /// Since when the oldest step in flight has been the oldest.
+    oldest_since: tokio::time::Instant,
+    stats: StepStats,
+}
+
+/// A step that not all ranks have answered yet.
+struct InFlight {
+    step: Step,
+    /// What this rank drew, and its digest.
+    own: Option<(Sampled, u64)>,
+    /// The followers' digests, as they come.
+    theirs: Vec<(usize, u64)>,
+}
+
+/// What the loop waits for.
+enum News {
+    Call(Box<Call>),
+    Own(Sampled),
+    Follower(usize, v1::StepDone),
+}
+
+impl Leader {
+    pub(crate) fn new(epoch: Epoch, scheduler: Scheduler, steps: Steps, followers: Followers) -> Self {
+        Self {
+            epoch,
+            scheduler,
+            steps,
+            followers,
+            streams: Streams::default(),
+            in_flight: VecDeque::new(),
+            oldest_since: tokio::time::Instant::now(),
+            stats: StepStats::default(),
+        }
+    }
+
+    /// Serves `calls` until something breaks the epoch.
+    pub(crate) async fn lead(&mut self, mut calls: mpsc::Receiver<Call>) -> Result<Infallible, EpochError> {
+        loop {
+            let news = self.news(&mut calls).await?;
+            let work = Instant::now();
+            self.work(news, &mut calls)?;
+            self.stats.worked(work.elapsed());
+        }
+    }
+
+    async fn news(&mut self, calls: &mut mpsc::Receiver<Call>) -> Result<News, EpochError> {
+        let deadline = self.in_flight.front().map(|oldest| step_timeout(&oldest.step));
+        let due = self.oldest_since + deadline.unwrap_or_default();
+        tokio::select! {
+            Some(call) = calls.recv() => Ok(News::Call(Box::new(call))),
+            own = self.steps.answer() => own.map(News::Own),
+            done = self.followers.answer() => done.map(|(rank, done)| News::Follower(rank, done)),
+            () = tokio::time::sleep_until(due), if deadline.is_some() => {
+                Err(EpochError::Deadline { what: "a step".into(), deadline: deadline.unwrap_or_default() })
+            }
+        }
+    }
+
+    /// All that there is to do without waiting.
+    fn work(&mut self, news: News, calls: &mut mpsc::Receiver<Call>) -> Result<(), EpochError> {
+        match news {
+            News::Call(call) => self.submit(*call),
+            News::Own(sampled) => self.own_answer(sampled)?,
+            News::Follower(rank, done) => self.follower_answer(rank, &done)?,
+        }
+        while let Ok(call) = calls.try_recv() {
+            self.submit(call);
+        }
+        self.commit()?;
+        for request in self.streams.take_left() {
+            self.scheduler.cancel(request);
+        }
+        self.plan()
+    }
+
+    fn submit(&mut self, call: Call) {
+        let Call { request, stream, verdict } = call;
+        let id = request.id;
+        let submitted = self.scheduler.submit(request);
+        if submitted.is_ok() {
+            self.streams.open(id, stream);
+        }
+        // A client that has left already is noticed by its closed stream.
+        let _ = verdict.send(submitted);
+    }
+
+    fn own_answer(&mut self, sampled: Sampled) -> Result<(), EpochError> {
+        let entry = self.in_flight.iter_mut().find(|entry| entry.own.is_none()).ok_or(EpochError::Ended)?;
+        let digest = digest(&entry.step, &sampled);
+        entry.own = Some((sampled, digest));
+        Ok(())
+    }
+
+    fn follower_answer(&mut self, rank: usize, done: &v1::StepDone) -> Result<(), EpochError> {
+        let entry = self.in_flight.iter_mut().find(|entry| entry.step.number == done.number);
+        let entry = entry.filter(|entry| entry.theirs.iter().all(|&(heard, _)| heard != rank));
+        let entry = entry.ok_or_else(|| EpochError::Follower {
+            rank,
+            reason: format!("it answers step {}, which it was not asked", done.number),
+        })?;
+        entry.theirs.push((rank, done.hash));
+        Ok(())
+    }
+
+    /// Commits the steps that all ranks have run, in order.
+    fn commit(&mut self) -> Result<(), EpochError> {
+        let count = self.followers.count();
+        let done = |entry: &InFlight| entry.own.is_some() && entry.theirs.len() == count;
+        while self.in_flight.front().is_some_and(done) {
+            let Some(InFlight { step, own: Some((sampled, digest)), theirs }) = self.in_flight.pop_front()
+            else {
+                break;
+            };
+            self.oldest_since = tokio::time::Instant::now();
+            if let Some(&(rank, _)) = theirs.iter().find(|(_, hash)| *hash != digest) {
+                return Err(EpochError::Diverged { rank, number: step.number });
+            }
+            for event in self.scheduler.commit(&step, &sampled) {
+                if let Some(request) = self.streams.emit(event) {
+                    self.scheduler.cancel(request);
+                }
+            }
+            self.stats.step_done(step.tokens());
+        }
+        Ok(())
+    }
+
+    /// Hands out as many steps as may be in flight.
+    fn plan(&mut self) -> Result<(), EpochError> {
+        while let Some(step) = self.scheduler.plan() {
+            if self.in_flight.is_empty() {
+                self.oldest_since = tokio::time::Instant::now();
+            }
+            self.followers.send(&step)?;
+            self.steps.submit(step.clone())?;
+            self.in_flight.push_back(InFlight { step, own: None, theirs: Vec::new() });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.stats.log(self.epoch);
+    }
+}
+
+fn step_timeout(step: &Step) -> Duration {
+    STEP_TIMEOUT + STEP_TOKEN_TIMEOUT * u32::try_from(step.tokens()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use galerne_sched::Limits;
+    use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
+    use galerne_types::{FinishReason, Request, RequestId, Sampling, TokenOut};
+    use tokio::sync::oneshot;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::rank::followers::Link;
+    use crate::rank::streams::{RunItem, stream};
+
+    const EPOCH: Epoch = Epoch(5);
+    const LIMITS: Limits = Limits {
+        kv_blocks: 512,
+        sequences_max: 16,
+        step_tokens_max: 64,
+        context_tokens_max: 1024,
+        vocab: 1024,
+        waiting_max: 64,
+    };
+
+    /// Every draw is the token's index.
+    fn sample(step: &Step) -> Sampled {
+        let token = |id| TokenOut { id, logprob: 0.0, top: Vec::new() };
+        Sampled {
+            tokens: step
+                .slices
+                .iter()
+                .map(|slice| slice.draw.as_ref().map(|draw| token(draw.index)))
+                .collect(),
+        }
+    }
+
+    /// A compute thread that runs `steps` steps and then hangs.
+    fn compute(steps: usize) -> Steps {
+        let (to, mut taken) = mpsc::channel::<Step>(STEPS_IN_FLIGHT_MAX);
+        let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        tokio::spawn(async move {
+            for _ in 0..steps {
+                let Some(step) = taken.recv().await else { return };
+                if answer.send(Ok(sample(&step))).await.is_err() {
+                    return;
+                }
+            }
+            answer.closed().await;
+        });
+        Steps { to, answers }
+    }
+
+    /// A follower whose answers to steps from `diverges_at` on are wrong.
+    fn follower(rank: usize, diverges_at: u64) -> Link {
+        let (to, mut taken) = mpsc::channel::<v1::Step>(STEPS_IN_FLIGHT_MAX);
+        let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        tokio::spawn(async move {
+            while let Some(step) = taken.recv().await {
+                let step = Step::try_from(step).unwrap();
+                let hash = digest(&step, &sample(&step)) ^ u64::from(step.number >= diverges_at);
+                if answer.send(Ok(v1::StepDone { number: step.number, hash })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Link { rank, steps: to, done: ReceiverStream::new(answers).boxed() }
+    }
+
+    fn leader(steps: Steps, followers: Vec<Link>) -> Leader {
+        Leader::new(EPOCH, Scheduler::new(EPOCH, LIMITS), steps, Followers::new(followers))
+    }
+
+    fn call(id: u64, tokens: u32) -> (Call, mpsc::Receiver<RunItem>) {
+        let request = Request {
+            id: RequestId(id),
+            prompt: vec![1; 100],
+            first_index: 0,
+            sampling: Sampling::greedy(),
+            max_tokens: tokens,
+            min_tokens: 0,
+            stop_tokens: Vec::new(),
+        };
+        let (stream, events) = stream();
+        (Call { request, stream, verdict: oneshot::channel().0 }, events)
+    }
+
+    /// The indices of all tokens, and the last item.
+    async fn read(mut events: mpsc::Receiver<RunItem>) -> (Vec<u32>, RunItem) {
+        let mut indices = Vec::new();
+        loop {
+            match events.recv().await.expect("a last word") {
+                Ok(v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) }) => {
+                    indices.push(token.index);
+                }
+                last => return (indices, last),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_reach_their_streams_in_little_control_time() {
+        let mut leader = leader(compute(usize::MAX), vec![follower(1, u64::MAX), follower(2, u64::MAX)]);
+        let (calls, inbox) = mpsc::channel(16);
+        let mut streams = Vec::new();
+        for id in 0..8 {
+            let (call, events) = call(id, 200);
+            calls.send(call).await.unwrap();
+            streams.push(events);
+        }
+        tokio::select! {
+            error = leader.lead(inbox) => panic!("{error:?}"),
+            outcomes = futures_util::future::join_all(streams.into_iter().map(read)) => {
+                for (indices, last) in outcomes {
+                    assert_eq!(indices, (0..200).collect::<Vec<_>>());
+                    let length = v1::FinishReason::from(FinishReason::Length).into();
+                    assert_eq!(last.unwrap().event, Some(v1::run_event::Event::Finished(length)));
+                }
+            }
+        }
+        assert_eq!(leader.scheduler.load().kv_blocks_free, LIMITS.kv_blocks);
+        let control = leader.stats.control_max_of(50);
+        assert!(control < Duration::from_micros(100), "half of all steps cost more than {control:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_frees_its_blocks() {
+        let mut leader = leader(compute(usize::MAX), Vec::new());
+        let (calls, inbox) = mpsc::channel(16);
+        let (leaves, mut events) = call(1, 900);
+        let (stays, other_events) = call(2, 200);
+        calls.send(leaves).await.unwrap();
+        calls.send(stays).await.unwrap();
+        let client = async {
+            events.recv().await.unwrap().unwrap();
+            drop(events);
+            read(other_events).await
+        };
+        tokio::select! {
+            error = leader.lead(inbox) => panic!("{error:?}"),
+            (indices, _) = client => assert_eq!(indices.len(), 200),
+        }
+        let load = leader.scheduler.load();
+        assert_eq!((load.running, load.kv_blocks_free), (0, LIMITS.kv_blocks));
+    }
+
+    #[tokio::test]
+    async fn a_rank_that_diverges_ends_the_epoch_before_its_tokens_are_told() {
+        let mut leader = leader(compute(usize::MAX), vec![follower(1, u64::MAX), follower(2, 3)]);
+        let (calls, inbox) = mpsc::channel(16);
+        let (call, events) = call(1, 200); // its prompt takes steps 1 and 2
+        calls.send(call).await.unwrap();
+        let error = leader.lead(inbox).await.unwrap_err();
+        assert!(matches!(error, EpochError::Diverged { rank: 2, number: 3 }), "{error}");
+        drop(leader);
+        let (indices, last) = read(events).await;
+        assert_eq!(indices, [0]);
+        assert_eq!(last.unwrap_err().code(), tonic::Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_ends_its_stream_ends_the_epoch() {
+        let (steps, done) = (mpsc::channel(2).0, futures_util::stream::empty().boxed());
+        let mut leader = leader(compute(usize::MAX), vec![Link { rank: 1, steps, done }]);
+        let (_calls, inbox) = mpsc::channel(16);
+        let error = leader.lead(inbox).await.unwrap_err();
+        assert!(matches!(error, EpochError::Follower { rank: 1, .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_hangs_ends_the_epoch() {
+        let mut leader = leader(compute(1), Vec::new());
+        let (calls, inbox) = mpsc::channel(16);
+        let (call, _events) = call(1, 200);
+        calls.send(call).await.unwrap();
+        let error = leader.lead(inbox).await.unwrap_err();
+        assert!(matches!(error, EpochError::Deadline { .. }), "{error}");
+    }
+}

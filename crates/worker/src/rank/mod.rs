@@ -1,0 +1,103 @@
+//! One rank process: registers, and serves epoch after epoch until it is told to end.
+
+mod compute;
+mod digest;
+mod door;
+mod engagement;
+mod engine;
+mod error;
+mod follower;
+mod followers;
+mod leader;
+mod memory;
+mod process;
+mod setup;
+mod stats;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use galerne_coord::Coord;
+use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
+use galerne_wire::v1::engine_server::EngineServer;
+use galerne_wire::v1::rank_server::RankServer;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::WorkerError;
+use crate::grpc;
+use crate::options::RankOptions;
+use crate::supervisor::COORD_TIMEOUT;
+use compute::Compute;
+use door::Door;
+use engine::EngineService;
+use follower::RankService;
+use process::Process;
+use setup::Setup;
+
+/// How long clients may take to hear the last word when the process ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+type Server = JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// Runs one rank until `shutdown`: opens its model, registers, and serves every epoch that it is a member of.
+/// When it ends it has given up its registration, and its open streams have been told.
+///
+/// # Errors
+/// Whatever ends the process; [`WorkerError::exit_code`] says whether a restart may help.
+pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    let opened = tokio::task::spawn_blocking(move || Setup::open(options)).await;
+    let setup = Arc::new(opened.unwrap_or_else(|error| Err(WorkerError::Panicked(error.to_string())))?);
+    let options = &setup.options;
+    let coord = Coord::connect(&options.etcd, &options.cluster, COORD_TIMEOUT).await?;
+    let (engine_door, rank_door) = (Door::closed(), Door::closed());
+    let bind = |source| WorkerError::Bind { address: options.bind.to_string(), source };
+    let listener = TcpListener::bind((options.bind, 0)).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?.to_string();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_not_serving::<EngineServer<EngineService>>().await;
+    let engine = EngineServer::new(EngineService::new(engine_door.clone()));
+    let rank = RankServer::new(RankService { door: rank_door.clone() });
+    let router = grpc::server()
+        .add_service(health_service)
+        .add_service(engine.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX))
+        .add_service(rank.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX));
+    let stop = CancellationToken::new();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let mut server = tokio::spawn(grpc::serve(router, listener, stop.clone().cancelled_owned()));
+    let fleet = coord.watch_fleet();
+    let registration = coord.register(setup.record(address.clone())).await?;
+    tracing::info!(rank = %options.id(), group = %options.group, address, "rank registered");
+    let compute = Compute::start(Arc::clone(&setup))?;
+    let panicked = compute.ended();
+    let process =
+        Process { setup: &setup, address, registration, fleet, compute, engine_door, rank_door, health };
+    let outcome = tokio::select! {
+        error = process.live() => Err(error),
+        ended = &mut server => Err(server_ended(ended)),
+        () = panicked.cancelled() => Err(WorkerError::Panicked("the compute thread".into())),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    stop.cancel();
+    process.end().await;
+    farewell(server).await;
+    outcome
+}
+
+fn server_ended(ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> WorkerError {
+    WorkerError::Server(match ended {
+        Ok(Ok(())) => "nobody asked it to".into(),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    })
+}
+
+/// Waits until the open streams have had their last word, or nobody takes it.
+async fn farewell(server: Server) {
+    if !server.is_finished() && timeout(FAREWELL, server).await.is_err() {
+        tracing::info!("some connections are still open at the end");
+    }
+}

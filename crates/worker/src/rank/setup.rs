@@ -1,0 +1,195 @@
+//! What a rank process knows before it meets anyone: its model, its limits, its memory.
+
+use std::net::IpAddr;
+
+use galerne_checkpoint::{Checkpoint, Weight};
+use galerne_collective::Listener;
+use galerne_model::kv_bytes_per_block;
+use galerne_sched::Limits;
+use galerne_types::limits::{KV_BLOCK_TOKENS, WAITING_REQUESTS_MAX};
+use galerne_types::{Epoch, ModelCard, RankRecord, RankState, Shards};
+
+use super::memory;
+use crate::error::WorkerError;
+use crate::options::{KvSize, RankOptions};
+
+/// KV memory of a rank that is told nothing, if one full context needs no more.
+const KV_BYTES_DEFAULT: u64 = 1 << 30;
+
+/// A rank process's unchanging parts.
+pub(crate) struct Setup {
+    pub(crate) options: RankOptions,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) card: ModelCard,
+    pub(crate) limits: Limits,
+    pub(crate) model: galerne_model::Options,
+    /// Where the other ranks of the group meet this one.
+    pub(crate) listener: Listener,
+}
+
+impl Setup {
+    /// Opens and checks everything that the options name. Blocks on files.
+    pub(crate) fn open(options: RankOptions) -> Result<Self, WorkerError> {
+        check(&options)?;
+        let checkpoint = Checkpoint::open(&options.model)?;
+        let config = checkpoint.config();
+        let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
+        let context_tokens_max = narrow(config.context_tokens_max);
+        // The leader's scheduler alone uses the number of blocks, and every rank must have room for them: so it
+        // is computed from what all ranks are told alike, and from the rank that needs most.
+        let mut block_bytes = 1;
+        for rank in 0..options.world_size {
+            let bytes = kv_bytes_per_block(config, shards, rank).map_err(WorkerError::Model)?;
+            block_bytes = block_bytes.max(bytes as u64);
+        }
+        let context_blocks = context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32);
+        let kv_blocks = kv_blocks(options.kv, block_bytes, context_blocks, options.sequences_max)?;
+        check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
+        let card = ModelCard {
+            name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
+            digest: checkpoint.digest().to_owned(),
+            context_tokens_max,
+            vocab: narrow(config.vocab),
+            shards,
+        };
+        let limits = Limits {
+            kv_blocks,
+            sequences_max: options.sequences_max,
+            step_tokens_max: options.step_tokens_max,
+            context_tokens_max,
+            vocab: card.vocab,
+            waiting_max: WAITING_REQUESTS_MAX,
+        };
+        let model = galerne_model::Options {
+            threads: options.threads,
+            kv_blocks: kv_blocks as usize,
+            sequences_max: options.sequences_max as usize,
+            step_tokens_max: options.step_tokens_max as usize,
+            ..galerne_model::Options::default()
+        };
+        let listener = galerne_collective::listen(options.bind)
+            .map_err(|source| WorkerError::Bind { address: options.bind.to_string(), source })?;
+        Ok(Self { options, checkpoint, card, limits, model, listener })
+    }
+
+    /// The rank's registration, with its gRPC server at `address`.
+    pub(crate) fn record(&self, address: String) -> RankRecord {
+        let options = &self.options;
+        RankRecord {
+            id: options.id(),
+            group: options.group.clone(),
+            host: options.host.clone(),
+            index: options.index,
+            address,
+            collective: self.listener.address().to_string(),
+            pid: std::process::id(),
+            device: format!("cpu x{}", options.threads),
+            build: env!("CARGO_PKG_VERSION").into(),
+            model: self.card.clone(),
+            state: RankState::Waiting,
+            memory_bytes: memory::resident_bytes(),
+            left: Epoch::default(),
+        }
+    }
+}
+
+fn check(options: &RankOptions) -> Result<(), WorkerError> {
+    let RankOptions { bind, threads, sequences_max, step_tokens_max, .. } = options;
+    let refuse = |says: String| Err(WorkerError::Options(says));
+    let unspecified = match bind {
+        IpAddr::V4(ip) => ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    };
+    if unspecified {
+        return refuse(format!(
+            "{bind} is no address that other hosts can reach: bind to one of this host's own"
+        ));
+    }
+    if *threads == 0 || *sequences_max == 0 || *step_tokens_max == 0 {
+        return refuse("threads, sequences and tokens in a step must each be at least 1".into());
+    }
+    Ok(())
+}
+
+/// How many KV blocks a group gets: the same at all of its ranks, since all are told the same.
+fn kv_blocks(
+    size: KvSize,
+    block_bytes: u64,
+    context_blocks: u32,
+    sequences_max: u32,
+) -> Result<u32, WorkerError> {
+    let useful = u64::from(context_blocks) * u64::from(sequences_max);
+    let least = u64::from(context_blocks);
+    let blocks = match size {
+        KvSize::Auto => (KV_BYTES_DEFAULT / block_bytes).min(useful).max(least),
+        KvSize::Bytes(bytes) => (bytes / block_bytes).min(useful),
+        KvSize::Blocks(blocks) => blocks.into(),
+    };
+    if blocks < least {
+        return Err(WorkerError::Options(format!(
+            "{blocks} KV blocks of {block_bytes} bytes cannot hold one context of this model, which needs {least}: \
+             give each rank at least {} MiB of KV memory",
+            mib_up(least * block_bytes)
+        )));
+    }
+    u32::try_from(blocks).map_err(|_| WorkerError::Options(format!("{blocks} KV blocks are too many")))
+}
+
+/// A rough look ahead, so that a model that cannot fit is refused with a sentence rather than killed later.
+fn check_memory(options: &RankOptions, checkpoint: &Checkpoint, kv_bytes: u64) -> Result<(), WorkerError> {
+    let Some(available) = memory::available_bytes() else { return Ok(()) };
+    let weights: usize =
+        Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight).bytes()).sum();
+    let needed = weights as u64 / options.world_size as u64 + kv_bytes;
+    if needed <= available {
+        return Ok(());
+    }
+    let (needed_mib, available_mib) = (mib_up(needed), available >> 20);
+    Err(WorkerError::Memory { rank: options.id(), needed_mib, available_mib })
+}
+
+fn mib_up(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// A checkpoint's numbers are far below this; one that is not is refused by its limits.
+fn narrow(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::tests::options;
+
+    const KIB: u64 = 1 << 10;
+
+    #[test]
+    fn kv_memory_holds_a_context_and_no_more_than_can_be_used() {
+        let auto = |block_bytes, context, sequences| kv_blocks(KvSize::Auto, block_bytes, context, sequences);
+        assert_eq!(auto(1 << 20, 100, 64).unwrap(), 1024, "1 GiB");
+        assert_eq!(auto(KIB, 100, 64).unwrap(), 6400, "all sequences at full length");
+        assert_eq!(auto(1 << 20, 4096, 64).unwrap(), 4096, "one full context");
+        assert_eq!(kv_blocks(KvSize::Bytes(10 * KIB), KIB, 4, 64).unwrap(), 10);
+        assert_eq!(kv_blocks(KvSize::Blocks(9), KIB, 4, 1).unwrap(), 9);
+    }
+
+    #[test]
+    fn too_little_is_refused_with_what_is_needed() {
+        for size in [KvSize::Bytes(1 << 20), KvSize::Blocks(1)] {
+            let error = kv_blocks(size, 1 << 20, 4, 64).unwrap_err().to_string();
+            assert!(error.contains("which needs 4: give each rank at least 4 MiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_refused() {
+        let mut unreachable = options().first;
+        unreachable.bind = "0.0.0.0".parse().unwrap();
+        assert!(check(&unreachable).unwrap_err().to_string().starts_with("0.0.0.0 is no address"));
+        let mut idle = options().first;
+        idle.threads = 0;
+        assert!(check(&idle).is_err());
+        assert!(check(&options().first).is_ok());
+    }
+}

@@ -1,0 +1,164 @@
+//! The leader's open streams: what the scheduler tells, out to the clients.
+
+use std::collections::BTreeMap;
+
+use galerne_types::limits::STREAM_EVENTS_MAX;
+use galerne_types::{Event, RequestId};
+use galerne_wire::v1;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+/// One item of a stream.
+pub(crate) type RunItem = Result<v1::RunEvent, Status>;
+
+/// A new stream's two ends.
+pub(crate) fn stream() -> (StreamSender, mpsc::Receiver<RunItem>) {
+    // One place more than a reader may leave unread: its last word always fits.
+    let (events, receiver) = mpsc::channel(STREAM_EVENTS_MAX + 1);
+    let last_word = events.clone().try_reserve_owned();
+    (StreamSender { events, last_word: last_word.expect("a new channel has room") }, receiver)
+}
+
+/// Where a stream's events go.
+#[derive(Debug)]
+pub(crate) struct StreamSender {
+    events: mpsc::Sender<RunItem>,
+    last_word: mpsc::OwnedPermit<RunItem>,
+}
+
+/// All open streams of one epoch. Each ends in exactly one last word; dropping them fails those still open with
+/// UNAVAILABLE.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    open: BTreeMap<RequestId, StreamSender>,
+}
+
+impl Streams {
+    /// Takes in a stream.
+    pub(crate) fn open(&mut self, request: RequestId, stream: StreamSender) {
+        self.open.insert(request, stream);
+    }
+
+    /// Forgets the streams whose clients have left; these are the requests to cancel.
+    pub(crate) fn take_left(&mut self) -> Vec<RequestId> {
+        let left: Vec<RequestId> =
+            self.open.iter().filter(|(_, stream)| stream.events.is_closed()).map(|(&id, _)| id).collect();
+        for id in &left {
+            self.open.remove(id);
+        }
+        left
+    }
+
+    /// Passes an event on. Returns the request when it is to be cancelled: its reader is too slow and has been
+    /// told so, or has left.
+    pub(crate) fn emit(&mut self, event: Event) -> Option<RequestId> {
+        match event {
+            Event::Token { request, index, token } => {
+                let stream = self.open.get(&request)?;
+                let token = v1::RunToken { index, token: Some(token.into()) };
+                let event = v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) };
+                let full = stream.events.try_send(Ok(event)).is_err();
+                full.then(|| {
+                    self.end(request, Err(too_slow()));
+                    request
+                })
+            }
+            Event::Finished { request, reason } => {
+                let reason = v1::FinishReason::from(reason).into();
+                let event = v1::run_event::Event::Finished(reason);
+                self.end(request, Ok(v1::RunEvent { event: Some(event) }));
+                None
+            }
+        }
+    }
+
+    fn end(&mut self, request: RequestId, last_word: RunItem) {
+        if let Some(stream) = self.open.remove(&request) {
+            stream.last_word.send(last_word);
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for (_, stream) in std::mem::take(&mut self.open) {
+            stream.last_word.send(Err(lost()));
+        }
+    }
+}
+
+/// The group's epoch is over.
+pub(crate) fn lost() -> Status {
+    Status::unavailable("the group was lost: retry elsewhere, or here when it has formed again")
+}
+
+fn too_slow() -> Status {
+    Status::aborted(format!("this stream was read too slowly: {STREAM_EVENTS_MAX} events were waiting"))
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::{FinishReason, TokenOut};
+    use tonic::Code;
+
+    use super::*;
+
+    const ID: RequestId = RequestId(1);
+
+    fn token(index: u32) -> Event {
+        Event::Token { request: ID, index, token: TokenOut { id: 9, logprob: 0.0, top: Vec::new() } }
+    }
+
+    fn drain(receiver: &mut mpsc::Receiver<RunItem>) -> Vec<RunItem> {
+        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn a_stream_ends_in_its_finish() {
+        let (sender, mut receiver) = stream();
+        let mut streams = Streams::default();
+        streams.open(ID, sender);
+        assert_eq!(streams.emit(token(0)), None);
+        assert_eq!(streams.emit(Event::Finished { request: ID, reason: FinishReason::Stop }), None);
+        drop(streams);
+        let items = drain(&mut receiver);
+        assert_eq!(items.len(), 2);
+        assert!(matches!(items[1].as_ref().unwrap().event, Some(v1::run_event::Event::Finished(_))));
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_once_and_cancelled() {
+        let (sender, mut receiver) = stream();
+        let mut streams = Streams::default();
+        streams.open(ID, sender);
+        let limit = STREAM_EVENTS_MAX as u32;
+        assert!((0..limit).all(|index| streams.emit(token(index)).is_none()));
+        assert_eq!(streams.emit(token(limit)), Some(ID));
+        assert_eq!(streams.emit(token(limit + 1)), None, "it is gone");
+        let items = drain(&mut receiver);
+        assert_eq!(items.len(), STREAM_EVENTS_MAX + 1);
+        assert_eq!(items.last().unwrap().as_ref().unwrap_err().code(), Code::Aborted);
+    }
+
+    #[test]
+    fn the_end_of_an_epoch_is_told_to_every_stream() {
+        let (sender, mut receiver) = stream();
+        let mut streams = Streams::default();
+        streams.open(ID, sender);
+        drop(streams);
+        let items = drain(&mut receiver);
+        assert_eq!(items.len(), 1);
+        assert_eq!(items[0].as_ref().unwrap_err().code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn a_client_that_left_is_noticed() {
+        let (sender, receiver) = stream();
+        let mut streams = Streams::default();
+        streams.open(ID, sender);
+        assert!(streams.take_left().is_empty());
+        drop(receiver);
+        assert_eq!(streams.take_left(), [ID]);
+        assert!(streams.take_left().is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! A cluster within the test's process: the embedded store, and ranks each in a runtime of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use galerne_coord::{Coord, embedded};
+use galerne_types::{Epoch, Fleet, GroupId, Health, RankId, RankState, Sampling};
+use galerne_wire::v1;
+use galerne_wire::v1::engine_client::EngineClient;
+use galerne_worker::{KvSize, RankOptions, WorkerError, run_rank};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// Nothing here takes as long, however busy the machine is.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A store and what it knows.
+pub(crate) struct Cluster {
+    pub(crate) endpoint: String,
+    pub(crate) coord: Coord,
+    pub(crate) fleet: watch::Receiver<Fleet>,
+    pub(crate) group: GroupId,
+}
+
+/// One rank. Dropping it kills it: its tasks, its sockets, its lease.
+pub(crate) struct RankProcess {
+    pub(crate) id: RankId,
+    shutdown: CancellationToken,
+    ended: JoinHandle<Result<(), WorkerError>>,
+    runtime: Option<Runtime>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        tokio::spawn(embedded::serve(listener, std::future::pending()));
+        let coord = Coord::connect(std::slice::from_ref(&endpoint), "test", PATIENCE).await.unwrap();
+        let fleet = coord.watch_fleet();
+        Self { endpoint, coord, fleet, group: GroupId("g".into()) }
+    }
+
+    pub(crate) fn options(&self, host: &str, index: u16, world_size: usize) -> RankOptions {
+        RankOptions {
+            model: golden("bard-1m"),
+            model_name: None,
+            cluster: "test".into(),
+            group: self.group.clone(),
+            world_size,
+            virtual_shards: None,
+            host: host.into(),
+            index,
+            bind: "127.0.0.1".parse().unwrap(),
+            etcd: vec![self.endpoint.clone()],
+            threads: 1,
+            kv: KvSize::Auto,
+            sequences_max: 8,
+            step_tokens_max: 64,
+        }
+    }
+
+    /// Kills a rank as a supervisor sees it happen.
+    pub(crate) async fn kill(&self, mut rank: RankProcess) {
+        if let Some(runtime) = rank.runtime.take() {
+            runtime.shutdown_background();
+        }
+        self.coord.evict(&self.group, &rank.id, std::process::id()).await.unwrap();
+    }
+
+    /// Waits until the group serves an epoch newer than `after`.
+    pub(crate) async fn serving(&self, after: Epoch) -> Health {
+        let newer = |fleet: &Fleet| health(fleet, &self.group).is_some_and(|health| health.epoch > after);
+        let mut fleet = self.fleet.clone();
+        let fleet =
+            tokio::time::timeout(PATIENCE, fleet.wait_for(newer)).await.expect("the group serves").unwrap();
+        health(&fleet, &self.group).unwrap()
+    }
+
+    /// Waits until the rank's registration says so.
+    pub(crate) async fn until(&self, says: &str, is: impl Fn(&Fleet) -> bool) {
+        let mut fleet = self.fleet.clone();
+        let seen = tokio::time::timeout(PATIENCE, fleet.wait_for(is)).await;
+        seen.unwrap_or_else(|_| panic!("{says}")).unwrap();
+    }
+}
+
+/// Starts a rank.
+pub(crate) fn start(options: RankOptions) -> RankProcess {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (id, shutdown) = (options.id(), CancellationToken::new());
+    let ended = runtime.spawn(run_rank(options, shutdown.clone()));
+    RankProcess { id, shutdown, ended, runtime: Some(runtime) }
+}
+
+impl RankProcess {
+    /// Asks it to end, and returns what it ends with.
+    pub(crate) async fn stop(mut self) -> Result<(), WorkerError> {
+        self.shutdown.cancel();
+        self.outcome().await
+    }
+
+    /// What it ends with.
+    pub(crate) async fn outcome(&mut self) -> Result<(), WorkerError> {
+        tokio::time::timeout(PATIENCE, &mut self.ended).await.expect("the rank ends").unwrap()
+    }
+}
+
+impl Drop for RankProcess {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn health(fleet: &Fleet, group: &GroupId) -> Option<Health> {
+    fleet.groups.get(group)?.serving().cloned()
+}
+
+/// The state of a rank.
+pub(crate) fn state(fleet: &Fleet, group: &GroupId, id: &RankId) -> Option<RankState> {
+    fleet.groups.get(group)?.ranks.get(id).map(|rank| rank.state)
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// A prompt of the golden values, and its greedy continuation. The reference is sure of every token, and has no
+/// window; all of it fits into the checkpoint's own.
+pub(crate) fn case() -> (Vec<u32>, Vec<u32>) {
+    let text = std::fs::read_to_string(golden("bard-1m.json")).unwrap();
+    let values: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let case = values["cases"].as_array().unwrap().iter().find(|case| case["key"] == "full.2").unwrap();
+    let ids = |key: &str| serde_json::from_value::<Vec<u32>>(case[key].clone()).unwrap();
+    let gaps: Vec<f64> = serde_json::from_value(case["top1_minus_top2"].clone()).unwrap();
+    assert!(gaps.iter().all(|gap| *gap > 0.01), "a case without near ties");
+    let (prompt, answer) = (ids("prompt_ids"), ids("greedy_ids"));
+    assert!(prompt.len() + answer.len() <= 64, "no longer than the checkpoint's window");
+    (prompt, answer)
+}
+
+/// A client of the leader.
+pub(crate) async fn client(health: &Health) -> EngineClient<Channel> {
+    EngineClient::connect(format!("http://{}", health.leader)).await.unwrap()
+}
+
+pub(crate) fn request(epoch: Epoch, prompt: &[u32], tokens: u32) -> v1::RunRequest {
+    let sampling = Some(v1::Sampling::from(&Sampling::greedy()));
+    let prompt = prompt.to_vec();
+    v1::RunRequest { epoch: epoch.0, prompt, max_tokens: tokens, sampling, ..Default::default() }
+}
+
+/// Reads a stream to its end: its tokens, and the status that ended it if it did not finish.
+pub(crate) async fn read(mut stream: Streaming<v1::RunEvent>) -> (Vec<u32>, Option<Status>) {
+    let mut tokens = Vec::new();
+    loop {
+        match stream.message().await {
+            Ok(None) => return (tokens, None),
+            Err(status) => return (tokens, Some(status)),
+            Ok(Some(v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) })) => {
+                assert_eq!(token.index as usize, tokens.len());
+                tokens.push(token.token.unwrap().id);
+            }
+            Ok(Some(_)) => {}
+        }
+    }
+}

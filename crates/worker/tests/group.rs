@@ -1,0 +1,146 @@
+//! Whole groups: real ranks, collective, gRPC and model, within one process.
+
+mod common;
+
+use common::{Cluster, case, client, read, request, start, state};
+use galerne_types::{Epoch, Fleet, RankState};
+use galerne_wire::EPOCH_SECRET_KEY;
+use galerne_wire::v1::rank_client::RankClient;
+use galerne_worker::{EXIT_CONFIG, KvSize};
+use tonic::{Code, Request};
+
+/// Tokens of prompt and answer together that the model takes.
+const CONTEXT_TOKENS: u32 = 2048;
+
+async fn gives_the_golden_tokens(hosts: [&str; 2]) {
+    let cluster = Cluster::start().await;
+    let ranks = [start(cluster.options(hosts[0], 0, 2)), start(cluster.options(hosts[1], 1, 2))];
+    let health = cluster.serving(Epoch(0)).await;
+    let (prompt, expected) = case();
+    let mut engine = client(&health).await;
+    let stream = engine.run(request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    let (tokens, error) = read(stream).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(tokens, expected);
+    for rank in &ranks {
+        let ready = |fleet: &Fleet| state(fleet, &cluster.group, &rank.id) == Some(RankState::Ready);
+        cluster.until("both ranks say that they are ready", ready).await;
+    }
+    for rank in ranks {
+        rank.stop().await.unwrap();
+    }
+    let empty = |fleet: &Fleet| fleet.groups.get(&cluster.group).is_none_or(|group| group.ranks.is_empty());
+    cluster.until("the ranks have given up their registrations", empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ranks_of_one_host_give_the_golden_tokens() {
+    gives_the_golden_tokens(["h", "h"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ranks_of_two_hosts_give_the_golden_tokens() {
+    gives_the_golden_tokens(["g", "h"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_and_latecomers_are_refused() {
+    let cluster = Cluster::start().await;
+    let _ranks = [start(cluster.options("h", 0, 2)), start(cluster.options("h", 1, 2))];
+    let health = cluster.serving(Epoch(0)).await;
+    let mut engine = client(&health).await;
+    let stale = engine.run(request(Epoch(health.epoch.0 - 1), &[1], 1)).await.unwrap_err();
+    assert_eq!(stale.code(), Code::FailedPrecondition, "{stale}");
+    let long = vec![1; CONTEXT_TOKENS as usize];
+    let long = engine.run(request(health.epoch, &long, 1)).await.unwrap_err();
+    assert_eq!(long.code(), Code::InvalidArgument, "{long}");
+    let empty = engine.run(request(health.epoch, &[], 1)).await.unwrap_err();
+    assert_eq!(empty.code(), Code::InvalidArgument, "{empty}");
+
+    let record = cluster.fleet.borrow().groups[&cluster.group].epoch.clone().unwrap().1;
+    let follower = &record.members[1];
+    let mut at_follower =
+        client(&galerne_types::Health { leader: follower.address.clone(), ..health.clone() }).await;
+    let refused = at_follower.run(request(health.epoch, &[1], 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+
+    let mut rank = RankClient::connect(format!("http://{}", follower.address)).await.unwrap();
+    let mut follow = async |secret: Option<&str>| {
+        let mut visit = Request::new(futures_util::stream::pending());
+        if let Some(secret) = secret {
+            visit.metadata_mut().insert(EPOCH_SECRET_KEY, secret.parse().unwrap());
+        }
+        rank.follow(visit).await.unwrap_err().code()
+    };
+    assert_eq!(follow(None).await, Code::Unauthenticated);
+    assert_eq!(follow(Some(&"0".repeat(64))).await, Code::Unauthenticated);
+    assert_eq!(follow(Some(&record.secret)).await, Code::FailedPrecondition, "the epoch has its leader");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_makes_room_for_the_next() {
+    let cluster = Cluster::start().await;
+    let mut options = cluster.options("h", 0, 1);
+    options.kv = KvSize::Blocks(CONTEXT_TOKENS.div_ceil(32));
+    let _rank = start(options);
+    let health = cluster.serving(Epoch(0)).await;
+    let (prompt, expected) = case();
+    let mut engine = client(&health).await;
+    let all = request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
+    let mut greedy = engine.run(all).await.unwrap().into_inner();
+    greedy.message().await.unwrap().expect("a first token");
+    let next = engine.run(request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    drop(greedy);
+    assert_eq!(read(next).await.0, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_follower_ends_the_streams_and_the_group_forms_again() {
+    let cluster = Cluster::start().await;
+    let _leader = start(cluster.options("h", 0, 2));
+    let follower = start(cluster.options("h", 1, 2));
+    let health = cluster.serving(Epoch(0)).await;
+    let (prompt, expected) = case();
+    let mut engine = client(&health).await;
+    let long = request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
+    let mut stream = engine.run(long).await.unwrap().into_inner();
+    stream.message().await.unwrap().expect("a first token");
+    cluster.kill(follower).await;
+    let status = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let unhealthy = |fleet: &Fleet| fleet.groups[&cluster.group].serving().is_none();
+    cluster.until("its health is withdrawn", unhealthy).await;
+
+    let _restarted = start(cluster.options("h", 1, 2));
+    let again = cluster.serving(health.epoch).await;
+    assert_eq!(again.leader, health.leader);
+    let stream = engine.run(request(again.epoch, &prompt, 32)).await.unwrap().into_inner();
+    assert_eq!(read(stream).await.0, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_told_something_else_than_the_leader_ends() {
+    let cluster = Cluster::start().await;
+    let _leader = start(cluster.options("h", 0, 2));
+    let mut options = cluster.options("h", 1, 2);
+    options.kv = KvSize::Blocks(100);
+    let error = start(options).outcome().await.unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_CONFIG);
+    assert!(error.to_string().contains("and this rank with 100 KV blocks, 8 sequences"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_not_there_ends_the_rank_at_once() {
+    let cluster = Cluster::start().await;
+    let mut options = cluster.options("h", 0, 1);
+    options.model = "/nowhere/model".into();
+    let error = start(options).outcome().await.unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_CONFIG);
+    assert!(error.to_string().contains("/nowhere/model"), "{error}");
+}

@@ -1,0 +1,117 @@
+//! Ranks that die.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::process::{self, Process};
+use crate::setup::{self, Cluster};
+
+#[test]
+fn a_rank_killed_while_serving_is_back_by_itself_and_answers_the_same_tokens() {
+    let cluster = Cluster::up(&setup::bard(), &["--tp", "2"]);
+    let prompt = [1, 40, 50];
+    let before = cluster.greedy(&prompt, 40).expect("an answer");
+    // Both a follower and the leader; each time the group forms again with a newer epoch.
+    for victim in [1, 0] {
+        let fleet = cluster.until_ready(1);
+        let (epoch, ranks) = (fleet.groups[0].epoch, cluster.rank_pids());
+        let open = stream_in_the_background(&cluster.grpc);
+        process::send(ranks[victim], libc::SIGKILL);
+        // An open stream ends: with its tokens if it was done, or with one explicit error. Never a hang.
+        if let Err(status) = open.join().expect("no panic") {
+            assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+            assert!(!status.message().is_empty());
+        }
+        let fleet = process::eventually("a newer epoch that serves", || {
+            let fleet = cluster.fleet();
+            let group = &fleet.groups[0];
+            (group.state == "ready" && group.epoch > epoch).then_some(fleet)
+        });
+        assert_ne!(fleet.groups[0].ranks[victim].pid, ranks[victim], "a new process took the rank's place");
+        assert_eq!(fleet.groups[0].ranks[1 - victim].pid, ranks[1 - victim], "the survivor was kept");
+        assert_eq!(cluster.greedy(&prompt, 40).expect("an answer"), before);
+    }
+}
+
+fn stream_in_the_background(grpc: &str) -> std::thread::JoinHandle<Result<Vec<u32>, tonic::Status>> {
+    let grpc = grpc.to_owned();
+    let (begun, wait) = std::sync::mpsc::channel();
+    let stream = std::thread::spawn(move || {
+        setup::block_on(async {
+            let mut client = setup::client(&grpc).await;
+            let mut stream = client.generate(setup::request(&[1, 2, 3], 1800)).await?.into_inner();
+            let mut ids = Vec::new();
+            while let Some(delta) = stream.message().await? {
+                ids.extend(delta.tokens.iter().map(|token| token.id));
+                begun.send(()).ok();
+            }
+            Ok(ids)
+        })
+    });
+    wait.recv().expect("the stream begins");
+    stream
+}
+
+#[test]
+fn a_group_that_never_gets_its_ranks_is_a_clear_failure() {
+    let etcd = setup::Etcd::start();
+    let mut worker = Process::start(
+        setup::galerne()
+            .args([
+                "worker",
+                "--tp",
+                "2",
+                "--ranks",
+                "1",
+                "--start-timeout-s",
+                "3",
+                "--etcd",
+                &etcd.endpoint,
+                "--model",
+            ])
+            .arg(setup::bard()),
+    );
+    let status = worker.exit_within(Duration::from_secs(30));
+    assert!(!status.success());
+    let output = worker.output();
+    assert!(output.contains("1 of 2"), "it says how many ranks are there:\n{output}");
+}
+
+#[test]
+fn a_rank_that_is_killed_again_and_again_at_start_is_a_clear_failure() {
+    let mut command = setup::galerne();
+    command.args([
+        "up",
+        "--tp",
+        "2",
+        "--http",
+        "127.0.0.1:0",
+        "--grpc",
+        "127.0.0.1:0",
+        "--start-timeout-s",
+        "5",
+    ]);
+    let mut up = Process::start(command.arg("--model").arg(setup::bard()));
+    // Kill every rank as soon as it is seen: the group can never form.
+    let parent = up.pid();
+    let killer = std::thread::spawn(move || {
+        while process::alive(parent) {
+            children(parent).into_iter().for_each(|rank| process::send(rank, libc::SIGKILL));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    });
+    let status = up.exit_within(Duration::from_secs(40));
+    killer.join().expect("no panic");
+    assert!(!status.success());
+    let output = up.output();
+    assert!(output.contains("error: ") && output.contains("rank"), "{output}");
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let of_thread = |task: std::io::Result<std::fs::DirEntry>| {
+        let list = std::fs::read_to_string(task.ok()?.path().join("children")).ok()?;
+        Some(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+    };
+    let tasks = std::fs::read_dir(Path::new("/proc").join(parent.to_string()).join("task"));
+    tasks.into_iter().flatten().filter_map(of_thread).flatten().collect()
+}

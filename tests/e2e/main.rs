@@ -1,0 +1,8 @@
+//! The real binary in real processes: what a user would start, ask, kill and mistype.
+
+mod bad_start;
+mod hosts;
+mod loss;
+mod process;
+mod serve;
+mod setup;

@@ -1,0 +1,94 @@
+//! Clusters that are well: real clients, real etcd, several ranks and replicas.
+
+use std::time::Duration;
+
+use galerne_wire::v1::galerne_client::GalerneClient;
+
+use crate::process::{self, Process};
+use crate::setup::{self, Cluster, Etcd};
+
+#[test]
+fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
+    let etcd = Etcd::start();
+    let mut cluster =
+        Cluster::up(&setup::demo_model(), &["--tp", "3", "--etcd", &etcd.endpoint, "--prompt", "Say hello."]);
+    assert!(cluster.process.output().contains("cut into S = 3 virtual shards over N = 3 ranks"));
+    let fleet = cluster.fleet();
+    let shards: Vec<_> = fleet.groups[0].ranks.iter().map(|rank| (rank.first_shard, rank.shards)).collect();
+    assert_eq!(shards, [(0, 1), (1, 1), (2, 1)]);
+
+    let mut client =
+        Process::start(setup::python("openai_client.py").args([&cluster.http, "SmolLM2-135M-Instruct.Q4_1"]));
+    let status = client.exit_within(process::PATIENCE);
+    assert!(status.success(), "{}", client.output());
+
+    let ranks = cluster.rank_pids();
+    assert_eq!(ranks.len(), 3);
+    cluster.process.signal(libc::SIGINT);
+    let status = cluster.process.exit_within(Duration::from_secs(20));
+    assert!(status.success(), "{}", cluster.process.output());
+    for pid in ranks {
+        assert!(!process::alive(pid), "rank process {pid} outlives `galerne up`");
+    }
+}
+
+#[test]
+fn the_same_tokens_for_every_number_of_ranks() {
+    let golden = setup::bard_golden();
+    assert_eq!(golden.len(), 3);
+    for tp in ["1", "2", "4"] {
+        let cluster = Cluster::up(&setup::bard(), &["--tp", tp]);
+        for (prompt, expected, comparable) in &golden {
+            let tokens = cluster.greedy(prompt, expected.len() as u32).expect("an answer");
+            assert_eq!(tokens[..*comparable], expected[..*comparable], "tp {tp}");
+        }
+    }
+}
+
+#[test]
+fn replicas_share_the_load() {
+    const STREAMS: u32 = 8;
+    let cluster = Cluster::up(&setup::bard(), &["--replicas", "2", "--threads", "1"]);
+    let fleet = cluster.until_ready(2);
+    assert_eq!(fleet.groups.len(), 2);
+    let alone = cluster.greedy(&[1, 40, 50], 400).expect("an answer");
+    setup::block_on(async {
+        // Streams that have begun but are not read stay in flight, so the counts below are exact.
+        let client = setup::client(&cluster.grpc).await;
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS {
+            let mut stream = GalerneClient::clone(&client);
+            let mut stream =
+                stream.generate(setup::request(&[1, 40, 50], 400)).await.expect("accepted").into_inner();
+            let first = stream.message().await.expect("a token").expect("a token");
+            streams.push((first, stream));
+        }
+        let fleet =
+            client.clone().fleet(galerne_wire::v1::FleetRequest {}).await.expect("a fleet").into_inner();
+        let running: Vec<u32> = fleet.groups.iter().map(|group| group.requests).collect();
+        assert!(running.iter().all(|count| *count <= STREAMS / 2), "shared unevenly: {running:?}");
+        for (first, mut stream) in streams {
+            let mut ids: Vec<u32> = first.tokens.iter().map(|token| token.id).collect();
+            while let Some(delta) = stream.message().await.expect("the rest") {
+                ids.extend(delta.tokens.iter().map(|token| token.id));
+            }
+            assert_eq!(ids, alone, "a stream in a batch, on either replica, gives the tokens it gives alone");
+        }
+    });
+}
+
+#[test]
+fn chat_and_status_show_a_running_cluster() {
+    let cluster = Cluster::up(&setup::demo_model(), &["--model-name", "smol"]);
+    let run = |arguments: &[&str]| {
+        let output =
+            setup::galerne().args(arguments).args(["--grpc", &cluster.grpc]).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let status = run(&["status"]);
+    assert!(status.contains("g0") && status.contains("ready") && status.contains("cpu x"), "{status}");
+    let chat = ["chat", "--model", "smol", "--max-tokens", "12", "What is the capital of France?"];
+    assert!(run(&chat).contains("Paris"));
+    assert_eq!(run(&chat), run(&chat), "greedy answers repeat");
+}
