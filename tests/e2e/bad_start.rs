@@ -15,8 +15,7 @@ fn refusal(command: &mut Command) -> String {
     let status = process.exit_within(LIMIT);
     assert!(!status.success(), "it should be refused: {command:?}\n{}", process.output());
     let output = process.output();
-    let errors: Vec<&str> =
-        output.lines().filter(|line| line.starts_with("error: ")).collect();
+    let errors: Vec<&str> = output.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(errors.len(), 1, "one sentence for {command:?}, not:\n{output}");
     assert!(!output.contains("panicked"), "{output}");
     errors[0].to_owned()

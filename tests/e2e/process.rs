@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything that should happen may take before a test gives up: generous, since nothing waits for it
@@ -14,6 +15,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Process {
     child: Child,
     output: Arc<Output>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -26,7 +28,7 @@ impl Process {
     /// Starts the command; it is killed when the test's process ends, however that happens.
     pub(crate) fn start(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: prctl and setpgid are async-signal-safe and touch only the child.
+        // SAFETY: prctl is async-signal-safe and touches only the child.
         unsafe {
             command.pre_exec(|| {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -35,9 +37,11 @@ impl Process {
         }
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let output = Arc::new(Output::default());
-        output.clone().collect(child.stdout.take().expect("a pipe"));
-        output.clone().collect(child.stderr.take().expect("a pipe"));
-        Self { child, output }
+        let readers = vec![
+            output.clone().collect(child.stdout.take().expect("a pipe")),
+            output.clone().collect(child.stderr.take().expect("a pipe")),
+        ];
+        Self { child, output, readers }
     }
 
     /// The first line of its output that contains `text`, as soon as there is one.
@@ -67,10 +71,12 @@ impl Process {
         send(self.pid(), signal);
     }
 
-    /// Its exit status, within `limit`.
+    /// Its exit status, within `limit`; then [`Process::output`] is all that it wrote.
     pub(crate) fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let exited = eventually_within(limit, || self.child.try_wait().expect("a child to wait for"));
-        exited.unwrap_or_else(|| panic!("still running after {limit:?}:\n{}", self.output()))
+        let status = exited.unwrap_or_else(|| panic!("still running after {limit:?}:\n{}", self.output()));
+        self.readers.drain(..).for_each(|reader| reader.join().expect("no panic while reading"));
+        status
     }
 }
 
@@ -85,14 +91,14 @@ impl Drop for Process {
 }
 
 impl Output {
-    fn collect(self: Arc<Self>, pipe: impl Read + Send + 'static) {
+    fn collect(self: Arc<Self>, pipe: impl Read + Send + 'static) -> JoinHandle<()> {
         std::thread::spawn(move || {
             for line in BufReader::new(pipe).lines() {
                 let Ok(line) = line else { return };
                 self.lines.lock().expect("no panic while locked").push(line);
                 self.grown.notify_all();
             }
-        });
+        })
     }
 }
 

@@ -59,10 +59,9 @@ impl Up {
         let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
         let (http_address, grpc_address) = (http.local_addr()?.to_string(), grpc.local_addr()?.to_string());
 
-        // The store outlives the ranks, which give up their leases when they end.
-        let store_shutdown = CancellationToken::new();
+        // The store ends with this process: the ranks give up their leases before that.
         let mut store = Parts::new();
-        let (coord, etcd) = self.coordinate(&mut store, &store_shutdown).await?;
+        let (coord, etcd) = self.coordinate(&mut store).await?;
         let mut parts = Parts::new();
         for replica in 0..self.replicas {
             let options = self.supervisor(&etcd, replica);
@@ -79,13 +78,11 @@ impl Up {
 
         let served = tokio::select! {
             ended = first_to_end(&mut parts) => ended,
+            ended = first_to_end(&mut store), if !store.is_empty() => ended,
             result = self.serve(&coord, &http_address, &grpc_address, &shutdown) => result,
         };
         shutdown.cancel();
-        let ended = all_to_end(&mut parts).await;
-        store_shutdown.cancel();
-        all_to_end(&mut store).await?;
-        served.and(ended)
+        served.and(all_to_end(&mut parts).await)
     }
 
     /// Opens the model, so that a bad one is refused before anything is started; tells the cut.
@@ -105,17 +102,12 @@ impl Up {
     }
 
     /// Connects to etcd, or starts the embedded store and connects to that.
-    async fn coordinate(
-        &self,
-        store: &mut Parts,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<(Coord, Vec<String>)> {
+    async fn coordinate(&self, store: &mut Parts) -> anyhow::Result<(Coord, Vec<String>)> {
         let mut endpoints = self.etcd.clone();
         if endpoints.is_empty() {
             let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
             let address = listener.local_addr()?;
-            let shutdown = shutdown.clone().cancelled_owned();
-            store.spawn(async move { Ok(embedded::serve(listener, shutdown).await?) });
+            store.spawn(async move { Ok(embedded::serve(listener, std::future::pending()).await?) });
             println!(
                 "coordination: embedded store on {address}, in memory, for this machine only (--etcd takes a real one)"
             );

@@ -3,7 +3,8 @@
 //! `cargo run --release -p galerne-collective --example latency` takes some ten seconds. Beside the measured
 //! times stands the least that copying alone costs: the bytes that all ranks together must copy and add, at this
 //! machine's copying speed, over the cores that can work at a time. (TCP copies into the kernel and out again;
-//! what its protocol costs is not counted.)
+//! what its protocol costs is not counted.) Where ranks share a core, by their number or by the scheduler's will,
+//! each call costs them a sleep and an awakening, some 10 µs, instead of about 1 µs of spinning.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr};

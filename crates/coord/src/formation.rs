@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use galerne_types::{Epoch, Group, Member, RankId, RankRecord};
+use galerne_types::{Absence, Epoch, Group, Member, RankId, RankRecord};
 
 /// The members of the epoch that `me` should write now, in rank order; `None` while the last epoch stands,
 /// while compatible ranks are missing, or when another rank is the one to write it.
@@ -12,12 +12,12 @@ use galerne_types::{Epoch, Group, Member, RankId, RankRecord};
 /// first member is the leader, and the one to write.
 pub fn formation(group: &Group, me: &RankId) -> Option<Vec<Member>> {
     let mine = group.ranks.get(me)?;
-    if stands(group) {
+    if group.stands() {
         return None;
     }
     let was_member = |rank: &RankRecord| {
         let members = group.epoch.iter().flat_map(|(_, record)| &record.members);
-        members.into_iter().any(|member| is(member, rank))
+        members.into_iter().any(|member| member.is(rank))
     };
     let mut ranks: Vec<&RankRecord> =
         group.ranks.values().filter(|rank| rank.model == mine.model && rank.build == mine.build).collect();
@@ -40,12 +40,6 @@ pub fn formation(group: &Group, me: &RankId) -> Option<Vec<Member>> {
         shards: shards.of_rank(order),
     };
     Some(ranks.iter().enumerate().map(member).collect())
-}
-
-/// True while the last epoch's members all live, are the processes they were, and have not left it.
-pub fn stands(group: &Group) -> bool {
-    let Some((epoch, record)) = &group.epoch else { return false };
-    record.members.iter().all(|member| trouble(group, *epoch, member).is_none())
 }
 
 /// Why an epoch is over.
@@ -85,19 +79,10 @@ pub(crate) fn ended(group: &Group, epoch: Epoch, me: &RankId) -> Option<Ended> {
 }
 
 fn trouble(group: &Group, epoch: Epoch, member: &Member) -> Option<Ended> {
-    match group.ranks.get(&member.id) {
-        Some(rank) if is(member, rank) && rank.left < epoch => None,
-        Some(rank) if is(member, rank) => Some(Ended::Left(member.id.clone())),
-        _ => Some(Ended::Gone(member.id.clone())),
+    match group.absence(epoch, member)? {
+        Absence::Gone => Some(Ended::Gone(member.id.clone())),
+        Absence::Left => Some(Ended::Left(member.id.clone())),
     }
-}
-
-/// The same process: a restarted one has another pid, or other ports.
-pub(crate) fn is(member: &Member, rank: &RankRecord) -> bool {
-    member.id == rank.id
-        && member.pid == rank.pid
-        && member.address == rank.address
-        && member.collective == rank.collective
 }
 
 #[cfg(test)]
@@ -194,7 +179,7 @@ mod tests {
     #[test]
     fn an_epoch_that_stands_is_left_alone() {
         let (first, second, mut group) = standing();
-        assert!(stands(&group));
+        assert!(group.stands());
         assert_eq!(formation(&group, &first.id), None);
         assert_eq!(ended(&group, Epoch(9), &second.id), None);
         let earlier = rank("Z", 0);
@@ -221,7 +206,7 @@ mod tests {
         let (first, mut second, mut group) = standing();
         second.left = Epoch(8);
         group.ranks.insert(second.id.clone(), second.clone());
-        assert!(stands(&group), "it left an older one");
+        assert!(group.stands(), "it left an older one");
         second.left = Epoch(9);
         group.ranks.insert(second.id.clone(), second.clone());
         assert_eq!(ended(&group, Epoch(9), &first.id), Some(Ended::Left(second.id.clone())));

@@ -26,5 +26,5 @@ mod view;
 
 pub use coord::Coord;
 pub use error::CoordError;
-pub use formation::{Ended, formation, stands};
+pub use formation::{Ended, formation};
 pub use registration::{Formed, Registration};

@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backoff::Backoff;
 use crate::coord::Coord;
 use crate::error::CoordError;
-use crate::formation::{Ended, ended, formation, is, stands};
+use crate::formation::{Ended, ended, formation};
 use crate::place::Place;
 
 /// A registered rank. A task renews the lease, writes changes, and registers anew when the lease was lost.
@@ -141,7 +141,7 @@ fn last(view: &mut watch::Receiver<Fleet>, me: &RankRecord) -> Group {
 
 /// The last epoch, if it stands and `me` is in it.
 fn membership(group: &Group, me: &RankRecord) -> Option<Formed> {
-    let (epoch, record) = group.epoch.as_ref().filter(|_| stands(group))?;
-    let rank = record.members.iter().position(|member| is(member, me))?;
+    let (epoch, record) = group.epoch.as_ref().filter(|_| group.stands())?;
+    let rank = record.members.iter().position(|member| member.is(me))?;
     (me.left < *epoch).then(|| Formed { epoch: *epoch, record: record.clone(), rank })
 }

@@ -75,8 +75,7 @@ impl Attend<'_> {
     #[inline(always)]
     unsafe fn heads_at<V: Vector, const H: usize>(&self, head: usize) -> usize {
         let dim = self.tile.head_dim;
-        let mut merged =
-            Merged { max: [f32::NEG_INFINITY; H], sum: [0.0; H], out: [[0.0; HEAD_DIM_MAX]; H] };
+        let mut merged = Merged { max: [f32::NEG_INFINITY; H], sum: [0.0; H], out: [[0.0; HEAD_DIM_MAX]; H] };
         // SAFETY: the caller's.
         unsafe {
             let queries = self.queries.add(head * dim);
@@ -118,10 +117,10 @@ impl Attend<'_> {
                 for d in 0..dim {
                     let row = keys.add(d * KV_BLOCK_TOKENS + lane);
                     let pair = [V::load(row), V::load(row.add(HALF))];
-                    for h in 0..H {
+                    for (h, sums) in sums.iter_mut().enumerate() {
                         let query = V::splat(*queries.add(h * dim + d));
-                        sums[h][0] = pair[0].mul_add(query, sums[h][0]);
-                        sums[h][1] = pair[1].mul_add(query, sums[h][1]);
+                        sums[0] = pair[0].mul_add(query, sums[0]);
+                        sums[1] = pair[1].mul_add(query, sums[1]);
                     }
                 }
                 for h in 0..H {
@@ -181,9 +180,9 @@ impl Attend<'_> {
                     }
                 }
                 for h in 0..H {
-                    for half in 0..2 {
+                    for (half, sum) in sums[h].into_iter().enumerate() {
                         let out = merged.out[h].as_mut_ptr().add(d + half * V::LANES);
-                        let piece = sums[h][half].mul(V::splat(new[h]));
+                        let piece = sum.mul(V::splat(new[h]));
                         V::load(out).mul_add(V::splat(old[h]), piece).store(out);
                     }
                 }

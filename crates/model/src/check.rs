@@ -41,13 +41,18 @@ pub(crate) fn place(
     let refuse = |what: String| ModelError::Step { number: step.number, what };
     let tokens = step.tokens();
     if tokens > bounds.step_tokens_max {
-        return Err(refuse(format!("{tokens} tokens, but at most {} are run at once", bounds.step_tokens_max)));
+        return Err(refuse(format!(
+            "{tokens} tokens, but at most {} are run at once",
+            bounds.step_tokens_max
+        )));
     }
     let mut seen = vec![false; bounds.sequences_max];
+    let mut written = Vec::new();
     for (index, slice) in step.slices.iter().enumerate() {
         let in_slice = |what: String| refuse(format!("slice {index}: {what}"));
         check_slot(slice, bounds, &mut seen).map_err(in_slice)?;
         check_blocks(slice, bounds).map_err(in_slice)?;
+        written.extend_from_slice(&slice.blocks[slice.start as usize / KV_BLOCK_TOKENS..]);
         let drawn;
         let tokens = match &slice.input {
             Input::Tokens(tokens) => tokens.as_slice(),
@@ -67,7 +72,11 @@ pub(crate) fn place(
             draw: slice.draw.is_some() && offset + 1 == tokens.len(),
         }));
     }
-    Ok(())
+    written.sort_unstable();
+    match written.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(refuse(format!("KV block {} would be written by two sequences at once", pair[0]))),
+        None => Ok(()),
+    }
 }
 
 fn check_slot(slice: &Slice, bounds: &Bounds, seen: &mut [bool]) -> Result<(), String> {
@@ -88,7 +97,10 @@ fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
         return Err("it has no tokens".to_owned());
     }
     if end > bounds.positions_max {
-        return Err(format!("it ends at position {end}, but a sequence has at most {}", bounds.positions_max));
+        return Err(format!(
+            "it ends at position {end}, but a sequence has at most {}",
+            bounds.positions_max
+        ));
     }
     let needed = end.div_ceil(KV_BLOCK_TOKENS);
     if slice.blocks.len() != needed {
@@ -130,7 +142,15 @@ mod tests {
         let drawing = Slice { draw: Some(draw), ..slice(0, 31, 2, &[3, 4]) };
         let last = Slice { input: Input::Last, ..slice(1, 0, 1, &[7]) };
         let at = |token, position, slice, draw| Place { token, position, slice, draw };
-        assert_eq!(run(vec![drawing, last]), Ok(vec![at(0, 31, 0, false), at(1, 32, 0, true), at(7, 0, 1, false)]));
+        assert_eq!(
+            run(vec![drawing, last]),
+            Ok(vec![at(0, 31, 0, false), at(1, 32, 0, true), at(7, 0, 1, false)])
+        );
+    }
+
+    #[test]
+    fn full_blocks_can_be_shared() {
+        assert!(run(vec![slice(0, 32, 1, &[3, 4]), slice(1, 32, 1, &[3, 5])]).is_ok());
     }
 
     #[test]
@@ -147,6 +167,8 @@ mod tests {
             (vec![slice(0, 0, 33, &[0])], "need 2 KV blocks, not 1"),
             (vec![slice(0, 0, 1, &[0, 1])], "need 1 KV blocks, not 2"),
             (vec![slice(0, 0, 1, &[8])], "KV block 8 is beyond"),
+            (vec![slice(0, 0, 1, &[3]), slice(1, 32, 1, &[4, 3])], "KV block 3 would be written by two"),
+            (vec![slice(0, 0, 64, &[2, 2])], "KV block 2 would be written"),
             (vec![foreign], "token 100 is beyond"),
             (vec![last(0)], "no token was drawn for slot 0"),
         ] {

@@ -7,7 +7,7 @@ use crate::attention::HEAD_DIM_MAX;
 use crate::error::ModelError;
 
 /// Columns and rows are handed out in units of this: a panel of outputs, and a block of quantized inputs.
-pub(crate) const UNIT: usize = 32;
+const UNIT: usize = 32;
 
 /// How a model falls on S virtual shards.
 ///
@@ -94,11 +94,12 @@ mod tests {
 
     #[test]
     fn shards_cover_everything_once_and_in_order_however_odd_the_widths() {
-        for (intermediate, vocab, s) in [(100, 301, 4), (1536, 49152, 3), (1536, 49152, 4), (31, 1, 8), (33, 65, 5)] {
+        for (intermediate, vocab, s) in
+            [(100, 301, 4), (1536, 49152, 3), (1536, 49152, 4), (31, 1, 8), (33, 65, 5)]
+        {
             let shards = Shards::new(s, 1).unwrap();
-            let cut = Cut::new(&config(6, 3, intermediate, vocab), shards).unwrap_or_else(|_| {
-                Cut::new(&config(2, 1, intermediate, vocab), shards).unwrap()
-            });
+            let cut = Cut::new(&config(6, 3, intermediate, vocab), shards)
+                .unwrap_or_else(|_| Cut::new(&config(2, 1, intermediate, vocab), shards).unwrap());
             type Deal<'a> = &'a dyn Fn(Range<usize>) -> Range<usize>;
             let deals: [(Deal<'_>, usize); 2] = [(&|r| cut.mlp(r), intermediate), (&|r| cut.vocab(r), vocab)];
             for (deal, all) in deals {

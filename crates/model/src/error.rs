@@ -11,7 +11,9 @@ pub enum ModelError {
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     /// The cut does not suit the model.
-    #[error("{virtual_shards} virtual shards are fewer than the model's {kv_heads} KV heads: ask for at least {kv_heads}")]
+    #[error(
+        "{virtual_shards} virtual shards are fewer than the model's {kv_heads} KV heads: ask for at least {kv_heads}"
+    )]
     TooFewShards {
         /// S.
         virtual_shards: usize,

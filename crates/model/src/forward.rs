@@ -86,7 +86,12 @@ impl Workspace {
     }
 
     /// Sums the pieces over all ranks: `delta` = the sum over all virtual shards.
-    fn reduce(&mut self, pieces: usize, tokens: usize, collective: &mut dyn Collective) -> Result<(), ModelError> {
+    fn reduce(
+        &mut self,
+        pieces: usize,
+        tokens: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), ModelError> {
         let len = tokens * self.delta.width;
         collective.all_reduce(&self.partials.data[..pieces * len], &mut self.delta.data[..len])?;
         Ok(())
@@ -173,7 +178,8 @@ impl Forward {
         self.engine.team.each(tokens, CHEAP_TOKENS, &|_, range| {
             for token in range {
                 // SAFETY: a token's rows belong to the one range that it is in.
-                let (row, normed) = unsafe { (hidden.row(token, 0..norm.len()), normed.row(token, 0..norm.len())) };
+                let (row, normed) =
+                    unsafe { (hidden.row(token, 0..norm.len()), normed.row(token, 0..norm.len())) };
                 let delta = &delta.data[token * norm.len()..][..norm.len()];
                 AddNorm { row, delta, weight: norm, width, eps, normed }.run_on(isa);
             }
@@ -210,7 +216,9 @@ impl Forward {
                         rope.turn(position, scale, head);
                     }
                     let values = v.row(token, 0..kv_heads * dim).chunks_exact(dim);
-                    for (head, (key, value)) in k.row(token, 0..kv_heads * dim).chunks_exact_mut(dim).zip(values).enumerate() {
+                    for (head, (key, value)) in
+                        k.row(token, 0..kv_heads * dim).chunks_exact_mut(dim).zip(values).enumerate()
+                    {
                         rope.turn(position, 1.0, key);
                         kv.store(head, &slices[slice].blocks, position, key, value);
                     }

@@ -90,8 +90,9 @@ impl Head {
         engine.team.each(round.len(), 1, &|_, range| {
             for draw in range {
                 // SAFETY: a draw's row and result belong to the one range that it is in.
-                let (row, result) =
-                    unsafe { (logits.slice(draw * vocab..(draw + 1) * vocab), results.slice(draw..draw + 1)) };
+                let (row, result) = unsafe {
+                    (logits.slice(draw * vocab..(draw + 1) * vocab), results.slice(draw..draw + 1))
+                };
                 let (mut to, mut from) = (0, 0);
                 for (rows, padded) in widths {
                     row[to..to + rows].copy_from_slice(&gathered[from + draw * padded..][..*rows]);

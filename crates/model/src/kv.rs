@@ -87,7 +87,14 @@ impl KvLayer<'_> {
     ///
     /// # Safety
     /// Nobody else reads or writes this position of the block.
-    pub(crate) unsafe fn store(&self, head: usize, blocks: &[BlockId], position: usize, key: &[f32], value: &[f32]) {
+    pub(crate) unsafe fn store(
+        &self,
+        head: usize,
+        blocks: &[BlockId],
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
         let Tile { head_dim, padded_dim } = self.tile;
         let (block, column) = (blocks[position / KV_BLOCK_TOKENS], position % KV_BLOCK_TOKENS);
         let start = (head * self.blocks + block as usize) * self.tile.floats();

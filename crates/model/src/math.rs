@@ -202,7 +202,11 @@ mod tests {
                 }
                 let exact = libm::exp(f64::from(*x));
                 let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
-                assert!((f64::from(y) - exact).abs() <= 2.0 * ulp, "{}: exp({x}) = {y}, not {exact}", isa.name());
+                assert!(
+                    (f64::from(y) - exact).abs() <= 2.0 * ulp,
+                    "{}: exp({x}) = {y}, not {exact}",
+                    isa.name()
+                );
             }
         }
     }

@@ -41,23 +41,38 @@ impl<T: Number> Buffer<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<T>());
         Layout::from_size_align(bytes, CACHE_LINE_BYTES).expect("a buffer fits the address space")
     }
 }
 
-/// Fresh zeroed pages, which take memory once they are written; `None` if the system has none.
+/// What is mapped for a large buffer: whole huge pages, of which the untouched ones take no memory.
+fn mapped_bytes(bytes: usize) -> usize {
+    bytes.next_multiple_of(HUGE_PAGE_BYTES)
+}
+
+/// Fresh zeroed pages, which take memory once they are written, from a bound of huge pages on; `None` if the system
+/// has none.
 fn map(bytes: usize) -> Option<NonNull<u8>> {
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a new private mapping touches no existing memory.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
-    if start == libc::MAP_FAILED {
+    let mapped = unsafe {
+        libc::mmap(std::ptr::null_mut(), mapped_bytes(bytes) + HUGE_PAGE_BYTES, access, kind, -1, 0)
+    };
+    if mapped == libc::MAP_FAILED {
         return None;
+    }
+    let before = mapped.align_offset(HUGE_PAGE_BYTES);
+    let start = mapped.wrapping_byte_add(before);
+    // SAFETY: what lies before and behind was just mapped, is whole pages, and nobody knows of it.
+    unsafe {
+        libc::munmap(mapped, before);
+        libc::munmap(start.wrapping_byte_add(mapped_bytes(bytes)), HUGE_PAGE_BYTES - before);
     }
     #[cfg(target_os = "linux")]
     // SAFETY: the range was just mapped; the advice changes nothing but speed, so its failure is ignored.
     unsafe {
-        libc::madvise(start, bytes, libc::MADV_HUGEPAGE)
+        libc::madvise(start, mapped_bytes(bytes), libc::MADV_HUGEPAGE)
     };
     NonNull::new(start.cast())
 }
@@ -67,9 +82,9 @@ impl<T: Number> Drop for Buffer<T> {
         let layout = Self::layout(self.len);
         match layout.size() {
             0 => {}
-            // SAFETY: mapped in `zeroed` with the same size.
             HUGE_PAGE_BYTES.. => {
-                unsafe { libc::munmap(self.start.as_ptr().cast(), layout.size()) };
+                // SAFETY: mapped in `zeroed` with the same size.
+                unsafe { libc::munmap(self.start.as_ptr().cast(), mapped_bytes(layout.size())) };
             }
             // SAFETY: allocated in `zeroed` with the same layout.
             _ => unsafe { dealloc(self.start.as_ptr().cast(), layout) },
@@ -139,5 +154,21 @@ impl<'a, T> SharedMut<'a, T> {
     /// For kernels that write scattered elements.
     pub(crate) fn as_ptr(&self) -> *mut T {
         self.start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_every_size_are_zeroed_aligned_and_writable() {
+        for len in [0, 1, 1000, HUGE_PAGE_BYTES / 4, HUGE_PAGE_BYTES + 5] {
+            let mut buffer = Buffer::<f32>::zeroed(len);
+            assert!(buffer.len() == len && buffer.iter().all(|x| *x == 0.0));
+            assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(CACHE_LINE_BYTES));
+            buffer.fill(1.0);
+            assert!(buffer.iter().all(|x| *x == 1.0));
+        }
     }
 }

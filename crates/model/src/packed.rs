@@ -11,6 +11,8 @@
 //! lanes and inputs in sequence, so that one output is one lane's chain of fused multiply-adds, whatever the width.
 //! Outputs beyond the matrix are zero rows. Nothing grows: each weight takes the bits that it had in the file.
 
+use std::sync::Arc;
+
 use galerne_checkpoint::{Block, Dtype};
 use half::{bf16, f16};
 
@@ -46,62 +48,34 @@ impl Layout {
     }
 }
 
-/// A packed matrix, `rows` outputs by `cols` inputs.
-pub(crate) struct Packed {
-    dtype: Dtype,
-    rows: usize,
-    cols: usize,
-    data: Buffer<u8>,
+/// What a packed matrix holds: `rows` outputs by `cols` inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) dtype: Dtype,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
 }
 
-impl Packed {
-    /// A matrix of zeros.
-    pub(crate) fn zeroed(dtype: Dtype, rows: usize, cols: usize) -> Self {
-        let data = Buffer::zeroed(rows.div_ceil(PANEL) * Self::bytes_of_panel(dtype, cols));
-        Self { dtype, rows, cols, data }
-    }
-
-    fn bytes_of_panel(dtype: Dtype, cols: usize) -> usize {
-        let layout = Layout::of(dtype);
-        if dtype.is_quantized() { cols / BLOCK * layout.block() } else { cols * layout.row }
-    }
-
-    pub(crate) fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
-    }
-
-    pub(crate) fn panels(&self) -> usize {
+impl Shape {
+    pub(crate) fn panels(self) -> usize {
         self.rows.div_ceil(PANEL)
     }
 
-    /// Outputs with those of the last panel that are always zero.
-    pub(crate) fn padded_rows(&self) -> usize {
-        self.panels() * PANEL
+    pub(crate) fn panel_bytes(self) -> usize {
+        let layout = Layout::of(self.dtype);
+        if self.dtype.is_quantized() { self.cols / BLOCK * layout.block() } else { self.cols * layout.row }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.data.len()
+    /// A multiple of a cache line, as every panel is.
+    pub(crate) fn bytes(self) -> usize {
+        self.panels() * self.panel_bytes()
     }
 
-    pub(crate) fn panel_bytes(&self) -> usize {
-        Self::bytes_of_panel(self.dtype, self.cols)
-    }
-
-    /// The panel's bytes, [`panel_bytes`](Packed::panel_bytes) of them.
-    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        let bytes = self.panel_bytes();
-        &self.data[panel * bytes..][..bytes]
-    }
-
-    /// Writes one row from its encoding in a file.
-    pub(crate) fn set_row(&mut self, row: usize, encoded: &[u8]) {
+    /// Writes one row from its encoding in a file to `memory`, which is all of the matrix and began as zeros.
+    pub(crate) fn set_row(self, memory: &mut [u8], row: usize, encoded: &[u8]) {
         let (dtype, lane, bytes) = (self.dtype, row % PANEL, self.panel_bytes());
         let layout = Layout::of(dtype);
-        let panel = &mut self.data[row / PANEL * bytes..][..bytes];
+        let panel = &mut memory[row / PANEL * bytes..][..bytes];
         if !dtype.is_quantized() {
             let size = dtype.block_bytes();
             for (to, from) in panel.chunks_exact_mut(layout.row).zip(encoded.chunks_exact(size)) {
@@ -109,7 +83,9 @@ impl Packed {
             }
             return;
         }
-        for (to, from) in panel.chunks_exact_mut(layout.block()).zip(encoded.chunks_exact(dtype.block_bytes())) {
+        for (to, from) in
+            panel.chunks_exact_mut(layout.block()).zip(encoded.chunks_exact(dtype.block_bytes()))
+        {
             to[2 * lane..][..2].copy_from_slice(&from[..2]);
             let quants = match dtype {
                 Dtype::Q4_1 => {
@@ -132,18 +108,63 @@ impl Packed {
             }
         }
     }
+}
+
+/// A packed matrix: a part of the memory that holds all matrices of a rank, so that they share huge pages.
+pub(crate) struct Packed {
+    shape: Shape,
+    memory: Arc<Buffer<u8>>,
+    start: usize,
+}
+
+impl Packed {
+    /// The matrix whose bytes start at `start`.
+    ///
+    /// # Panics
+    /// If they reach beyond the memory.
+    pub(crate) fn new(shape: Shape, memory: Arc<Buffer<u8>>, start: usize) -> Self {
+        assert!(start + shape.bytes() <= memory.len(), "{shape:?} at {start} of {}", memory.len());
+        Self { shape, memory, start }
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.shape.dtype
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.shape.cols
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.shape.panels()
+    }
+
+    /// Outputs with those of the last panel that are always zero.
+    pub(crate) fn padded_rows(&self) -> usize {
+        self.panels() * PANEL
+    }
+
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.shape.panel_bytes()
+    }
+
+    /// The panel's bytes, [`panel_bytes`](Packed::panel_bytes) of them.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let bytes = self.panel_bytes();
+        &self.memory[self.start + panel * bytes..][..bytes]
+    }
 
     /// Adds 0 to row `row` and writes it to `out`, which is at least [`cols`](Packed::cols) long: a negative zero
     /// becomes a positive one, as it would in a sum with the zeros of other shards.
     pub(crate) fn gather_row(&self, row: usize, out: &mut [f32]) {
         let (panel, lane) = (self.panel(row / PANEL), row % PANEL);
-        let layout = Layout::of(self.dtype);
-        let out = &mut out[..self.cols];
+        let (dtype, layout) = (self.dtype(), Layout::of(self.dtype()));
+        let out = &mut out[..self.cols()];
         let half_at = |bytes: &[u8], at: usize| [bytes[2 * at], bytes[2 * at + 1]];
-        if !self.dtype.is_quantized() {
+        if !dtype.is_quantized() {
             for (out, values) in out.iter_mut().zip(panel.chunks_exact(layout.row)) {
                 *out = 0.0
-                    + match self.dtype {
+                    + match dtype {
                         Dtype::F16 => f16::from_le_bytes(half_at(values, lane)).to_f32(),
                         Dtype::Bf16 => bf16::from_le_bytes(half_at(values, lane)).to_f32(),
                         _ => f32::from_le_bytes(std::array::from_fn(|byte| values[4 * lane + byte])),
@@ -162,17 +183,17 @@ impl Packed {
     /// The part of one output in a packed block.
     fn block_of(&self, block: &[u8], lane: usize) -> Block {
         let half_at = |at: usize| f16::from_le_bytes([block[2 * at], block[2 * at + 1]]).to_f32();
-        let layout = Layout::of(self.dtype);
+        let (dtype, layout) = (self.dtype(), Layout::of(self.dtype()));
         let nibble = |k: usize| {
             let pair = block[layout.header + k * layout.row + lane % (PANEL / 2)];
             (pair >> (lane / (PANEL / 2) * 4) & 15).cast_signed()
         };
-        let quant = |k: usize| match self.dtype {
+        let quant = |k: usize| match dtype {
             Dtype::Q8_0 => block[layout.header + k * layout.row + lane].cast_signed(),
             Dtype::Q4_0 => nibble(k) - 8,
             _ => nibble(k),
         };
-        let offset = if self.dtype == Dtype::Q4_1 { half_at(PANEL + lane) } else { 0.0 };
+        let offset = if dtype == Dtype::Q4_1 { half_at(PANEL + lane) } else { 0.0 };
         Block { scale: half_at(lane), offset, quants: std::array::from_fn(quant) }
     }
 }

@@ -26,8 +26,8 @@ impl Rows {
         Self { width, data: Buffer::zeroed(rows * width) }
     }
 
-    /// The rows from `column` on.
-    fn from_column(&self, column: usize) -> Strided<*const f32> {
+    /// The rows without the columns before `column`.
+    fn starting_at(&self, column: usize) -> Strided<*const f32> {
         Strided { start: self.data[column..].as_ptr(), stride: self.width }
     }
 
@@ -72,7 +72,12 @@ impl Engine {
     }
 
     /// `y = x · wᵀ` for several matrices with the same input; each `y` is as wide as its matrix has outputs.
-    pub(crate) fn products<const P: usize>(&mut self, tokens: usize, x: &Rows, products: [(&Packed, RowsMut<'_>); P]) {
+    pub(crate) fn products<const P: usize>(
+        &mut self,
+        tokens: usize,
+        x: &Rows,
+        products: [(&Packed, RowsMut<'_>); P],
+    ) {
         let isa = self.isa;
         let panels = products.iter().map(|(weights, _)| weights.panels()).sum();
         self.panels(panels, tokens, &|range, scratch| {
@@ -82,7 +87,7 @@ impl Engine {
                 let own = range.start.clamp(first, end) - first..range.end.clamp(first, end) - first;
                 check(weights, tokens, x, 0, y);
                 // SAFETY: shapes were checked; the columns of a panel are written by the range that it is in.
-                unsafe { linear(isa, weights, own, tokens, x.from_column(0), y.strided(), scratch) };
+                unsafe { linear(isa, weights, own, tokens, x.starting_at(0), y.strided(), scratch) };
                 first = end;
             }
         });
@@ -104,8 +109,8 @@ impl Engine {
             let column = range.start * PANEL;
             // SAFETY: shapes were checked; the columns of a panel, in both, are touched by the range that it is in.
             unsafe {
-                linear(isa, gate_weights, range.clone(), tokens, x.from_column(0), gate.strided(), scratch);
-                linear(isa, up_weights, range, tokens, x.from_column(0), up.strided(), scratch);
+                linear(isa, gate_weights, range.clone(), tokens, x.starting_at(0), gate.strided(), scratch);
+                linear(isa, up_weights, range, tokens, x.starting_at(0), up.strided(), scratch);
                 let gate = Strided { start: gate.strided().start.add(column), stride: gate.width };
                 let up = Strided { start: up.strided().start.add(column).cast_const(), stride: up.width };
                 isa.run(Swiglu { gate, up, rows: tokens, width });
@@ -128,10 +133,15 @@ impl Engine {
         self.panels(shards[0].panels(), tokens, &|range, scratch| {
             let mut column = 0;
             for (shard, weights) in shards.iter().enumerate() {
-                let y = RowsMut { width: partials.width, data: partials.data.skip(shard * tokens * partials.width) };
+                let y = RowsMut {
+                    width: partials.width,
+                    data: partials.data.skip(shard * tokens * partials.width),
+                };
                 check(weights, tokens, x, column, &y);
                 // SAFETY: shapes were checked; the columns of a panel, in all shards' partials, belong to one range.
-                unsafe { linear(isa, weights, range.clone(), tokens, x.from_column(column), y.strided(), scratch) };
+                unsafe {
+                    linear(isa, weights, range.clone(), tokens, x.starting_at(column), y.strided(), scratch);
+                };
                 column += weights.cols();
             }
             let columns = range.start * PANEL..range.end * PANEL;
@@ -169,7 +179,13 @@ fn check(weights: &Packed, tokens: usize, x: &Rows, column: usize, y: &RowsMut<'
 ///
 /// # Safety
 /// Nobody else touches these columns of the partials.
-unsafe fn sum_piece(partials: &RowsMut<'_>, tokens: usize, columns: Range<usize>, piece: Range<usize>, slot: usize) {
+unsafe fn sum_piece(
+    partials: &RowsMut<'_>,
+    tokens: usize,
+    columns: Range<usize>,
+    piece: Range<usize>,
+    slot: usize,
+) {
     for token in 0..tokens {
         // SAFETY: the caller's; rows of different shards do not overlap.
         let row = |shard: usize| unsafe { partials.row(shard * tokens + token, columns.clone()) };
@@ -198,7 +214,9 @@ mod tests {
 
     #[test]
     fn pieces_are_summed_as_the_tree_sums_leaves() {
-        for (leaves, range) in [(3, 0..3), (8, 0..8), (12, 0..3), (12, 3..6), (12, 9..12), (7, 2..7), (5, 4..5)] {
+        for (leaves, range) in
+            [(3, 0..3), (8, 0..8), (12, 0..3), (12, 3..6), (12, 9..12), (7, 2..7), (5, 4..5)]
+        {
             let value = |leaf: usize, column: usize| 1.0 / (leaf * 7 + column + 3) as f32;
             let mut partials = Rows::zeroed(range.len(), PANEL);
             for (row, leaf) in partials.data.chunks_exact_mut(PANEL).zip(range.clone()) {
@@ -210,11 +228,17 @@ mod tests {
                 // SAFETY: one thread.
                 unsafe { sum_piece(&partials.shared(), 1, 0..PANEL, own, slot) };
                 let singles: Vec<Range<usize>> = piece.clone().map(|leaf| leaf..leaf + 1).collect();
-                let rows: Vec<Vec<f32>> =
-                    piece.clone().map(|leaf| (0..PANEL).map(|column| value(leaf, column)).collect()).collect();
+                let rows: Vec<Vec<f32>> = piece
+                    .clone()
+                    .map(|leaf| (0..PANEL).map(|column| value(leaf, column)).collect())
+                    .collect();
                 let mut expected = [0.0; PANEL];
                 tree::sum_into(&singles, |i| &rows[i], &mut expected);
-                assert_eq!(partials.data[slot * PANEL..][..PANEL], expected, "{piece:?} of {range:?} of {leaves}");
+                assert_eq!(
+                    partials.data[slot * PANEL..][..PANEL],
+                    expected,
+                    "{piece:?} of {range:?} of {leaves}"
+                );
             }
         }
     }

@@ -68,7 +68,7 @@ pub enum Trace<'a> {
         /// A row for each token.
         rows: &'a [f32],
     },
-    /// Logits that a token is about to be drawn from, on rank 0.
+    /// Logits that a token was drawn from, on rank 0.
     Logits {
         /// Index of the slice in the step.
         slice: usize,
@@ -150,7 +150,11 @@ impl Rank {
     ///
     /// # Errors
     /// As [`Rank::step`].
-    pub fn step_traced(&mut self, step: &Step, trace: &mut dyn FnMut(Trace<'_>)) -> Result<Sampled, ModelError> {
+    pub fn step_traced(
+        &mut self,
+        step: &Step,
+        trace: &mut dyn FnMut(Trace<'_>),
+    ) -> Result<Sampled, ModelError> {
         self.run(step, &mut Some(trace))
     }
 
@@ -159,11 +163,7 @@ impl Rank {
         self.collective.abort_handle()
     }
 
-    fn run(
-        &mut self,
-        step: &Step,
-        trace: &mut Tracer<'_>,
-    ) -> Result<Sampled, ModelError> {
+    fn run(&mut self, step: &Step, trace: &mut Tracer<'_>) -> Result<Sampled, ModelError> {
         place(step, &self.bounds, &self.last, &mut self.places)?;
         let draws = self.places.iter().filter(|place| place.draw).count();
         let mut drawn = Vec::with_capacity(draws);

@@ -108,7 +108,10 @@ impl Team {
         let open = Open::new(self, job.clone());
         take_ranges(&open.team.shared, &job, 0);
         drop(open);
-        assert!(!self.shared.failed.load(Ordering::Relaxed), "a compute thread panicked; its message stands above");
+        assert!(
+            !self.shared.failed.load(Ordering::Relaxed),
+            "a compute thread panicked; its message stands above"
+        );
     }
 }
 
@@ -175,7 +178,9 @@ fn help(shared: &Shared, worker: usize, spins: usize) {
     while let Some(generation) = enter(shared, last, spins) {
         last = generation;
         // SAFETY: this thread is inside an open job, so the leader does not write.
-        let Some(job) = (unsafe { (*shared.job.get()).clone() }) else { unreachable!("an open job is there") };
+        let Some(job) = (unsafe { (*shared.job.get()).clone() }) else {
+            unreachable!("an open job is there")
+        };
         let guard = Inside { shared, leader: job.leader.clone() };
         take_ranges(shared, &job, worker);
         drop(guard);

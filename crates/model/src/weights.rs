@@ -1,14 +1,16 @@
+use std::iter;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight, dequantize};
 use galerne_types::Shards;
 
-use crate::cut::{Cut, UNIT};
+use crate::cut::Cut;
 use crate::error::ModelError;
 use crate::math::SUM_LANES;
-use crate::packed::{PANEL, Packed};
+use crate::memory::Buffer;
+use crate::packed::{PANEL, Packed, Shape};
 
 /// What one loading thread reads at a time; at least one panel. With packing's scratch, 16 threads stay under 64 MiB.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -21,6 +23,7 @@ pub struct Weights {
     pub(crate) shards: Shards,
     pub(crate) rank: usize,
     pub(crate) cut: Cut,
+    bytes: usize,
     pub(crate) layers: Vec<Layer>,
     pub(crate) embedding: Packed,
     /// `None` where the embedding serves as the head.
@@ -65,7 +68,7 @@ impl Weights {
         let share = Share { checkpoint, cut: &cut, shards: shards.of_rank(rank) };
         let parts = share.parts()?;
         let mut loaded = load_parts(checkpoint, &parts, threads, progress)?.into_iter();
-        let mut all = || loaded.next().expect("as many as there are parts");
+        let mut all = || loaded.next().unwrap_or_default();
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             layers.push(Layer {
@@ -83,7 +86,8 @@ impl Weights {
         let embedding = only(all());
         let head = (!config.tied).then(|| only(all()));
         let final_norm = norm(checkpoint, Weight::FinalNorm)?;
-        Ok(Self { config, shards, rank, cut, layers, embedding, head, final_norm })
+        let bytes = parts.iter().map(Part::packed_bytes).sum();
+        Ok(Self { config, shards, rank, cut, bytes, layers, embedding, head, final_norm })
     }
 
     /// The model's numbers.
@@ -103,13 +107,7 @@ impl Weights {
 
     /// Bytes that the matrices take.
     pub fn bytes(&self) -> usize {
-        let of_layer = |layer: &Layer| {
-            let whole = [&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up];
-            whole.into_iter().chain(&layer.o).chain(&layer.down).map(Packed::bytes).sum::<usize>()
-        };
-        self.layers.iter().map(of_layer).sum::<usize>()
-            + self.embedding.bytes()
-            + self.head.as_ref().map_or(0, Packed::bytes)
+        self.bytes
     }
 
     /// The virtual shards of this rank.
@@ -186,27 +184,27 @@ impl Share<'_> {
 
     fn rows_of(&self, weight: Weight, rows: Range<usize>) -> Result<Part, ModelError> {
         let cols = self.checkpoint.tensor(weight).cols;
-        self.part(weight, rows, vec![0..cols])
+        self.part(weight, rows, iter::once(0..cols).collect())
     }
 
-    fn part(&self, weight: Weight, rows: Range<usize>, slices: Vec<Range<usize>>) -> Result<Part, ModelError> {
+    fn part(
+        &self,
+        weight: Weight,
+        rows: Range<usize>,
+        slices: Vec<Range<usize>>,
+    ) -> Result<Part, ModelError> {
         let info = self.checkpoint.tensor(weight);
         let (cols, stored) = (info.cols, info.dtype);
         if !cols.is_multiple_of(stored.block_elems()) {
             return Err(ModelError::RaggedBlocks { weight, cols, block: stored.block_elems() });
         }
-        // The whole model's cuts decide, not this rank's, so that N does not show in the numerics.
-        let whole = stored.block_elems() == 1 || slices.len() == 1 && slices[0] == (0..cols) || self.cuts_at_blocks(weight);
-        Ok(Part { weight, stored, packed: if whole { stored } else { Dtype::F32 }, rows, slices })
-    }
-
-    /// Whether every shard's columns of `o` or `down` begin and end between quantized blocks.
-    fn cuts_at_blocks(&self, weight: Weight) -> bool {
-        let config = self.checkpoint.config();
-        match weight {
-            Weight::O(_) => (config.heads / config.kv_heads * config.head_dim).is_multiple_of(UNIT),
-            _ => true,
-        }
+        // A shard's columns that begin or end within a block cannot share its scale: they are stored as f32, of the
+        // same value.
+        let block = stored.block_elems();
+        let at_blocks =
+            |slice: &Range<usize>| slice.start.is_multiple_of(block) && slice.end.is_multiple_of(block);
+        let packed = if slices.iter().all(at_blocks) { stored } else { Dtype::F32 };
+        Ok(Part { weight, stored, packed, rows, slices })
     }
 }
 
@@ -226,14 +224,20 @@ impl Part {
         (self.row_bytes() * self.rows.len()) as u64
     }
 
-    /// Reads and packs; `read` is told of every chunk's bytes.
-    fn load(&self, checkpoint: &Checkpoint, read: &dyn Fn(u64)) -> Result<Vec<Packed>, ModelError> {
-        let rows = self.rows.len();
-        let mut packed: Vec<Packed> =
-            self.slices.iter().map(|slice| Packed::zeroed(self.packed, rows, slice.len())).collect();
-        let (columns, row_bytes) = (self.columns(), self.row_bytes());
+    /// The matrices that the part becomes, one a slice.
+    fn shapes(&self) -> impl Iterator<Item = Shape> {
+        self.slices.iter().map(|slice| Shape { dtype: self.packed, rows: self.rows.len(), cols: slice.len() })
+    }
+
+    fn packed_bytes(&self) -> usize {
+        self.shapes().map(Shape::bytes).sum()
+    }
+
+    /// Reads, and packs into `memory`, one matrix after another; `read` is told of every chunk's bytes.
+    fn load(&self, checkpoint: &Checkpoint, memory: &mut [u8], read: &dyn Fn(u64)) -> Result<(), ModelError> {
+        let (rows, columns, row_bytes) = (self.rows.len(), self.columns(), self.row_bytes());
         if row_bytes == 0 {
-            return Ok(packed);
+            return Ok(());
         }
         let chunk_rows = (CHUNK_BYTES / row_bytes / PANEL * PANEL).max(PANEL);
         let (mut bytes, mut values, mut widened) = (Vec::new(), vec![0.0; columns.len()], Vec::new());
@@ -250,18 +254,22 @@ impl Part {
                     widened.extend(values.iter().flat_map(|value| value.to_le_bytes()));
                     &widened
                 };
-                for (slice, matrix) in self.slices.iter().zip(&mut packed) {
+                let mut memory = &mut *memory;
+                for (slice, shape) in self.slices.iter().zip(self.shapes()) {
+                    let (matrix, rest) = memory.split_at_mut(shape.bytes());
                     let start = self.packed.row_bytes(slice.start - columns.start);
-                    matrix.set_row(row, &encoded[start..][..self.packed.row_bytes(slice.len())]);
+                    shape.set_row(matrix, row, &encoded[start..][..self.packed.row_bytes(slice.len())]);
+                    memory = rest;
                 }
             }
             read(bytes.len() as u64);
         }
-        Ok(packed)
+        Ok(())
     }
 }
 
-/// Loads all parts; the threads take them from the first to the last. The first error ends the loading.
+/// Loads all parts into one memory; the threads take them from the first to the last. The first error ends the
+/// loading. Returns the matrices of each part.
 fn load_parts(
     checkpoint: &Checkpoint,
     parts: &[Part],
@@ -269,18 +277,27 @@ fn load_parts(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<Vec<Packed>>, ModelError> {
     let total = parts.iter().map(Part::bytes).sum();
-    let (next, done, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let loaded: Vec<Mutex<Option<Result<Vec<Packed>, ModelError>>>> =
-        parts.iter().map(|_| Mutex::new(None)).collect();
+    let mut memory = Buffer::zeroed(parts.iter().map(Part::packed_bytes).sum());
+    let mut rest = &mut memory[..];
+    let mut jobs = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (own, after) = rest.split_at_mut(part.packed_bytes());
+        jobs.push((part, own));
+        rest = after;
+    }
+    let (jobs, done) = (Mutex::new(jobs.into_iter()), AtomicU64::new(0));
+    let failure = Mutex::new(None);
     let work = || {
-        while !failed.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(part) = parts.get(index) else { return };
-            let result = part.load(checkpoint, &|bytes| {
+        loop {
+            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((part, memory)) = job else { return };
+            let result = part.load(checkpoint, memory, &|bytes| {
                 progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
             });
-            failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            *loaded[index].lock().expect("nobody panics with it") = Some(result);
+            if let Err(error) = result {
+                jobs.lock().unwrap_or_else(PoisonError::into_inner).by_ref().for_each(drop);
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -289,6 +306,20 @@ fn load_parts(
         }
         work();
     });
-    let results = loaded.into_iter().filter_map(|slot| slot.into_inner().expect("nobody panics with it"));
-    results.collect()
+    drop(jobs);
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(matrices(parts, &Arc::new(memory))),
+    }
+}
+
+/// The matrices of each part, which lie in `memory` one after another.
+fn matrices(parts: &[Part], memory: &Arc<Buffer<u8>>) -> Vec<Vec<Packed>> {
+    let mut start = 0;
+    let mut matrix = |shape: Shape| {
+        let matrix = Packed::new(shape, Arc::clone(memory), start);
+        start += shape.bytes();
+        matrix
+    };
+    parts.iter().map(|part| part.shapes().map(&mut matrix).collect()).collect()
 }

@@ -111,6 +111,9 @@ impl Groups {
     pub(crate) fn lost(self: &Arc<Self>, place: &Place) {
         let mut state = self.current();
         state.dispatcher.lost(&place.group, place.epoch);
+        if serving_epoch(&state.fleet.borrow(), &place.group) != Some(place.epoch) {
+            return; // the fleet has moved on by itself
+        }
         if state.lost.insert(place.group.clone(), place.epoch) == Some(place.epoch) {
             return; // somebody else probes it already
         }

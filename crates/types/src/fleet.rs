@@ -95,7 +95,7 @@ pub enum RankState {
 }
 
 /// One incarnation of a group; the revision of the transaction that wrote it is its [`Epoch`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// The group.
     pub group: GroupId,
@@ -105,6 +105,15 @@ pub struct EpochRecord {
     pub members: Vec<Member>,
     /// Hex of 32 random bytes: authenticates this epoch's collective and step connections, once.
     pub secret: String,
+}
+
+/// Without the secret: logs show records.
+impl std::fmt::Debug for EpochRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { group, shards, members, secret: _ } = self;
+        let mut record = f.debug_struct("EpochRecord");
+        record.field("group", group).field("shards", shards).field("members", members).finish_non_exhaustive()
+    }
 }
 
 /// A rank of an epoch.
@@ -154,11 +163,46 @@ pub struct Group {
     pub health: Option<Health>,
 }
 
+impl Member {
+    /// True if `rank` is this very process: a restarted one has another pid, or other ports.
+    pub fn is(&self, rank: &RankRecord) -> bool {
+        self.id == rank.id
+            && self.pid == rank.pid
+            && self.address == rank.address
+            && self.collective == rank.collective
+    }
+}
+
+/// Why a member no longer stands for its epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Its process is gone.
+    Gone,
+    /// Its process has given the epoch up.
+    Left,
+}
+
 impl Group {
-    /// The leader's word, if it is of the last incarnation: an older one is not to be believed.
+    /// The leader's word, if it is of the last incarnation and all of its members stand: a word that is older, or
+    /// that a dead rank makes untrue, is not to be believed.
     pub fn serving(&self) -> Option<&Health> {
         let (epoch, _) = self.epoch.as_ref()?;
-        self.health.as_ref().filter(|health| health.epoch == *epoch)
+        self.health.as_ref().filter(|health| health.epoch == *epoch && self.stands())
+    }
+
+    /// True while the last epoch's members all live, are the processes they were, and have not left it.
+    pub fn stands(&self) -> bool {
+        let Some((epoch, record)) = &self.epoch else { return false };
+        record.members.iter().all(|member| self.absence(*epoch, member).is_none())
+    }
+
+    /// Why `member` does not stand for `epoch`; `None` when it does.
+    pub fn absence(&self, epoch: Epoch, member: &Member) -> Option<Absence> {
+        match self.ranks.get(&member.id) {
+            Some(rank) if member.is(rank) && rank.left < epoch => None,
+            Some(rank) if member.is(rank) => Some(Absence::Left),
+            _ => Some(Absence::Gone),
+        }
     }
 }
 

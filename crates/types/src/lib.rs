@@ -10,7 +10,7 @@ mod shards;
 mod step;
 
 pub use fleet::{
-    EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
+    Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
 };
 pub use request::{Event, FinishReason, Refusal, Request, RequestId, Sampling, TokenId, TokenOut, TopToken};
 pub use shards::{Shards, ShardsError};

@@ -117,9 +117,6 @@ impl Vector for __m512 {
         );
         // SAFETY: the caller's; 16 bytes.
         let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(from.cast()) });
-        [
-            _mm512_permutexvar_ps(bytes, values),
-            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values),
-        ]
+        [_mm512_permutexvar_ps(bytes, values), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values)]
     }
 }

@@ -16,7 +16,13 @@ fn tokens(count: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// Logits of every position of a prompt, and one prefill in chunks, against the reference.
-fn check(checkpoint: &Checkpoint, model: &Model, (s, n): (usize, usize), window: Option<usize>, what: &str) -> Drawn {
+fn check(
+    checkpoint: &Checkpoint,
+    model: &Model,
+    (s, n): (usize, usize),
+    window: Option<usize>,
+    what: &str,
+) -> Drawn {
     let prompt = tokens(70, model.config.vocab);
     let window_choice = window.map_or(WindowChoice::Full, WindowChoice::Tokens);
     let options = Options { window: window_choice, threads: 2, ..options() };

@@ -55,7 +55,12 @@ impl Golden {
             },
             prompt: ids(&case["prompt_ids"]),
             greedy: ids(&case["greedy_ids"]),
-            gaps: case["top1_minus_top2"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect(),
+            gaps: case["top1_minus_top2"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|x| x.as_f64().unwrap() as f32)
+                .collect(),
         };
         self.json["cases"].as_array().unwrap().iter().map(case).collect()
     }
@@ -73,7 +78,8 @@ impl Golden {
         let what = |part: &str| format!("{} {} {part}", self.name, case.key);
         let expected = self.rows(&format!("{}.logits", case.key)).expect("every case has logits");
         // Token by token, so that every position's logits show.
-        let slices = case.prompt.iter().enumerate().map(|(at, id)| known(0, at, &[*id], greedy(at))).collect();
+        let slices =
+            case.prompt.iter().enumerate().map(|(at, id)| known(0, at, &[*id], greedy(at))).collect();
         let by_token = run(rank, &steps(vec![slices]));
         let first = case.prompt.len() - expected.len();
         for (at, expected) in expected.iter().enumerate() {
@@ -111,7 +117,8 @@ impl Golden {
         })
         .unwrap();
         for (layer, found) in layers {
-            let expected = self.rows(&format!("{}.hidden.{layer}", case.key)).expect("hidden states of every layer");
+            let expected =
+                self.rows(&format!("{}.hidden.{layer}", case.key)).expect("hidden states of every layer");
             let what = format!("{} {}: hidden states of layer {layer}", self.name, case.key);
             assert_close(&found, &expected.concat(), &what);
         }

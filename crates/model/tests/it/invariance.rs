@@ -23,7 +23,11 @@ fn prompt(count: usize, seed: u64) -> Vec<u32> {
 }
 
 fn only(drawn: &Drawn, slot: u32) -> Drawn {
-    drawn.iter().filter(|((of, _), _)| *of == slot).map(|((_, index), token)| ((0, *index), token.clone())).collect()
+    drawn
+        .iter()
+        .filter(|((of, _), _)| *of == slot)
+        .map(|((_, index), token)| ((0, *index), token.clone()))
+        .collect()
 }
 
 #[test]

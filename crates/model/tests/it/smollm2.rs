@@ -68,7 +68,11 @@ fn the_number_of_ranks_does_not_show() {
                 let options = Options { threads, ..options() };
                 let drawn = run_group(&weights, &options, &steps(vec![sequence(0, prompt, chunk, 3)]));
                 let expected = first.get_or_insert_with(|| drawn.clone());
-                assert_same(&drawn, expected, &format!("S = {virtual_shards}, N = {world_size}, {threads} threads"));
+                assert_same(
+                    &drawn,
+                    expected,
+                    &format!("S = {virtual_shards}, N = {world_size}, {threads} threads"),
+                );
             }
         }
     }

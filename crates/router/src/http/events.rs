@@ -50,7 +50,7 @@ impl Events {
 
     async fn write(&mut self, out: &mut BytesMut) -> Result<(), Failure> {
         if !self.begun && self.form.kind == Kind::Chat {
-            event(out, &self.form.opening()?);
+            event(out, &self.form.opening(&self.answer)?);
         }
         let mut part = Gathered::default();
         while !self.form.worth_a_chunk(&part) {

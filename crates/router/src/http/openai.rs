@@ -28,6 +28,9 @@ use crate::serve::Router;
 /// The header that names an answer, also when its body does not.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The header that keeps a reverse proxy from holding events back.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 /// `POST /v1/chat/completions`
 pub(super) async fn chat(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
     let wanted = request::chat(&read(body).await?)?;
@@ -96,8 +99,7 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
 async fn complete(router: &Arc<Router>, kind: Kind, wanted: Wanted) -> Result<Response, ApiError> {
     let Wanted { ask, view } = wanted;
     let mut answer = Answer::start(router, ask).await?;
-    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
-    let id = format!("{prefix}-{:016x}{:016x}", random_seed()?, random_seed()?);
+    let id = format!("{}-{:016x}{:016x}", kind.id_prefix(), random_seed()?, random_seed()?);
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let form = Form::new(kind, view, id, created, &answer);
     let request_id = (REQUEST_ID, form.id.clone());
@@ -105,7 +107,7 @@ async fn complete(router: &Arc<Router>, kind: Kind, wanted: Wanted) -> Result<Re
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream".to_owned()),
             (header::CACHE_CONTROL, "no-cache".to_owned()),
-            (HeaderName::from_static("x-accel-buffering"), "no".to_owned()),
+            (ACCEL_BUFFERING, "no".to_owned()),
             request_id,
         ];
         return Ok((headers, events::body(form, answer)).into_response());

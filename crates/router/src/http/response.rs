@@ -16,6 +16,32 @@ pub(super) enum Kind {
     Text,
 }
 
+impl Kind {
+    pub(super) fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Chat => "chatcmpl",
+            Self::Text => "cmpl",
+        }
+    }
+
+    fn object(self) -> &'static str {
+        match self {
+            Self::Chat => "chat.completion",
+            Self::Text => TEXT_OBJECT,
+        }
+    }
+
+    fn chunk_object(self) -> &'static str {
+        match self {
+            Self::Chat => "chat.completion.chunk",
+            Self::Text => TEXT_OBJECT,
+        }
+    }
+}
+
+/// A text completion has one name, whole or in chunks.
+const TEXT_OBJECT: &str = "text_completion";
+
 /// What every body and chunk of one answer has in common.
 pub(super) struct Form {
     pub(super) kind: Kind,
@@ -27,7 +53,6 @@ pub(super) struct Form {
     model: String,
     /// Weights and S, on which the bits depend, and nothing else.
     fingerprint: String,
-    prompt: Vec<TokenId>,
 }
 
 #[derive(Serialize)]
@@ -107,7 +132,6 @@ impl Form {
             created,
             model: model.name.clone(),
             fingerprint: format!("fp_{digest}_s{}", card.shards.virtual_shards()),
-            prompt: answer.prompt().to_vec(),
         }
     }
 
@@ -118,15 +142,11 @@ impl Form {
             Kind::Text => Content::Text(&all.text),
         };
         let choice = self.choice(content, all, 0, answer, true);
-        let object = match self.kind {
-            Kind::Chat => "chat.completion",
-            Kind::Text => "text_completion",
-        };
-        self.envelope(object, &[choice], Some(Some(self.usage(answer.generated()))), true)
+        self.envelope(self.kind.object(), &[choice], Some(Some(Usage::of(answer))), answer, true)
     }
 
     /// The first chunk of a streamed chat: who speaks.
-    pub(super) fn opening(&self) -> Result<Bytes, Failure> {
+    pub(super) fn opening(&self, answer: &Answer) -> Result<Bytes, Failure> {
         let content = Content::Delta(ChatDelta { role: Some("assistant"), content: Some("") });
         let choice = Choice {
             index: 0,
@@ -136,7 +156,7 @@ impl Form {
             token_ids: None,
             prompt_token_ids: None,
         };
-        self.envelope(CHAT_CHUNK, &[choice], self.usage_so_far(0), true)
+        self.envelope(self.kind.chunk_object(), &[choice], self.usage_so_far(answer), answer, true)
     }
 
     /// A chunk; `text_offset` is the number of characters in the texts of all tokens before it.
@@ -147,15 +167,15 @@ impl Form {
         text_offset: usize,
         answer: &Answer,
     ) -> Result<Bytes, Failure> {
-        let (content, object) = match self.kind {
+        let content = match self.kind {
             Kind::Chat => {
                 let content = (!part.text.is_empty()).then_some(part.text.as_str());
-                (Content::Delta(ChatDelta { role: None, content }), CHAT_CHUNK)
+                Content::Delta(ChatDelta { role: None, content })
             }
-            Kind::Text => (Content::Text(&part.text), "text_completion"),
+            Kind::Text => Content::Text(&part.text),
         };
         let choice = self.choice(content, part, text_offset, answer, first);
-        self.envelope(object, &[choice], self.usage_so_far(answer.generated()), false)
+        self.envelope(self.kind.chunk_object(), &[choice], self.usage_so_far(answer), answer, false)
     }
 
     /// The chunk behind the last one, if its client asked for it.
@@ -163,8 +183,8 @@ impl Form {
         if !self.view.include_usage {
             return Ok(None);
         }
-        let object = if self.kind == Kind::Chat { CHAT_CHUNK } else { "text_completion" };
-        self.envelope(object, &[], Some(Some(self.usage(answer.generated()))), false).map(Some)
+        let usage = Some(Some(Usage::of(answer)));
+        self.envelope(self.kind.chunk_object(), &[], usage, answer, false).map(Some)
     }
 
     /// Characters in the texts of a part's tokens, if anybody will ask.
@@ -183,11 +203,11 @@ impl Form {
     }
 
     fn choice<'a>(
-        &'a self,
+        &self,
         content: Content<'a>,
-        part: &'a Gathered,
+        part: &Gathered,
         text_offset: usize,
-        answer: &Answer,
+        answer: &'a Answer,
         first: bool,
     ) -> Choice<'a> {
         let tokenizer = &answer.model().tokenizer;
@@ -202,7 +222,7 @@ impl Form {
             logprobs,
             finish_reason: part.finish.map(finish_reason),
             token_ids: self.view.token_ids.then(|| part.tokens.iter().map(|token| token.id).collect()),
-            prompt_token_ids: shown.then_some(&self.prompt),
+            prompt_token_ids: shown.then_some(answer.prompt()),
         }
     }
 
@@ -212,6 +232,7 @@ impl Form {
         object: &'static str,
         choices: &[Choice<'_>],
         usage: Option<Option<Usage>>,
+        answer: &Answer,
         first: bool,
     ) -> Result<Bytes, Failure> {
         let shown = self.view.token_ids && first && self.kind == Kind::Chat;
@@ -223,25 +244,25 @@ impl Form {
             system_fingerprint: &self.fingerprint,
             choices,
             usage,
-            prompt_token_ids: shown.then_some(&self.prompt),
+            prompt_token_ids: shown.then_some(answer.prompt()),
         };
         serde_json::to_vec(&envelope)
             .map(Bytes::from)
             .map_err(|error| Failure::Engine(format!("its answer cannot be written as JSON: {error}")))
     }
 
-    fn usage(&self, completion_tokens: usize) -> Usage {
-        let prompt_tokens = self.prompt.len();
-        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
-    }
-
     /// The `usage` of a chunk: absent, null until the last one, or the usage so far.
-    fn usage_so_far(&self, generated: usize) -> Option<Option<Usage>> {
-        self.view.include_usage.then(|| self.view.continuous_usage.then(|| self.usage(generated)))
+    fn usage_so_far(&self, answer: &Answer) -> Option<Option<Usage>> {
+        self.view.include_usage.then(|| self.view.continuous_usage.then(|| Usage::of(answer)))
     }
 }
 
-const CHAT_CHUNK: &str = "chat.completion.chunk";
+impl Usage {
+    fn of(answer: &Answer) -> Self {
+        let (prompt_tokens, completion_tokens) = (answer.prompt().len(), answer.generated());
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
 
 /// Characters of a model's digest in a fingerprint.
 const DIGEST_CHARS: usize = 12;

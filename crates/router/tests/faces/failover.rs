@@ -26,7 +26,7 @@ async fn a_leader_that_cannot_be_reached_is_passed_over() {
     for _ in 0..4 {
         let reply = stage.post(TEXT, &json!({ "prompt": [5, 6] })).await;
         assert_eq!(reply.json()["choices"][0]["text"], "Anon");
-        assert_eq!(leader.requests.recv().await.unwrap().prompt, [5, 6]);
+        assert_eq!(patiently(leader.requests.recv()).await.unwrap().prompt, [5, 6]);
     }
     assert_eq!(states(&stage).await, ["lost", "ready"]);
     let metrics = stage.get("/metrics").await.body;
@@ -101,7 +101,7 @@ async fn a_stale_epoch_is_tried_again_when_the_fleet_has_moved() {
     leader.play(tokens(&ids("Anon"), FinishReason::Stop));
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
     assert_eq!(connection.rest().await.json()["choices"][0]["text"], "Anon");
-    assert_eq!(leader.requests.recv().await.unwrap().epoch, 8);
+    assert_eq!(patiently(leader.requests.recv()).await.unwrap().epoch, 8);
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn generate_streams_text_tokens_and_usage() {
             (expected.len() as u32, verse.len() as u32)
         );
         assert!(before.iter().all(|d| d.usage.is_none() && d.finish_reason() == FinishReason::Unspecified));
-        let request = leader.requests.recv().await.unwrap();
+        let request = patiently(leader.requests.recv()).await.unwrap();
         let sampling = request.sampling.unwrap();
         assert_eq!((request.prompt, request.stop_tokens), (expected, vec![2]));
         assert_eq!((sampling.temperature, sampling.top_p), (Some(1.0), Some(1.0)), "the public defaults");

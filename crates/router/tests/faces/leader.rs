@@ -104,8 +104,8 @@ impl Engine for Service {
     type RunStream = Pin<Box<dyn Stream<Item = Result<v1::RunEvent, Status>> + Send>>;
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
+        let script = self.script.lock().unwrap().clone(); // before the test hears of it, and plays another one
         let _ = self.requests.send(request.into_inner());
-        let script = self.script.lock().unwrap().clone();
         let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())), self.acts.clone());
         let events = stream::unfold(state, |(mut script, mut index, mut guard, acts)| async move {
             loop {

@@ -36,7 +36,7 @@ async fn a_chat_is_answered_whole() {
     let usage =
         json!({ "prompt_tokens": asked, "completion_tokens": generated, "total_tokens": asked + generated });
     assert_eq!(body["usage"], usage);
-    let request = leader.requests.recv().await.unwrap();
+    let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!((request.epoch, request.first_index, request.prompt), (7, 0, prompt));
     assert_eq!((request.max_tokens as usize, request.min_tokens), (2048 - asked, 0));
     assert_eq!(request.stop_tokens, [2]);
@@ -97,7 +97,7 @@ async fn a_completion_takes_text_and_tokens() {
         assert_eq!(body["object"], "text_completion");
         let choice = json!({ "index": 0, "text": VERSE, "logprobs": null, "finish_reason": "length" });
         assert_eq!(body["choices"], json!([choice]));
-        let request = leader.requests.recv().await.unwrap();
+        let request = patiently(leader.requests.recv()).await.unwrap();
         assert_eq!((request.prompt, request.max_tokens), (expected, 16));
     }
     let reply = stage.post("/v1/completions", &json!({ "prompt": "x", "stream": true })).await;
@@ -117,7 +117,7 @@ async fn options_reach_the_leader() {
         "user": "someone", "n": 1, "presence_penalty": 0.0,
     });
     assert_eq!(stage.post("/v1/chat/completions", &chat(&options)).await.status, 200);
-    let request = leader.requests.recv().await.unwrap();
+    let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!((request.max_tokens, request.min_tokens), (8, 3));
     assert_eq!(request.stop_tokens, [4, 9]);
     let sampling = request.sampling.unwrap();
@@ -128,14 +128,14 @@ async fn options_reach_the_leader() {
     let messages =
         json!([{ "role": "developer", "content": "Brief." }, { "role": "user", "content": parts }]);
     stage.post("/v1/chat/completions", &chat(&json!({ "messages": messages, "top_k": -1, "seed": 5 }))).await;
-    let request = leader.requests.recv().await.unwrap();
+    let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!(request.prompt, ids("system:\nBrief.\n\nuser:\nTo be\nor not\n\nassistant:\n"));
     assert_eq!((request.sampling.as_ref().unwrap().top_k, request.sampling.unwrap().seed), (0, Some(5)));
 
     let mut seeds = Vec::new();
     for _ in 0..2 {
         stage.post("/v1/chat/completions", &chat(&json!({}))).await;
-        seeds.push(leader.requests.recv().await.unwrap().sampling.unwrap().seed.unwrap());
+        seeds.push(patiently(leader.requests.recv()).await.unwrap().sampling.unwrap().seed.unwrap());
     }
     assert_ne!(seeds[0], seeds[1], "a request without a seed gets one of its own");
 }

@@ -75,6 +75,7 @@ impl Process<'_> {
             let engaged = self.compute.engage(epoch, formed.record.clone(), formed.rank);
             let phase = engaged.phase();
             let end = self.epoch(&formed, engaged).await;
+            self.registration.update(RankState::Waiting, memory::resident_bytes());
             self.withdraw(&formed).await;
             match end {
                 End::Over(reason) => tracing::info!(epoch = epoch.0, %reason, "epoch is over"),

@@ -10,6 +10,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{ChildStderr, Command};
 use tokio::task::JoinHandle;
 
+use crate::error::ERROR_PREFIX;
+
 /// Bytes of one line of a child's standard error; a longer one is cut in two.
 const LINE_BYTES_MAX: u64 = 16 << 10;
 
@@ -97,7 +99,8 @@ fn die_with(parent: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes what the child writes to our standard error, line by line; returns its last line.
+/// Writes what the child writes to our standard error, line by line; returns its last line. The sentence with which
+/// it ends is not written but returned: it is the supervisor's to say.
 async fn pass_on(stderr: ChildStderr) -> String {
     let mut reader = BufReader::new(stderr);
     let mut last = String::new();
@@ -110,8 +113,10 @@ async fn pass_on(stderr: ChildStderr) -> String {
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end();
-        // A closed standard error must not stop the child, which would block on a full pipe.
-        let _ = writeln!(std::io::stderr(), "{text}");
+        if !text.starts_with(ERROR_PREFIX) {
+            // A closed standard error must not stop the child, which would block on a full pipe.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
         if !text.is_empty() {
             text.clone_into(&mut last);
         }

@@ -53,7 +53,7 @@ impl Ward {
                 return Err(WorkerError::Child { rank: self.id, sentence });
             }
             let wait = backoff.after(started.elapsed());
-            tracing::warn!(rank = %self.id, pid, status = exit.status, restart_ms = wait.as_millis(), "rank process died");
+            tracing::warn!(rank = %self.id, pid, status = exit.status, says = exit.last_line, restart_ms = wait.as_millis(), "rank process died");
             tokio::select! {
                 _ = async { tokio::join!(registry.evict(pid), tokio::time::sleep(wait)) } => {}
                 () = self.stop.cancelled() => return Ok(()),

@@ -31,7 +31,13 @@ impl Noise {
     }
 }
 
-pub(crate) fn config(heads: usize, kv_heads: usize, head_dim: usize, intermediate: usize, vocab: usize) -> Config {
+pub(crate) fn config(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    intermediate: usize,
+    vocab: usize,
+) -> Config {
     Config {
         layers: 2,
         hidden: 64,
@@ -69,7 +75,8 @@ impl Model {
             matrix("lm_head.weight".into(), vocab, hidden);
         }
         for layer in 0..config.layers {
-            let mut part = |name: &str, rows, cols| matrix(format!("model.layers.{layer}.{name}.weight"), rows, cols);
+            let mut part =
+                |name: &str, rows, cols| matrix(format!("model.layers.{layer}.{name}.weight"), rows, cols);
             part("input_layernorm", 1, hidden);
             part("post_attention_layernorm", 1, hidden);
             part("self_attn.q_proj", heads * head_dim, hidden);
@@ -182,8 +189,10 @@ impl Model {
             ("context_length", config.context_tokens_max),
             ("vocab_size", config.vocab),
         ];
-        let floats =
-            [("attention.layer_norm_rms_epsilon", config.norm_eps), ("rope.freq_base", config.rope_theta as f32)];
+        let floats = [
+            ("attention.layer_norm_rms_epsilon", config.norm_eps),
+            ("rope.freq_base", config.rope_theta as f32),
+        ];
         let mut metadata = Vec::new();
         text(&mut metadata, "general.architecture");
         metadata.extend(8u32.to_le_bytes());
@@ -204,7 +213,10 @@ impl Model {
     fn adjacent_pairs(&self, matrix: &Matrix) -> Vec<f32> {
         let dim = self.config.head_dim;
         let source = |row: usize| row / dim * dim + row % dim / 2 + row % 2 * (dim / 2);
-        (0..matrix.rows).flat_map(|row| &matrix.values[source(row) * matrix.cols..][..matrix.cols]).copied().collect()
+        (0..matrix.rows)
+            .flat_map(|row| &matrix.values[source(row) * matrix.cols..][..matrix.cols])
+            .copied()
+            .collect()
     }
 }
 

@@ -33,7 +33,8 @@ impl Local {
     fn exchange(&self, mine: &[f32], read: impl FnOnce(&[Vec<f32>])) {
         *self.table.values[self.rank].lock().unwrap() = mine.to_vec();
         self.table.barrier.wait();
-        let all: Vec<Vec<f32>> = self.table.values.iter().map(|values| values.lock().unwrap().clone()).collect();
+        let all: Vec<Vec<f32>> =
+            self.table.values.iter().map(|values| values.lock().unwrap().clone()).collect();
         read(&all);
         self.table.barrier.wait();
     }

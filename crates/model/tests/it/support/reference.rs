@@ -59,7 +59,8 @@ fn turns(config: &Config, count: usize) -> Result<(Tensor, Tensor)> {
         position as f64 * config.rope_theta.powf(-2.0 * pair as f64 / config.head_dim as f64)
     };
     let table = |f: fn(f64) -> f64| {
-        let values = (0..count).flat_map(|position| (0..pairs).map(move |pair| f(angle(position, pair)) as f32));
+        let values =
+            (0..count).flat_map(|position| (0..pairs).map(move |pair| f(angle(position, pair)) as f32));
         Tensor::from_vec(values.collect(), (count, pairs), &Device::Cpu)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
