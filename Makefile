@@ -34,7 +34,7 @@ build: ## the release binary, target/release/galerne
 lint: ## format, clippy with warnings denied, dependency rules
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets --locked -- -D warnings
-	cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	cargo deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 
 proto: ## lint of the gRPC descriptions, and no breaking change since the released baseline
 	buf lint proto

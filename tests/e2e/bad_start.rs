@@ -9,16 +9,16 @@ use crate::setup;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs to the end and returns the sentence, which must be the only one.
+/// Runs to the end and returns what it said, in which one line must be the error.
 fn refusal(command: &mut Command) -> String {
     let mut process = Process::start(command);
     let status = process.exit_within(LIMIT);
     assert!(!status.success(), "it should be refused: {command:?}\n{}", process.output());
     let output = process.output();
-    let errors: Vec<&str> = output.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "one sentence for {command:?}, not:\n{output}");
+    let errors = output.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "one sentence for {command:?}, not:\n{output}");
     assert!(!output.contains("panicked"), "{output}");
-    errors[0].to_owned()
+    output
 }
 
 fn up(arguments: &[&str]) -> Command {

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard, Refusal};
+use galerne_types::{Epoch, Fleet, Group, GroupId, Health, Refusal};
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,8 +44,6 @@ pub struct Dispatcher {
 /// What is known of a group of the fleet.
 #[derive(Debug, Default)]
 struct Standing {
-    /// The model that its leader or ranks named last: a group between two lives is still known by it.
-    model: Option<String>,
     /// The leader's word, while the group takes new requests.
     health: Option<Health>,
     /// The newest incarnation that was reported lost.
@@ -72,8 +70,7 @@ impl Dispatcher {
     /// Chooses a group for a request to `model`, and counts the request in flight there.
     ///
     /// # Errors
-    /// [`Refusal::NoGroup`] if no group of that model takes requests now. [`knows`](Self::knows) tells a model that
-    /// is on its way from one that nobody has heard of.
+    /// [`Refusal::NoGroup`] if no group of that model takes requests now.
     pub fn dispatch(&mut self, model: &str) -> Result<Choice, Refusal> {
         let candidates = self.serving().filter(|(_, _, health)| health.model.name == model);
         let least = candidates.min_by(|a, b| self.by_load(*a, *b));
@@ -120,18 +117,6 @@ impl Dispatcher {
         self.in_flight.get(group).copied().unwrap_or(0)
     }
 
-    /// The models that requests can be sent to now, by name.
-    pub fn models(&self) -> Vec<&ModelCard> {
-        let cards: BTreeMap<_, _> =
-            self.serving().map(|(_, _, health)| (health.model.name.as_str(), &health.model)).collect();
-        cards.into_values().collect()
-    }
-
-    /// Whether a group of the fleet serves `model`, did so before, or is about to.
-    pub fn knows(&self, model: &str) -> bool {
-        self.groups.values().any(|standing| standing.model.as_deref() == Some(model))
-    }
-
     fn serving(&self) -> impl Iterator<Item = Candidate<'_>> {
         self.groups.iter().filter_map(|(id, standing)| Some((id, standing, standing.serving()?)))
     }
@@ -149,11 +134,6 @@ type Candidate<'a> = (&'a GroupId, &'a Standing, &'a Health);
 
 impl Standing {
     fn update(&mut self, group: &Group) {
-        let by_leader = group.health.as_ref().map(|health| &health.model.name);
-        let by_rank = || group.ranks.values().next().map(|rank| &rank.model.name);
-        if let Some(name) = by_leader.or_else(by_rank) {
-            self.model = Some(name.clone());
-        }
         self.health = group.serving().filter(|health| !health.draining).cloned();
     }
 

@@ -149,27 +149,14 @@ fn groups_that_do_not_serve_are_not_chosen() {
 }
 
 #[test]
-fn a_model_on_its_way_is_told_from_one_that_nobody_has_heard_of() {
-    let mut dispatcher = dispatcher(&fleet([("a", forming("a"))]));
-    assert_eq!(dispatcher.dispatch(MODEL), no_group());
-    assert!(dispatcher.knows(MODEL) && !dispatcher.knows("another"));
-
-    // Between two lives of its only rank, the group's last epoch still stands.
-    dispatcher.fleet(&fleet([("a", Group { health: None, ..serving("a", 1) })]));
-    assert!(dispatcher.knows(MODEL));
-    dispatcher.fleet(&Fleet::default());
-    assert!(!dispatcher.knows(MODEL));
-}
-
-#[test]
-fn models_are_those_that_can_be_asked_now() {
+fn a_request_goes_only_to_a_group_of_its_model() {
     let other = with_health(serving("c", 3), |health| health.model = card("alba"));
     let view = fleet([("a", serving("a", 1)), ("b", serving("b", 2)), ("c", other), ("d", forming("d"))]);
     let mut dispatcher = dispatcher(&view);
-    assert_eq!(dispatcher.models(), [&card("alba"), &card(MODEL)]);
     assert_eq!(dispatcher.dispatch("alba").unwrap().group, id("c"));
     dispatcher.lost(&id("c"), Epoch(3));
-    assert_eq!(dispatcher.models(), [&card(MODEL)]);
+    assert_eq!(dispatcher.dispatch("alba"), Err(Refusal::NoGroup { model: "alba".into() }));
+    assert_eq!(dispatcher.dispatch(MODEL).unwrap().group, id("a"));
 }
 
 #[derive(Clone, Debug)]

@@ -27,8 +27,10 @@ pub(crate) struct Attend<'a> {
     /// `[heads][head_dim]`, turned, scaled by 1/√head_dim.
     pub(crate) queries: *const f32,
     pub(crate) heads: usize,
-    /// The KV head's tiles in order of block ids.
+    /// The KV head's tile in block 0.
     pub(crate) tiles: *const f32,
+    /// Numbers from a block's tile to the next one's.
+    pub(crate) stride: usize,
     pub(crate) tile: Tile,
     /// The sequence's blocks, in order of positions.
     pub(crate) blocks: &'a [BlockId],
@@ -80,7 +82,7 @@ impl Attend<'_> {
         unsafe {
             let queries = self.queries.add(head * dim);
             for piece in self.first / KV_BLOCK_TOKENS..=self.last / KV_BLOCK_TOKENS {
-                let keys = self.tiles.add(self.blocks[piece] as usize * self.tile.floats());
+                let keys = self.tiles.add(self.blocks[piece] as usize * self.stride);
                 let start = piece * KV_BLOCK_TOKENS;
                 let from = self.first.saturating_sub(start);
                 let to = KV_BLOCK_TOKENS.min(self.last + 1 - start);

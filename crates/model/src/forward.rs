@@ -248,6 +248,7 @@ impl Forward {
                         queries: queries.as_ptr(),
                         heads: group,
                         tiles: kv.head(kv_head),
+                        stride: kv.stride,
                         tile: kv.tile,
                         blocks: &slices[slice].blocks,
                         first: window.map_or(0, |window| (position + 1).saturating_sub(window)),

@@ -47,25 +47,26 @@ impl Tile {
     }
 }
 
-/// `[layer][KV head][block]` tiles. Memory is taken as blocks are first written.
+/// `[block][layer][KV head]` tiles: a block's memory lies together, so that huge pages are taken only as blocks are
+/// first written.
 pub(crate) struct KvMemory {
     tile: Tile,
+    layers: usize,
     heads: usize,
-    blocks: usize,
     data: Buffer<f32>,
 }
 
 impl KvMemory {
     pub(crate) fn new(layers: usize, heads: usize, blocks: usize, head_dim: usize) -> Self {
         let tile = Tile::of(head_dim);
-        Self { tile, heads, blocks, data: Buffer::zeroed(layers * heads * blocks * tile.floats()) }
+        Self { tile, layers, heads, data: Buffer::zeroed(layers * heads * blocks * tile.floats()) }
     }
 
     /// All blocks of one layer.
     pub(crate) fn layer(&mut self, layer: usize) -> KvLayer<'_> {
-        let floats = self.heads * self.blocks * self.tile.floats();
-        let tiles = SharedMut::new(&mut self.data[layer * floats..][..floats]);
-        KvLayer { tile: self.tile, blocks: self.blocks, tiles }
+        let stride = self.layers * self.heads * self.tile.floats();
+        let first = layer * self.heads * self.tile.floats();
+        KvLayer { tile: self.tile, stride, first, tiles: SharedMut::new(&mut self.data) }
     }
 }
 
@@ -73,14 +74,17 @@ impl KvMemory {
 #[derive(Clone, Copy)]
 pub(crate) struct KvLayer<'a> {
     pub(crate) tile: Tile,
-    blocks: usize,
+    /// Numbers from one block to the next.
+    pub(crate) stride: usize,
+    /// Where the layer begins in a block.
+    first: usize,
     tiles: SharedMut<'a, f32>,
 }
 
 impl KvLayer<'_> {
-    /// The tiles of one KV head, one after another in order of block ids.
+    /// One KV head's tile in block 0; that of the next block follows after `stride` numbers.
     pub(crate) fn head(&self, head: usize) -> *const f32 {
-        self.tiles.as_ptr().wrapping_add(head * self.blocks * self.tile.floats())
+        self.tiles.as_ptr().wrapping_add(self.first + head * self.tile.floats())
     }
 
     /// Stores the key and value of one position of a sequence with these blocks, `head_dim` elements each.
@@ -97,7 +101,7 @@ impl KvLayer<'_> {
     ) {
         let Tile { head_dim, padded_dim } = self.tile;
         let (block, column) = (blocks[position / KV_BLOCK_TOKENS], position % KV_BLOCK_TOKENS);
-        let start = (head * self.blocks + block as usize) * self.tile.floats();
+        let start = block as usize * self.stride + self.first + head * self.tile.floats();
         let keys = start + column;
         for (dim, key) in key[..head_dim].iter().enumerate() {
             let at = keys + dim * KV_BLOCK_TOKENS;

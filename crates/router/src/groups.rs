@@ -15,7 +15,7 @@ use crate::limits::{
     CONNECT_MS_MAX, CONNECTION_WINDOW_BYTES, FLEET_MOVE_MS_MAX, PING_MS, PONG_MS_MAX, PROBE_MS,
     STREAM_WINDOW_BYTES,
 };
-use crate::standing::{self, Standing};
+use crate::standing::Standing;
 
 /// All groups. Cheap questions under one lock, which is never held across a wait.
 pub(crate) struct Groups {
@@ -142,7 +142,7 @@ impl Groups {
         let mut state = self.current();
         if state.lost.get(id) == Some(&epoch) {
             state.lost.remove(id);
-            state.forget(id);
+            state.dispatcher.found(id, epoch);
         }
         drop(state);
         self.rotation.send_replace(());
@@ -213,21 +213,12 @@ impl State {
         self.channels.retain(|leader, _| leads(leader));
     }
 
-    /// Lets the dispatcher forget what it holds against a group: for one moment the group is not in the fleet.
-    fn forget(&mut self, id: &GroupId) {
-        let fleet = self.usable();
-        let mut without = fleet.clone();
-        without.groups.remove(id);
-        self.dispatcher.fleet(&without);
-        self.dispatcher.fleet(&fleet);
-    }
-
-    /// The fleet as the dispatcher may see it: a leader's word does not count while a rank of its group is gone, or
-    /// if its weights are not the ones that this router knows under their name.
+    /// The fleet as the dispatcher may see it: a leader's word does not count if its weights are not the ones that
+    /// this router knows under their name.
     fn usable(&mut self) -> Fleet {
         let mut fleet = self.fleet.borrow_and_update().clone();
         for group in fleet.groups.values_mut() {
-            if !standing::whole(group) || !self.same_weights(group) {
+            if !self.same_weights(group) {
                 group.health = None;
             }
         }

@@ -1,6 +1,6 @@
 //! What can be said of a group from the fleet's view.
 
-use galerne_types::{Epoch, EpochRecord, Group, Member, RankRecord, RankState};
+use galerne_types::{EpochRecord, Group, Member, RankRecord, RankState};
 
 /// A group's state, in the words of `galerne.v1.GroupStatus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ impl Standing {
     pub(crate) fn of(group: &Group, usable: bool) -> Self {
         match group.serving() {
             _ if group.epoch.is_none() => Self::Forming,
-            _ if !whole(group) => Self::Lost,
+            _ if !group.stands() => Self::Lost,
             Some(_) if !usable => Self::Lost,
             Some(health) if health.draining => Self::Draining,
             Some(_) => Self::Ready,
@@ -38,21 +38,10 @@ impl Standing {
     }
 }
 
-/// Whether every member of the last epoch still stands in it.
-pub(crate) fn whole(group: &Group) -> bool {
-    let Some((epoch, EpochRecord { members, .. })) = &group.epoch else { return false };
-    members.iter().all(|member| group.ranks.get(&member.id).is_some_and(|rank| stands(rank, member, *epoch)))
-}
-
 /// The member of the last epoch that a live rank is.
 pub(crate) fn member<'a>(group: &'a Group, rank: &RankRecord) -> Option<&'a Member> {
     let (epoch, EpochRecord { members, .. }) = group.epoch.as_ref()?;
-    members.iter().find(|member| member.id == rank.id && stands(rank, member, *epoch))
-}
-
-/// A process that was restarted in its place is another one, and one that has left an epoch does not come back.
-fn stands(rank: &RankRecord, member: &Member, epoch: Epoch) -> bool {
-    rank.pid == member.pid && rank.left < epoch
+    members.iter().find(|member| member.id == rank.id && group.absence(*epoch, member).is_none())
 }
 
 /// Live ranks in rank order; those that no epoch knows come last.

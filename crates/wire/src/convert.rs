@@ -27,7 +27,7 @@ fn in_range(
     ok: bool,
     field: &'static str,
     expected: impl Into<String>,
-    found: impl ToString,
+    found: &dyn ToString,
 ) -> Result<(), WireError> {
     if ok {
         Ok(())
@@ -47,7 +47,7 @@ pub fn check_sampling(sampling: &types::Sampling) -> Result<(), WireError> {
     )?;
     in_range(*top_p > 0.0 && *top_p <= 1.0, "top_p", "greater than 0 and at most 1", top_p)?;
     let count = logprobs.unwrap_or(0);
-    in_range(count <= TOP_LOGPROBS_MAX, "logprobs", format!("at most {TOP_LOGPROBS_MAX}"), count)
+    in_range(count <= TOP_LOGPROBS_MAX, "logprobs", format!("at most {TOP_LOGPROBS_MAX}"), &count)
 }
 
 impl From<&types::Sampling> for v1::Sampling {
@@ -130,15 +130,15 @@ impl v1::RunRequest {
 
     /// The request, under the leader's `id`.
     pub fn into_request(self, id: types::RequestId) -> Result<types::Request, WireError> {
-        in_range(!self.prompt.is_empty(), "prompt", "at least one token", "empty")?;
+        in_range(!self.prompt.is_empty(), "prompt", "at least one token", &"empty")?;
         in_range(
             self.max_tokens > self.first_index,
             "max_tokens",
             format!("greater than first_index {}", self.first_index),
-            self.max_tokens,
+            &self.max_tokens,
         )?;
         let stops = self.stop_tokens.len();
-        in_range(stops <= STOP_TOKENS_MAX, "stop_tokens", format!("at most {STOP_TOKENS_MAX}"), stops)?;
+        in_range(stops <= STOP_TOKENS_MAX, "stop_tokens", format!("at most {STOP_TOKENS_MAX}"), &stops)?;
         Ok(types::Request {
             id,
             prompt: self.prompt,
@@ -252,7 +252,7 @@ mod tests {
             (types::Sampling { temperature: -1.0, ..good.clone() }, "temperature must be"),
             (types::Sampling { temperature: f32::NAN, ..good.clone() }, "temperature must be"),
             (types::Sampling { top_p: 0.0, ..good.clone() }, "top_p must be"),
-            (types::Sampling { logprobs: Some(21), ..good.clone() }, "logprobs must be at most 20, not 21"),
+            (types::Sampling { logprobs: Some(21), ..good }, "logprobs must be at most 20, not 21"),
         ] {
             let error = check_sampling(&bad).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -56,6 +56,13 @@ fn inconsistent_tensors() {
             &[NORM, "expected shape [64], found shape [1, 64]"],
         ),
         ("fewer dimensions", &|f| f.header[Q]["shape"] = json!([4096]), &[Q, "[64, 64]", "[4096]"]),
+    ];
+    refuse(cases);
+}
+
+#[test]
+fn entries_that_are_no_tensors() {
+    let cases: &[Case] = &[
         ("I64", &|f| f.header[NORM]["dtype"] = json!("I64"), &[NORM, "a dtype among", "`I64`"]),
         ("F8", &|f| f.header[Q]["dtype"] = json!("F8_E4M3"), &[Q, "`F8_E4M3`"]),
         (

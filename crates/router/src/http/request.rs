@@ -1,5 +1,6 @@
 //! Bodies of `/v1/chat/completions` and `/v1/completions`, as requests.
 
+use galerne_types::limits::TOP_LOGPROBS_MAX;
 use galerne_types::{Sampling, TokenId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -95,6 +96,10 @@ pub(super) fn chat(body: &[u8]) -> Result<Wanted, ApiError> {
     let max_tokens = fields.take_u32("max_completion_tokens")?.or(max_tokens);
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
     let top = fields.take_u32("top_logprobs")?;
+    if let Some(count) = top.filter(|count| *count > TOP_LOGPROBS_MAX) {
+        let says = format!("top_logprobs must be at most {TOP_LOGPROBS_MAX}, not {count}");
+        return Err(ApiError::invalid(Some("top_logprobs"), says));
+    }
     let logprobs = match (fields.take_bool("logprobs")?, top) {
         (true, top) => Some(top.unwrap_or(0)),
         (false, None | Some(0)) => None,
