@@ -114,6 +114,13 @@ pub(crate) fn alive(pid: u32) -> bool {
     stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
 
+/// The most memory that a process has had in RAM.
+pub(crate) fn peak_memory_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    1024 * peak.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes")
+}
+
 /// The first `Some` of `attempt`, tried again until [`PATIENCE`] is over.
 pub(crate) fn eventually<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> T {
     eventually_within(PATIENCE, attempt).unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))

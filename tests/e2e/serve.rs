@@ -7,6 +7,9 @@ use galerne_wire::v1::galerne_client::GalerneClient;
 use crate::process::{self, Process};
 use crate::setup::{self, Cluster, Etcd};
 
+/// What a rank may take beside its share of the weights.
+const REST_BYTES_MAX: u64 = 64 << 20;
+
 #[test]
 fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
     let etcd = Etcd::start();
@@ -16,6 +19,11 @@ fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
     let fleet = cluster.fleet();
     let shards: Vec<_> = fleet.groups[0].ranks.iter().map(|rank| (rank.first_shard, rank.shards)).collect();
     assert_eq!(shards, [(0, 1), (1, 1), (2, 1)]);
+    let share = std::fs::metadata(setup::demo_model()).expect("the demo model").len() / 3;
+    for pid in cluster.rank_pids() {
+        let peak = process::peak_memory_bytes(pid);
+        assert!(peak <= share + REST_BYTES_MAX, "rank {pid} took {peak} bytes for a share of {share}");
+    }
 
     let mut client =
         Process::start(setup::python("openai_client.py").args([&cluster.http, "SmolLM2-135M-Instruct.Q4_1"]));

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use galerne_checkpoint::Checkpoint;
 use galerne_coord::Coord;
-use galerne_types::GroupId;
 use galerne_types::limits::WORLD_SIZE_MAX;
+use galerne_types::{GroupId, Shards};
 use galerne_worker::{KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +90,22 @@ pub(crate) struct Place<'a> {
 }
 
 impl EngineArgs {
+    /// Opens the model, so that a bad one is refused before anything is started, and tells how it is cut.
+    pub(crate) fn cut(&self, model: &ModelArgs) -> anyhow::Result<String> {
+        let checkpoint = Checkpoint::open(&model.model)?;
+        let config = checkpoint.config();
+        let shards = Shards::for_model(config.kv_heads, self.tp.into(), self.virtual_shards)?;
+        Ok(format!(
+            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group",
+            model.model_name.as_deref().unwrap_or(checkpoint.name()),
+            config.layers,
+            config.heads,
+            config.kv_heads,
+            shards.virtual_shards(),
+            shards.world_size(),
+        ))
+    }
+
     /// The options of one rank.
     pub(crate) fn rank(&self, model: &ModelArgs, place: Place<'_>) -> RankOptions {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

