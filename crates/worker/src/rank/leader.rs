@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use galerne_sched::Scheduler;
 use galerne_types::{Epoch, Sampled, Step};
@@ -14,7 +14,7 @@ use super::digest::digest;
 use super::engine::Call;
 use super::error::EpochError;
 use super::followers::Followers;
-use super::stats::StepStats;
+use super::stats::{StepStats, Work};
 use super::streams::Streams;
 
 /// How long a step may take, apart from its tokens.
@@ -71,9 +71,10 @@ impl Leader {
     pub(crate) async fn lead(&mut self, mut calls: mpsc::Receiver<Call>) -> Result<Infallible, EpochError> {
         loop {
             let news = self.news(&mut calls).await?;
-            let work = Instant::now();
+            let work = Work::begin();
             self.work(news, &mut calls)?;
-            self.stats.worked(work.elapsed());
+            let (time, cpu) = work.end();
+            self.stats.worked(time, cpu);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the leader's own work costs beside the model's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use galerne_types::Epoch;
 
@@ -15,15 +15,18 @@ pub(crate) struct StepStats {
     tokens: u64,
     control: Duration,
     control_max: Duration,
+    /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
+    control_cpu: Duration,
     buckets: [u64; BUCKETS],
     /// Since the last step was done.
     current: Duration,
 }
 
 impl StepStats {
-    /// Control work was done.
-    pub(crate) fn worked(&mut self, time: Duration) {
+    /// Control work was done, which took `time`, and `cpu` of a processor's.
+    pub(crate) fn worked(&mut self, time: Duration, cpu: Duration) {
         self.current += time;
+        self.control_cpu += cpu;
     }
 
     /// A step is done, and so is the control work for it.
@@ -39,7 +42,11 @@ impl StepStats {
 
     /// Mean control time of a step.
     pub(crate) fn control_mean(&self) -> Duration {
-        self.control.checked_div(u32::try_from(self.steps).unwrap_or(u32::MAX)).unwrap_or_default()
+        self.mean(self.control)
+    }
+
+    fn mean(&self, total: Duration) -> Duration {
+        total.checked_div(u32::try_from(self.steps).unwrap_or(u32::MAX)).unwrap_or_default()
     }
 
     /// An upper bound, within a factor of two, of the control time of the fastest `percent` of all steps.
@@ -64,9 +71,35 @@ impl StepStats {
             control_p50_us = self.control_max_of(50).as_micros(),
             control_p99_us = self.control_max_of(99).as_micros(),
             control_max_us = self.control_max.as_micros(),
+            control_cpu_mean_us = self.mean(self.control_cpu).as_micros(),
             "steps of this epoch"
         );
     }
+}
+
+/// A stop watch for work of one thread that does not wait.
+pub(crate) struct Work {
+    began: Instant,
+    cpu_began: Duration,
+}
+
+impl Work {
+    pub(crate) fn begin() -> Self {
+        Self { began: Instant::now(), cpu_began: thread_cpu_time() }
+    }
+
+    /// Time since the beginning, and the thread's processor time within it.
+    pub(crate) fn end(self) -> (Duration, Duration) {
+        (self.began.elapsed(), thread_cpu_time().saturating_sub(self.cpu_began))
+    }
+}
+
+/// Processor time of the calling thread.
+fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -78,15 +111,15 @@ mod tests {
         let mut stats = StepStats::default();
         assert_eq!((stats.control_mean(), stats.control_max_of(99)), (Duration::ZERO, Duration::ZERO));
         for _ in 0..98 {
-            stats.worked(Duration::from_micros(10));
-            stats.worked(Duration::from_micros(20));
+            stats.worked(Duration::from_micros(10), Duration::ZERO);
+            stats.worked(Duration::from_micros(20), Duration::ZERO);
             stats.step_done(1);
         }
-        stats.worked(Duration::from_micros(1000));
+        stats.worked(Duration::from_micros(1000), Duration::ZERO);
         stats.step_done(1);
         assert_eq!(stats.control_mean().as_micros(), (98 * 30 + 1000) / 99);
         assert_eq!(stats.control_max_of(99).as_micros(), 1000, "the slowest counts below 100 steps");
-        stats.worked(Duration::from_micros(30));
+        stats.worked(Duration::from_micros(30), Duration::ZERO);
         stats.step_done(1);
         assert_eq!(stats.control_max_of(99).as_micros(), 32);
     }
