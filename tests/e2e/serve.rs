@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use galerne_wire::v1::galerne_client::GalerneClient;
+use galerne_wire::v1::{GenerateRequest, Sampling, Token};
 
 use crate::process::{self, Process};
 use crate::setup::{self, Cluster, Etcd};
@@ -41,16 +42,44 @@ fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
 }
 
 #[test]
-fn the_same_tokens_for_every_number_of_ranks() {
+fn the_same_tokens_and_log_probabilities_for_every_number_of_ranks() {
     let golden = setup::bard_golden();
     assert_eq!(golden.len(), 3);
-    for tp in ["1", "2", "4"] {
-        let cluster = Cluster::up(&setup::bard(), &["--tp", tp]);
-        for (prompt, expected, comparable) in &golden {
-            let tokens = cluster.greedy(prompt, expected.len() as u32).expect("an answer");
-            assert_eq!(tokens[..*comparable], expected[..*comparable], "tp {tp}");
+    let prompt = [1, 93, 980, 253, 655, 339];
+    for (model, virtual_shards, sizes) in [
+        (setup::bard(), "4", &["1", "2", "4"][..]),
+        (setup::demo_model(), "3", &["1", "3"]),
+        (setup::demo_model(), "4", &["1", "2", "4"]),
+    ] {
+        let mut first = None;
+        for tp in sizes {
+            let cluster = Cluster::up(&model, &["--tp", tp, "--virtual-shards", virtual_shards]);
+            let drawn = [0.0, 1.0].map(|temperature| exactly(&cluster, &prompt, temperature));
+            assert_eq!(*first.get_or_insert(drawn.clone()), drawn, "{} with tp {tp}", model.display());
+            if model == setup::bard() {
+                for (prompt, expected, comparable) in &golden {
+                    let tokens = cluster.greedy(prompt, expected.len() as u32).expect("an answer");
+                    assert_eq!(tokens[..*comparable], expected[..*comparable], "tp {tp}");
+                }
+            }
         }
     }
+}
+
+/// 24 tokens with the bits of their log probabilities and those of five alternatives.
+fn exactly(cluster: &Cluster, prompt: &[u32], temperature: f32) -> Vec<(u32, u32, Vec<(u32, u32)>)> {
+    let sampling =
+        Sampling { temperature: Some(temperature), seed: Some(11), logprobs: Some(5), ..Sampling::default() };
+    let request = GenerateRequest { sampling: Some(sampling), ..setup::request(prompt, 24) };
+    let tokens =
+        setup::block_on(async { setup::collect(&mut setup::client(&cluster.grpc).await, request).await });
+    let bits = |token: Token| {
+        let top = token.top.iter().map(|top| (top.id, top.logprob.to_bits())).collect();
+        (token.id, token.logprob.to_bits(), top)
+    };
+    let drawn: Vec<_> = tokens.expect("an answer").into_iter().map(bits).collect();
+    assert_eq!(drawn.len(), 24);
+    drawn
 }
 
 #[test]

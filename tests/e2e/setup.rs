@@ -6,7 +6,7 @@ use std::process::Command;
 
 use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::generate_request::Prompt;
-use galerne_wire::v1::{FleetRequest, FleetResponse, GenerateRequest, Sampling, TokenIds};
+use galerne_wire::v1::{FleetRequest, FleetResponse, GenerateRequest, Sampling, Token, TokenIds};
 use tonic::transport::Channel;
 
 use crate::process::{self, Process};
@@ -144,7 +144,8 @@ pub(crate) fn fleet(grpc: &str) -> Result<FleetResponse, tonic::Status> {
 }
 
 pub(crate) fn greedy(grpc: &str, prompt: &[u32], count: u32) -> Result<Vec<u32>, tonic::Status> {
-    block_on(async { collect(&mut client(grpc).await, request(prompt, count)).await })
+    let tokens = block_on(async { collect(&mut client(grpc).await, request(prompt, count)).await })?;
+    Ok(tokens.into_iter().map(|token| token.id).collect())
 }
 
 /// `count` tokens after `prompt`, greedy, past any end-of-sequence token.
@@ -161,13 +162,13 @@ pub(crate) fn request(prompt: &[u32], count: u32) -> GenerateRequest {
 pub(crate) async fn collect(
     client: &mut GalerneClient<Channel>,
     request: GenerateRequest,
-) -> Result<Vec<u32>, tonic::Status> {
+) -> Result<Vec<Token>, tonic::Status> {
     let mut stream = client.generate(request).await?.into_inner();
-    let mut ids = Vec::new();
+    let mut tokens = Vec::new();
     while let Some(delta) = stream.message().await? {
-        ids.extend(delta.tokens.iter().map(|token| token.id));
+        tokens.extend(delta.tokens);
     }
-    Ok(ids)
+    Ok(tokens)
 }
 
 /// The golden continuations of bard-1m that fit its window: prompt, 32 greedy tokens, how many of them are

@@ -10,14 +10,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sched", &["types"]),
     ("dispatch", &["types"]),
     ("collective", &[]),
-    ("checkpoint", &["types"]),
+    ("checkpoint", &[]),
     ("model", &["types", "collective", "checkpoint"]),
     ("text", &["checkpoint"]),
     ("wire", &["types"]),
     ("coord", &["types"]),
     ("worker", &["types", "sched", "model", "collective", "checkpoint", "coord", "wire"]),
-    ("router", &["types", "dispatch", "text", "checkpoint", "coord", "wire"]),
-    ("cli", &["types", "text", "checkpoint", "coord", "wire", "worker", "router"]),
+    ("router", &["types", "dispatch", "text", "checkpoint", "wire"]),
+    ("cli", &["types", "checkpoint", "coord", "wire", "worker", "router"]),
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.
