@@ -66,19 +66,19 @@ fn the_same_tokens_and_log_probabilities_for_every_number_of_ranks() {
     }
 }
 
-/// 24 tokens with the bits of their log probabilities and those of five alternatives.
-fn exactly(cluster: &Cluster, prompt: &[u32], temperature: f32) -> Vec<(u32, u32, Vec<(u32, u32)>)> {
+/// 24 tokens, each with its five best alternatives: ids and the bits of their log probabilities.
+fn exactly(cluster: &Cluster, prompt: &[u32], temperature: f32) -> Vec<Vec<(u32, u32)>> {
     let sampling =
         Sampling { temperature: Some(temperature), seed: Some(11), logprobs: Some(5), ..Sampling::default() };
     let request = GenerateRequest { sampling: Some(sampling), ..setup::request(prompt, 24) };
     let tokens =
         setup::block_on(async { setup::collect(&mut setup::client(&cluster.grpc).await, request).await });
     let bits = |token: Token| {
-        let top = token.top.iter().map(|top| (top.id, top.logprob.to_bits())).collect();
-        (token.id, token.logprob.to_bits(), top)
+        let top = token.top.iter().map(|top| (top.id, top.logprob.to_bits()));
+        std::iter::once((token.id, token.logprob.to_bits())).chain(top).collect()
     };
-    let drawn: Vec<_> = tokens.expect("an answer").into_iter().map(bits).collect();
-    assert_eq!(drawn.len(), 24);
+    let drawn: Vec<Vec<_>> = tokens.expect("an answer").into_iter().map(bits).collect();
+    assert!(drawn.len() == 24 && drawn.iter().all(|token| token.len() == 6));
     drawn
 }
 

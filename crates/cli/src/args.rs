@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// How long etcd may take to answer at start.
-const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Which etcd, and which cluster in it.
 #[derive(Args, Clone)]
@@ -36,7 +36,8 @@ pub(crate) struct EtcdArgs {
 
 /// Connects to etcd or says in a sentence why not.
 pub(crate) async fn connect(endpoints: &[String], cluster: &str) -> anyhow::Result<Coord> {
-    Ok(Coord::connect(endpoints, cluster, ETCD_CONNECT_TIMEOUT).await?)
+    let connected = Coord::connect(endpoints, cluster, ETCD_CONNECT_TIMEOUT).await;
+    connected.map_err(|error| anyhow::anyhow!("{error}: start etcd there, or name its endpoints with --etcd"))
 }
 
 /// What to serve.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
-use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event;
+use galerne_wire::{show_secret, v1};
 use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status, Streaming};
@@ -227,6 +227,10 @@ impl Progress {
 impl Run {
     /// Sends a request to its place's leader and waits for the first event. The place comes back with a trouble.
     async fn open(mut place: Place, request: v1::RunRequest) -> Result<Self, (Trouble, Place)> {
+        let mut request = tonic::Request::new(request);
+        if let Err(status) = show_secret(&mut request, &place.secret) {
+            return Err((Trouble::of(&status), place));
+        }
         let events = match timeout(FIRST_TOKEN_S_MAX, place.leader.run(request)).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err((Trouble::of(&status), place)),

@@ -43,6 +43,8 @@ pub(crate) struct Place {
     /// What the group serves; its S is part of the numerics.
     pub(crate) model: ModelCard,
     pub(crate) leader: EngineClient<Channel>,
+    /// The epoch's secret, which the leader wants to see.
+    pub(crate) secret: String,
     ticket: Option<Ticket>,
     groups: Arc<Groups>,
 }
@@ -84,10 +86,12 @@ impl Groups {
     pub(crate) fn place(self: &Arc<Self>, model: &str) -> Result<Place, Failure> {
         let mut state = self.current();
         let choice = state.dispatcher.dispatch(model)?;
-        let card =
-            state.fleet.borrow().groups.get(&choice.group).and_then(Group::serving).map(|h| h.model.clone());
+        let served = state.fleet.borrow().groups.get(&choice.group).and_then(|group| {
+            let (health, (_, record)) = (group.serving()?, group.epoch.as_ref()?);
+            Some((health.model.clone(), record.secret.clone()))
+        });
         let channel = state.channel(&choice.leader);
-        let (Some(card), Ok(channel)) = (card, channel) else {
+        let (Some((card, secret)), Ok(channel)) = (served, channel) else {
             tracing::warn!(group = %choice.group, leader = choice.leader, "a leader's address is no address");
             state.dispatcher.finished(choice.ticket);
             state.dispatcher.lost(&choice.group, choice.epoch);
@@ -101,6 +105,7 @@ impl Groups {
             epoch: choice.epoch,
             model: card,
             leader,
+            secret,
             ticket: Some(choice.ticket),
             groups: self.clone(),
         })

@@ -4,8 +4,10 @@
 //! wrong, naming the field.
 
 mod convert;
+mod secret;
 
 pub use convert::{WireError, check_sampling};
+pub use secret::{show_secret, shows_secret};
 
 /// Generated messages, clients and servers.
 pub mod v1 {
@@ -15,6 +17,3 @@ pub mod v1 {
 
 /// The encoded descriptors of all files, for gRPC reflection.
 pub const DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("galerne");
-
-/// Metadata key that carries an epoch's secret to `Rank.Follow`.
-pub const EPOCH_SECRET_KEY: &str = "galerne-epoch-secret";

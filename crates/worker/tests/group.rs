@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Cluster, case, client, read, request, start, state};
+use common::{Cluster, case, client, read, start, state};
 use galerne_types::{Epoch, Fleet, RankState};
-use galerne_wire::EPOCH_SECRET_KEY;
+use galerne_wire::show_secret;
 use galerne_wire::v1::rank_client::RankClient;
 use galerne_worker::{EXIT_CONFIG, KvSize};
 use tonic::{Code, Request};
@@ -18,7 +18,7 @@ async fn gives_the_golden_tokens(hosts: [&str; 2]) {
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
     let mut engine = client(&health).await;
-    let stream = engine.run(request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    let stream = engine.run(cluster.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
     let (tokens, error) = read(stream).await;
     assert!(error.is_none(), "{error:?}");
     assert_eq!(tokens, expected);
@@ -49,26 +49,29 @@ async fn strangers_and_latecomers_are_refused() {
     let _ranks = [start(cluster.options("h", 0, 2)), start(cluster.options("h", 1, 2))];
     let health = cluster.serving(Epoch(0)).await;
     let mut engine = client(&health).await;
-    let stale = engine.run(request(Epoch(health.epoch.0 - 1), &[1], 1)).await.unwrap_err();
+    let stale = engine.run(cluster.request(Epoch(health.epoch.0 - 1), &[1], 1)).await.unwrap_err();
     assert_eq!(stale.code(), Code::FailedPrecondition, "{stale}");
+    let unknown = cluster.request(health.epoch, &[1], 1).into_inner();
+    let unknown = engine.run(unknown).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unauthenticated, "{unknown}");
     let long = vec![1; CONTEXT_TOKENS as usize];
-    let long = engine.run(request(health.epoch, &long, 1)).await.unwrap_err();
+    let long = engine.run(cluster.request(health.epoch, &long, 1)).await.unwrap_err();
     assert_eq!(long.code(), Code::InvalidArgument, "{long}");
-    let empty = engine.run(request(health.epoch, &[], 1)).await.unwrap_err();
+    let empty = engine.run(cluster.request(health.epoch, &[], 1)).await.unwrap_err();
     assert_eq!(empty.code(), Code::InvalidArgument, "{empty}");
 
     let record = cluster.fleet.borrow().groups[&cluster.group].epoch.clone().unwrap().1;
     let follower = &record.members[1];
     let mut at_follower =
         client(&galerne_types::Health { leader: follower.address.clone(), ..health.clone() }).await;
-    let refused = at_follower.run(request(health.epoch, &[1], 1)).await.unwrap_err();
+    let refused = at_follower.run(cluster.request(health.epoch, &[1], 1)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 
     let mut rank = RankClient::connect(format!("http://{}", follower.address)).await.unwrap();
     let mut follow = async |secret: Option<&str>| {
         let mut visit = Request::new(futures_util::stream::pending());
         if let Some(secret) = secret {
-            visit.metadata_mut().insert(EPOCH_SECRET_KEY, secret.parse().unwrap());
+            show_secret(&mut visit, secret).unwrap();
         }
         rank.follow(visit).await.unwrap_err().code()
     };
@@ -86,10 +89,10 @@ async fn a_client_that_leaves_makes_room_for_the_next() {
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
     let mut engine = client(&health).await;
-    let all = request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
+    let all = cluster.request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
     let mut greedy = engine.run(all).await.unwrap().into_inner();
     greedy.message().await.unwrap().expect("a first token");
-    let next = engine.run(request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    let next = engine.run(cluster.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
     drop(greedy);
     assert_eq!(read(next).await.0, expected);
 }
@@ -102,7 +105,7 @@ async fn a_lost_follower_ends_the_streams_and_the_group_forms_again() {
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
     let mut engine = client(&health).await;
-    let long = request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
+    let long = cluster.request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
     let mut stream = engine.run(long).await.unwrap().into_inner();
     stream.message().await.unwrap().expect("a first token");
     cluster.kill(follower).await;
@@ -120,7 +123,7 @@ async fn a_lost_follower_ends_the_streams_and_the_group_forms_again() {
     let _restarted = start(cluster.options("h", 1, 2));
     let again = cluster.serving(health.epoch).await;
     assert_eq!(again.leader, health.leader);
-    let stream = engine.run(request(again.epoch, &prompt, 32)).await.unwrap().into_inner();
+    let stream = engine.run(cluster.request(again.epoch, &prompt, 32)).await.unwrap().into_inner();
     assert_eq!(read(stream).await.0, expected);
 }
 

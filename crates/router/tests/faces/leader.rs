@@ -13,6 +13,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+/// The secret of every epoch here.
+pub(crate) const SECRET: &str = "5ec2e7";
+
 /// What a leader does next.
 #[derive(Clone)]
 pub(crate) enum Act {
@@ -104,6 +107,7 @@ impl Engine for Service {
     type RunStream = Pin<Box<dyn Stream<Item = Result<v1::RunEvent, Status>> + Send>>;
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
+        assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
         let script = self.script.lock().unwrap().clone(); // before the test hears of it, and plays another one
         let _ = self.requests.send(request.into_inner());
         let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())), self.acts.clone());

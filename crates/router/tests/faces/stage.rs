@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
-use crate::leader::Leader;
+use crate::leader::{Leader, SECRET};
 
 /// No test waits longer for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -247,7 +247,7 @@ pub(crate) fn group(name: &str, epoch: u64, leader: &str) -> (GroupId, Group) {
         sequences_max: 8,
         draining: false,
     };
-    let record = EpochRecord { group: id.clone(), shards: card.shards, members, secret: "00".repeat(32) };
+    let record = EpochRecord { group: id.clone(), shards: card.shards, members, secret: SECRET.into() };
     (id, Group { ranks, epoch: Some((Epoch(epoch), record)), health: Some(health) })
 }
 

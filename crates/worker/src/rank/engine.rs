@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
-use galerne_wire::v1;
+use galerne_wire::{shows_secret, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -23,14 +23,15 @@ pub(crate) struct Call {
 }
 
 /// The leader's loop of one epoch, as seen from outside.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Inbox {
     pub(crate) epoch: Epoch,
+    /// The epoch's secret, as routers show it.
+    pub(crate) secret: String,
     pub(crate) calls: mpsc::Sender<Call>,
 }
 
 /// The service: open while this rank leads a ready group.
-#[derive(Debug)]
 pub(crate) struct EngineService {
     door: Door<Inbox>,
     next_id: AtomicU64,
@@ -47,13 +48,17 @@ impl v1::engine_server::Engine for EngineService {
     type RunStream = ReceiverStream<RunItem>;
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let request = request.into_inner();
         let inbox =
             self.door.enter().ok_or_else(|| Status::failed_precondition("this rank leads no group"))?;
-        if request.epoch != inbox.epoch.0 {
-            let says = format!("this rank leads epoch {}, not {}", inbox.epoch.0, request.epoch);
+        let asked = request.get_ref().epoch;
+        if asked != inbox.epoch.0 {
+            let says = format!("this rank leads epoch {}, not {asked}", inbox.epoch.0);
             return Err(Status::failed_precondition(says));
         }
+        if !shows_secret(&request, &inbox.secret) {
+            return Err(Status::unauthenticated("not the secret of this rank's epoch"));
+        }
+        let request = request.into_inner();
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let request =
             request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;

@@ -7,8 +7,7 @@ use std::time::Duration;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
 use galerne_types::{Epoch, Step};
-use galerne_wire::{EPOCH_SECRET_KEY, v1};
-use subtle::ConstantTimeEq as _;
+use galerne_wire::{shows_secret, v1};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,10 +48,8 @@ impl v1::rank_server::Rank for RankService {
         &self,
         request: Request<Streaming<v1::Step>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let shown = request.metadata().get(EPOCH_SECRET_KEY).map(|value| value.as_bytes().to_vec());
-        let shown = shown.unwrap_or_default();
         // The same answer for no epoch, another epoch and a wrong secret: a stranger learns nothing.
-        let seat = self.door.enter().filter(|seat| seat.secret.as_bytes().ct_eq(&shown).into());
+        let seat = self.door.enter().filter(|seat| shows_secret(&request, &seat.secret));
         let seat = seat.ok_or_else(|| Status::unauthenticated("not the secret of this rank's epoch"))?;
         let (done, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
         let visit = Visit { steps: request.into_inner().boxed(), done };

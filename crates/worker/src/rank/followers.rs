@@ -8,10 +8,9 @@ use std::time::Duration;
 use futures_util::stream::{BoxStream, Stream as _, StreamExt as _};
 use galerne_types::limits::{GRPC_MESSAGE_BYTES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{EpochRecord, Step};
-use galerne_wire::{EPOCH_SECRET_KEY, v1};
+use galerne_wire::{show_secret, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status};
 
 use super::error::EpochError;
@@ -98,10 +97,7 @@ async fn open(rank: usize, address: &str, secret: &str) -> Result<Link, EpochErr
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
     let (steps, receiver) = mpsc::channel(STEPS_IN_FLIGHT_MAX);
     let mut request = Request::new(ReceiverStream::new(receiver));
-    let mut secret: MetadataValue<Ascii> =
-        secret.parse().map_err(|_| EpochError::Record("its secret is not ASCII".into()))?;
-    secret.set_sensitive(true);
-    request.metadata_mut().insert(EPOCH_SECRET_KEY, secret);
+    show_secret(&mut request, secret).map_err(|status| EpochError::Record(status.message().into()))?;
     let answer = client.follow(request).await.map_err(|status| ended(rank, status.message()))?;
     Ok(Link { rank, steps, done: answer.into_inner().boxed() })
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// Nothing here takes as long, however busy the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -150,10 +150,18 @@ pub(crate) async fn client(health: &Health) -> EngineClient<Channel> {
     EngineClient::connect(format!("http://{}", health.leader)).await.unwrap()
 }
 
-pub(crate) fn request(epoch: Epoch, prompt: &[u32], tokens: u32) -> v1::RunRequest {
-    let sampling = Some(v1::Sampling::from(&Sampling::greedy()));
-    let prompt = prompt.to_vec();
-    v1::RunRequest { epoch: epoch.0, prompt, max_tokens: tokens, sampling, ..Default::default() }
+impl Cluster {
+    /// A request as a router sends it: with the secret of the last epoch.
+    pub(crate) fn request(&self, epoch: Epoch, prompt: &[u32], tokens: u32) -> Request<v1::RunRequest> {
+        let sampling = Some(v1::Sampling::from(&Sampling::greedy()));
+        let prompt = prompt.to_vec();
+        let request =
+            v1::RunRequest { epoch: epoch.0, prompt, max_tokens: tokens, sampling, ..Default::default() };
+        let mut request = Request::new(request);
+        let secret = self.fleet.borrow().groups[&self.group].epoch.as_ref().unwrap().1.secret.clone();
+        galerne_wire::show_secret(&mut request, &secret).unwrap();
+        request
+    }
 }
 
 /// Reads a stream to its end: its tokens, and the status that ended it if it did not finish.
