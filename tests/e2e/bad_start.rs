@@ -18,6 +18,7 @@ fn refusal(command: &mut Command) -> String {
     let errors = output.lines().filter(|line| line.starts_with("error: ")).count();
     assert_eq!(errors, 1, "one sentence for {command:?}, not:\n{output}");
     assert!(!output.contains("panicked"), "{output}");
+    assert!(output.matches("os error").count() <= 1, "each cause is named once:\n{output}");
     output
 }
 

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use galerne_checkpoint::Checkpoint;
 use galerne_coord::Coord;
@@ -153,7 +152,8 @@ pub(crate) fn host_name() -> String {
 
 /// Listens on `address` (port 0: a free one) or says what stands in the way.
 pub(crate) async fn listen(address: &str, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| anyhow::anyhow!("cannot listen on {flag} {address}: {error}"))
 }
 
 /// A token that is cancelled by Ctrl-C or SIGTERM.

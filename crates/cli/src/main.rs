@@ -44,7 +44,8 @@ fn main() -> ExitCode {
     match start_logging(&cli.log).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{ERROR_PREFIX}{error:#}");
+            // Each error names its cause already: the chain of sources would say it twice.
+            eprintln!("{ERROR_PREFIX}{error}");
             ExitCode::from(exit_code(&error))
         }
     }
