@@ -81,7 +81,7 @@ fn two_ranks_in_two_network_namespaces_answer_the_golden_tokens_over_tcp() {
     for place in [1, 2] {
         let mut command = network.on(place, galerne());
         command.args(["worker", "--tp", "2", "--ranks", "1", "--bind", ADDRESSES[place]]);
-        command.args(["--host", &format!("host-{place}"), "--etcd", &etcd.endpoint, "--model"]);
+        command.args(["--etcd", &etcd.endpoint, "--model"]);
         workers.push(Process::start(command.arg(setup::bard())));
     }
     let mut command = network.on(0, galerne());
@@ -107,7 +107,7 @@ fn two_ranks_in_two_network_namespaces_answer_the_golden_tokens_over_tcp() {
             fleet.groups.iter().any(|group| group.state == "ready").then_some(fleet)
         });
         let ranks: Vec<&str> = fleet.groups[0].ranks.iter().map(|rank| rank.id.as_str()).collect();
-        assert_eq!(ranks, ["host-1/0", "host-2/0"]);
+        assert_eq!(ranks, [format!("{}/0", ADDRESSES[1]), format!("{}/0", ADDRESSES[2])]);
         for (prompt, expected, comparable) in &golden {
             let tokens = setup::greedy(&grpc, prompt, expected.len() as u32).expect("an answer");
             assert_eq!(tokens[..*comparable], expected[..*comparable]);

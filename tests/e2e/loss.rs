@@ -78,6 +78,25 @@ fn a_group_that_never_gets_its_ranks_is_a_clear_failure() {
 }
 
 #[test]
+fn a_worker_whose_place_is_taken_yields_with_a_sentence() {
+    let etcd = setup::Etcd::start();
+    let worker = |first_index: &str| {
+        let mut command = setup::galerne();
+        command.args(["worker", "--tp", "2", "--ranks", "1", "--first-index", first_index]);
+        Process::start(
+            command.args(["--etcd", &etcd.endpoint, "--log", "info", "--model"]).arg(setup::bard()),
+        )
+    };
+    let mut first = worker("0");
+    first.line_with("rank registered");
+    let second = worker("0");
+    assert!(!first.exit_within(process::PATIENCE).success());
+    assert!(first.output().contains("taken over by another process"), "{}", first.output());
+    let _third = worker("1");
+    second.line_with("group serves");
+}
+
+#[test]
 fn a_rank_that_is_killed_again_and_again_at_start_is_a_clear_failure() {
     let mut command = setup::galerne();
     command.args([

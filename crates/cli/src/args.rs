@@ -144,8 +144,11 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// This machine's name.
-pub(crate) fn host_name() -> String {
+/// The name of a host whose ranks listen on `bind`: the machine's, or the address if others reach it.
+pub(crate) fn host_name(bind: IpAddr) -> String {
+    if !bind.is_loopback() {
+        return bind.to_string().replace(':', "-");
+    }
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     self::name(name.trim()).unwrap_or_else(|_| "localhost".to_owned())
 }

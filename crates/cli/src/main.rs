@@ -41,6 +41,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // SAFETY: no other thread runs yet. Rank processes inherit the filter with the environment.
+    unsafe { std::env::set_var("GALERNE_LOG", &cli.log) };
     match start_logging(&cli.log).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

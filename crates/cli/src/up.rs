@@ -1,5 +1,6 @@
 //! `galerne up`: a whole cluster on this machine.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -107,9 +108,9 @@ impl Up {
             cluster: &self.cluster,
             etcd,
             group: GroupId(format!("g{replica}")),
-            host: args::host_name(),
+            host: args::host_name(Ipv4Addr::LOCALHOST.into()),
             index: 0,
-            bind: [127, 0, 0, 1].into(),
+            bind: Ipv4Addr::LOCALHOST.into(),
             ranks_on_host: self.engine.tp.saturating_mul(self.replicas),
         };
         let first = self.engine.rank(&self.model, place);

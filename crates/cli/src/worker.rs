@@ -27,6 +27,9 @@ pub(crate) struct WorkerCommand {
     /// Ranks on this host; by default all N of the group.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
+    /// Index of the first of them among the group's ranks on this host: for a second worker beside this one.
+    #[arg(long, default_value_t = 0, value_name = "INDEX", value_parser = clap::value_parser!(u16).range(..=1024))]
+    first_index: u16,
     /// How long the group may take until it is ready for the first time, in seconds.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     start_timeout_s: u64,
@@ -53,7 +56,8 @@ struct PlaceArgs {
     /// The group that the ranks stand for.
     #[arg(long, default_value = "g0", value_name = "NAME", value_parser = args::name)]
     group: String,
-    /// Name of this host, unique in the cluster; by default the machine's.
+    /// Name of this host, unique in the cluster: ranks of one host share memory. By default the machine's, or
+    /// what --bind says if that is not loopback.
     #[arg(long, value_name = "NAME", value_parser = args::name)]
     host: Option<String>,
     /// Address of this host that routers and the group's other hosts reach.
@@ -67,7 +71,7 @@ impl PlaceArgs {
             cluster: &etcd.cluster,
             etcd: &etcd.etcd,
             group: GroupId(self.group.clone()),
-            host: self.host.clone().unwrap_or_else(args::host_name),
+            host: self.host.clone().unwrap_or_else(|| args::host_name(self.bind)),
             index,
             bind: self.bind,
             ranks_on_host,
@@ -83,7 +87,8 @@ impl WorkerCommand {
             "--ranks {ranks} is more than the group's --tp {}",
             self.engine.tp
         );
-        let first = self.engine.rank(&self.model, self.place.place(&self.etcd, 0, ranks));
+        let first = self.engine.rank(&self.model, self.place.place(&self.etcd, self.first_index, ranks));
+        println!("{}", self.engine.cut(&self.model)?);
         println!(
             "{} of {} ranks of group {} on host {}",
             ranks, self.engine.tp, self.place.group, first.host

@@ -42,7 +42,10 @@ pub enum CoordError {
         reason: String,
     },
     /// Another process stands in this one's place.
-    #[error("rank {rank} of group {group} has been taken over by another process; this one must end")]
+    #[error(
+        "rank {rank} of group {group} has been taken over by another process, which this one yields to: \
+         if both are wanted, give them different host names or indices"
+    )]
     Replaced {
         /// The group.
         group: GroupId,

@@ -11,6 +11,9 @@ pub const EXIT_CONFIG: u8 = 2;
 /// Exit code of a process that failed in a way that a restart may cure.
 pub const EXIT_FAILURE: u8 = 1;
 
+/// Exit code of a rank process whose place another one has taken: starting it again would only take it back.
+pub const EXIT_REPLACED: u8 = 3;
+
 /// How a process's last line on standard error begins when it fails; its supervisor passes the rest on.
 pub const ERROR_PREFIX: &str = "error: ";
 
@@ -97,6 +100,7 @@ impl WorkerError {
             | Self::Bind { .. }
             | Self::Child { .. }
             | Self::Coord(CoordError::Endpoint { .. } | CoordError::Name { .. }) => EXIT_CONFIG,
+            Self::Coord(CoordError::Replaced { .. }) => EXIT_REPLACED,
             Self::Coord(_)
             | Self::Server(_)
             | Self::Panicked(_)

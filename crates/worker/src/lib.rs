@@ -14,7 +14,7 @@ mod options;
 mod rank;
 mod supervisor;
 
-pub use error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_FAILURE, WorkerError};
+pub use error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_FAILURE, EXIT_REPLACED, WorkerError};
 pub use options::{KvSize, RankOptions, SupervisorOptions, rank_args};
 pub use rank::run_rank;
 pub use supervisor::supervise;

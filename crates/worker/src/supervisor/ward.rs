@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{Child, Exit};
 use crate::backoff::Backoff;
-use crate::error::{ERROR_PREFIX, EXIT_CONFIG, WorkerError};
+use crate::error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_REPLACED, WorkerError};
 
 /// How long a rank may take to end when it is asked to.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,9 +72,11 @@ impl Ward {
     }
 }
 
-/// A process that says that it can never start, and never did, is not started again; this is what it says.
+/// A process that says that it can never start, and never did, is not started again, nor is one whose place another
+/// supervisor's process has taken; this is what it says.
 fn gives_up(exit: &Exit, was_ready: bool) -> Option<String> {
-    let permanent = exit.code == Some(EXIT_CONFIG.into()) && !was_ready;
+    let config = exit.code == Some(EXIT_CONFIG.into()) && !was_ready;
+    let permanent = config || exit.code == Some(EXIT_REPLACED.into());
     permanent.then(|| exit.last_line.trim_start_matches(ERROR_PREFIX).to_owned())
 }
 
@@ -110,11 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_permanent_error_before_the_first_readiness_is_final() {
+    fn only_a_permanent_error_before_the_first_readiness_and_a_taken_place_are_final() {
         let exit = |code| Exit { code, status: String::new(), last_line: "error: no such file".into() };
         assert_eq!(gives_up(&exit(Some(2)), false).as_deref(), Some("no such file"));
         assert_eq!(gives_up(&exit(Some(2)), true), None);
         assert_eq!(gives_up(&exit(Some(1)), false), None);
+        assert_eq!(gives_up(&exit(Some(3)), true).as_deref(), Some("no such file"));
         assert_eq!(gives_up(&exit(Some(0)), false), None);
         assert_eq!(gives_up(&exit(None), false), None);
     }
