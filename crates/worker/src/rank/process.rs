@@ -151,7 +151,7 @@ impl Process<'_> {
         let loaded = |fleet: &Fleet| {
             let Some(group) = fleet.groups.get(&record.group) else { return false };
             record.members.iter().filter(|member| member.address != self.address).all(|member| {
-                let rank = group.ranks.get(&member.id).filter(|rank| rank.pid == member.pid);
+                let rank = group.ranks.get(&member.id).filter(|rank| member.is(rank));
                 rank.is_some_and(|rank| matches!(rank.state, RankState::Joining | RankState::Ready))
             })
         };
