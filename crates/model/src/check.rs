@@ -124,7 +124,7 @@ mod tests {
 
     fn slice(slot: u32, start: u32, tokens: usize, blocks: &[BlockId]) -> Slice {
         let input = Input::Tokens((0..tokens as u32).collect());
-        Slice { slot, start, input, blocks: blocks.to_vec(), draw: None }
+        Slice { slot, start, input, blocks: blocks.to_vec(), draw: None, score: None }
     }
 
     fn run(slices: Vec<Slice>) -> Result<Vec<Place>, String> {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn tokens_get_their_places() {
-        let draw = Draw { sampling: Sampling::greedy(), index: 0, banned: vec![] };
+        let draw = Draw::new(Sampling::greedy(), 0);
         let drawing = Slice { draw: Some(draw), ..slice(0, 31, 2, &[3, 4]) };
         let last = Slice { input: Input::Last, ..slice(1, 0, 1, &[7]) };
         let at = |token, position, slice, draw| Place { token, position, slice, draw };

@@ -218,7 +218,7 @@ impl Rank {
             self.last[slice.slot as usize] = Some(token.id);
             Some(token)
         };
-        Sampled { tokens: step.slices.iter().map(&mut of_slice).collect() }
+        Sampled { tokens: step.slices.iter().map(&mut of_slice).collect(), scores: Vec::new() }
     }
 }
 

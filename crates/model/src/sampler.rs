@@ -46,7 +46,7 @@ fn greedy(logits: &[f32], banned: &[TokenId]) -> TokenId {
 }
 
 fn sample(logits: &[f32], draw: &Draw) -> TokenId {
-    let Draw { sampling: Sampling { temperature, top_k, top_p, seed, .. }, index, ref banned } = *draw;
+    let &Draw { sampling: Sampling { temperature, top_k, top_p, seed, .. }, index, ref banned, .. } = draw;
     let mut scores = cleaned(logits);
     for &id in banned {
         if let Some(score) = scores.get_mut(id as usize) {

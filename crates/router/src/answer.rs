@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status, Streaming};
 
-use crate::ask::{Ask, Options, Prompt};
+use crate::ask::{Ask, Caller, Options, Prompt};
 use crate::failure::Failure;
 use crate::groups::Place;
 use crate::limits::{ATTEMPTS_MAX, FIRST_TOKEN_S_MAX, NEXT_TOKEN_S_MAX};
@@ -76,12 +76,12 @@ impl Answer {
     /// Begins an answer, and returns when its first token is there: until then another group is tried when one is
     /// lost, and every failure has a status of its own instead of breaking a stream.
     pub(crate) async fn start(router: &Arc<Router>, ask: Ask) -> Result<Self, Failure> {
-        let Ask { model, prompt, options } = ask;
+        let Ask { model, prompt, options, caller } = ask;
         let model = router.model(&model)?;
         let mut meter = Meter::new(model.metrics.clone());
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());
         let begun = async {
-            let progress = Progress::new(router, model, prompt, &options).await?;
+            let progress = Progress::new(router, model, prompt, &options, &caller).await?;
             let run = progress.open().await?;
             Ok((progress, run))
         };
@@ -93,7 +93,7 @@ impl Answer {
         let request = &progress.request;
         meter.prompt(request.prompt.len());
         let tokenizer = progress.model.tokenizer.clone();
-        let detokenizer = Detokenizer::new(tokenizer, &request.prompt, options.stop, true)
+        let detokenizer = Detokenizer::new(tokenizer, &request.prompt, options.stop, options.skip_special)
             .with_min_tokens(request.min_tokens as usize);
         Ok(Self { progress, detokenizer, card: run.place.model.clone(), run: Some(run), closing, meter })
     }
@@ -129,6 +129,7 @@ impl Answer {
         let delta = match event {
             Ok(Event::Token(token)) => self.token(token),
             Ok(Event::Finished(reason)) => self.finished(reason),
+            Ok(Event::Scored(_)) => Err(Failure::Engine("it sent scores that were not asked for".to_owned())),
             Err(trouble) => Err(self.progress.failure(trouble)),
         };
         let end = match &delta {
@@ -178,12 +179,13 @@ impl Progress {
         model: Arc<Model>,
         prompt: Prompt,
         options: &Options,
+        caller: &Caller,
     ) -> Result<Self, Failure> {
         options.check()?;
         let card = router.groups.card(&model.name);
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(&model, prompt).await?;
-        let request = options.request(&model, prompt, card.context_tokens_max)?;
+        let request = options.request(&model, prompt, card.context_tokens_max, caller)?;
         Ok(Self { router: router.clone(), model, request, tokens: Vec::new() })
     }
 

@@ -1,7 +1,7 @@
 //! A request as both faces understand it, before it has become tokens.
 
 use galerne_types::limits::{STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX};
-use galerne_types::{Request, RequestId, Sampling, TokenId};
+use galerne_types::{Grammar, Request, RequestId, Sampling, TenantId, TokenId};
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -13,6 +13,14 @@ pub(crate) struct Ask {
     pub(crate) model: String,
     pub(crate) prompt: Prompt,
     pub(crate) options: Options,
+    pub(crate) caller: Caller,
+}
+
+/// Who asks, as the faces found out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// Whose share of the fleet it takes.
+    pub(crate) tenant: TenantId,
 }
 
 /// How to generate it.
@@ -23,6 +31,12 @@ pub(crate) struct Options {
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<TokenId>,
     pub(crate) ignore_eos: bool,
+    /// Special tokens are left out of the text.
+    pub(crate) skip_special: bool,
+    /// Report log probabilities of the prompt's tokens, each with this many alternatives.
+    pub(crate) prompt_logprobs: Option<u32>,
+    /// What the answer must be.
+    pub(crate) grammar: Option<Grammar>,
 }
 
 /// What to continue.
@@ -108,6 +122,7 @@ impl Options {
         model: &Model,
         prompt: Vec<TokenId>,
         context: u32,
+        caller: &Caller,
     ) -> Result<Request, Failure> {
         let room = (context as usize).saturating_sub(prompt.len()) as u32;
         if room == 0 {
@@ -160,6 +175,9 @@ impl Options {
             max_tokens,
             min_tokens: self.min_tokens,
             stop_tokens,
+            tenant: caller.tenant,
+            prompt_logprobs: self.prompt_logprobs,
+            grammar: self.grammar.clone(),
         })
     }
 }

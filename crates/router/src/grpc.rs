@@ -20,7 +20,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::answer::{Answer, Delta};
-use crate::ask::{Ask, MaxTokens, Options, Prompt, random_seed};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::serve::{Router, RouterError};
@@ -134,17 +134,25 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         }
         None => return Err(Failure::invalid("prompt", "prompt is missing: set text, tokens or chat")),
     };
-    let v1::Sampling { temperature, top_k, top_p, seed, logprobs } = sampling.unwrap_or_default();
-    let sampling = Sampling {
-        temperature: temperature.unwrap_or(1.0),
-        top_k,
-        top_p: top_p.unwrap_or(1.0),
-        seed: seed.map_or_else(random_seed, Ok)?,
-        logprobs,
-    };
+    let sampling = sampling.unwrap_or_default();
+    let sampling = Sampling::try_from(v1::Sampling {
+        temperature: sampling.temperature.or(Some(1.0)),
+        seed: Some(sampling.seed.map_or_else(random_seed, Ok)?),
+        ..sampling
+    })?;
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
-    let options = Options { sampling, max_tokens, min_tokens, stop, stop_token_ids, ignore_eos };
-    Ok(Ask { model, prompt, options })
+    let options = Options {
+        sampling,
+        max_tokens,
+        min_tokens,
+        stop,
+        stop_token_ids,
+        ignore_eos,
+        skip_special: true,
+        prompt_logprobs: None,
+        grammar: None,
+    };
+    Ok(Ask { model, prompt, options, caller: Caller::default() })
 }
 
 fn response(delta: Delta, answer: &Answer) -> v1::GenerateResponse {

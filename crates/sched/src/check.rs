@@ -65,7 +65,7 @@ fn check_stop_tokens(stop_tokens: &[TokenId], vocab: u32) -> Result<(), Refusal>
 }
 
 fn check_sampling(sampling: &Sampling) -> Result<(), Refusal> {
-    let Sampling { temperature, top_p, logprobs, .. } = *sampling;
+    let &Sampling { temperature, top_p, logprobs, .. } = sampling;
     if !(temperature.is_finite() && temperature >= 0.0) {
         return invalid(format!("temperature {temperature} is not a number from 0 upwards"));
     }

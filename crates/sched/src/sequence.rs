@@ -90,7 +90,7 @@ impl Sequence {
         self.positions_planned += input.len() as u32;
         self.steps_in_flight += 1;
         let blocks = self.blocks[..blocks_of(self.positions_planned) as usize].to_vec();
-        Slice { slot, start, input, blocks, draw: draws.then(|| self.plan_draw()) }
+        Slice { slot, start, input, blocks, draw: draws.then(|| self.plan_draw()), score: None }
     }
 
     fn plan_draw(&mut self) -> Draw {
@@ -98,7 +98,7 @@ impl Sequence {
         self.index_planned += 1;
         let Request { sampling, stop_tokens, min_tokens, .. } = &self.request;
         let banned = if index < *min_tokens { stop_tokens.clone() } else { Vec::new() };
-        Draw { sampling: sampling.clone(), index, banned }
+        Draw { banned, ..Draw::new(sampling.clone(), index) }
     }
 
     /// Counts a drawn token; says whether it is the last, and why.

@@ -2,8 +2,8 @@
 
 use galerne_sched::{Limits, Load, Scheduler};
 use galerne_types::{
-    Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Step, TokenId,
-    TokenOut,
+    Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Step, TenantId,
+    TokenId, TokenOut,
 };
 
 const STOP: TokenId = 2;
@@ -23,12 +23,15 @@ fn limits() -> Limits {
 fn request(id: u64, prompt_tokens: usize, max_tokens: u32) -> Request {
     Request {
         id: RequestId(id),
+        tenant: TenantId::default(),
         prompt: vec![7; prompt_tokens],
         first_index: 0,
         sampling: Sampling::greedy(),
         max_tokens,
         min_tokens: 0,
         stop_tokens: vec![STOP],
+        prompt_logprobs: None,
+        grammar: None,
     }
 }
 
@@ -43,13 +46,15 @@ fn scheduler(requests: impl IntoIterator<Item = Request>) -> Scheduler {
 /// The answer of ranks that draw `token` wherever one is to be drawn.
 fn draws(step: &Step, token: TokenId) -> Sampled {
     let token = TokenOut { id: token, logprob: 0.0, top: Vec::new() };
-    Sampled { tokens: step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect() }
+    let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect();
+    Sampled { tokens, scores: Vec::new() }
 }
 
 fn told(events: &[Event]) -> Vec<(u64, Result<u32, FinishReason>)> {
     let tell = |event: &Event| match event {
         Event::Token { request, index, .. } => (request.0, Ok(*index)),
         Event::Finished { request, reason } => (request.0, Err(*reason)),
+        Event::Scored { .. } => panic!("nobody asked for scores"),
     };
     events.iter().map(tell).collect()
 }

@@ -7,7 +7,7 @@ use galerne_sched::{Limits, Load, Scheduler};
 use galerne_types::limits::{KV_BLOCK_TOKENS, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{
     BlockId, Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Slice, Step,
-    TokenId, TokenOut,
+    TenantId, TokenId, TokenOut,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -137,12 +137,15 @@ impl World {
         let token = |position: usize| (id.0 as u32 * 131 + position as u32 * 7) % VOCAB;
         let request = Request {
             id,
+            tenant: TenantId::default(),
             prompt: (0..prompt).map(token).collect(),
             first_index: replayed.min(prompt as u32 - 1).min(max_tokens - 1),
             sampling: Sampling { seed: id.0, temperature: 1.0, ..Sampling::greedy() },
             max_tokens,
             min_tokens,
             stop_tokens: STOP.to_vec(),
+            prompt_logprobs: None,
+            grammar: None,
         };
         let Limits { context_tokens_max, kv_blocks, waiting_max, .. } = self.limits;
         let room = (context_tokens_max as usize).saturating_sub(prompt);

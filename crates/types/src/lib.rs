@@ -12,6 +12,9 @@ mod step;
 pub use fleet::{
     Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
 };
-pub use request::{Event, FinishReason, Refusal, Request, RequestId, Sampling, TokenId, TokenOut, TopToken};
+pub use request::{
+    Event, FinishReason, Grammar, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOut,
+    TopToken,
+};
 pub use shards::{Shards, ShardsError};
-pub use step::{BlockId, Draw, Epoch, Input, Sampled, Slice, Step};
+pub use step::{BlockId, Draw, Epoch, History, Input, Sampled, Score, Slice, Step};

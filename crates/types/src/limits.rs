@@ -15,6 +15,15 @@ pub const TOP_LOGPROBS_MAX: u32 = 20;
 /// Stop token ids of one request, the model's own end tokens included.
 pub const STOP_TOKENS_MAX: usize = 64;
 
+/// Entries of one request's logit bias.
+pub const LOGIT_BIAS_MAX: usize = 1024;
+
+/// Bytes of one request's grammar: schema, regular expression, choices or rules.
+pub const GRAMMAR_BYTES_MAX: usize = 256 << 10;
+
+/// Choices of one request, `n` or `best_of`.
+pub const CHOICES_MAX: u32 = 128;
+
 /// Stop strings of one request.
 pub const STOP_STRINGS_MAX: usize = 16;
 

@@ -9,11 +9,17 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 
+/// Whose request it is, for fairness between tenants: a number that a router derives from the tenant's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TenantId(pub u64);
+
 /// One stream of tokens to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Unique at the leader.
     pub id: RequestId,
+    /// Whose it is.
+    pub tenant: TenantId,
     /// Prompt, and behind it whatever was generated before a replay. Not empty.
     pub prompt: Vec<TokenId>,
     /// Index of the first token to generate: 0, or the number of tokens generated before a replay.
@@ -26,12 +32,32 @@ pub struct Request {
     pub min_tokens: u32,
     /// Drawing one of these ends the stream with [`FinishReason::Stop`]; the token itself is reported.
     pub stop_tokens: Vec<TokenId>,
+    /// `Some(n)`: report the log probability of each token of the prompt but the first, and of the n most likely
+    /// tokens in its place. Not with a replay.
+    pub prompt_logprobs: Option<u32>,
+    /// What the answer must be; its state is a function of the grammar and the tokens so far.
+    pub grammar: Option<Grammar>,
+}
+
+/// A language that an answer must belong to. The text is the client's and hostile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// A value that is valid under this JSON schema.
+    JsonSchema(String),
+    /// A text that this regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in llguidance's dialect of Lark (GBNF is translated before).
+    Lark(String),
 }
 
 /// How a token is drawn from logits. Temperature 0 is greedy; ties go to the lower token id.
 ///
-/// The order is that of most servers: temperature, then top-k, then top-p, then one draw. The random number
-/// is a function of (`seed`, index of the token) alone.
+/// The order is that of most servers: logit bias, penalties (repetition, frequency, presence), temperature, min-p,
+/// top-k, top-p, and then one draw. The random number is a function of (`seed`, index of the token) alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by this; 0 = greedy. Finite, not negative.
@@ -40,6 +66,17 @@ pub struct Sampling {
     pub top_k: u32,
     /// Keep the smallest set of most likely tokens whose probability reaches this; in (0, 1].
     pub top_p: f32,
+    /// Keep the tokens whose probability is at least this share of the largest one; in [0, 1], 0 = all.
+    pub min_p: f32,
+    /// Logits of tokens that stand in the prompt or the answer so far are divided by this if positive, else
+    /// multiplied (Keskar et al. 2019); greater than 0, 1 = off.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that stand in the answer so far; in [-2, 2].
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time that it stands in the answer so far; in [-2, 2].
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, each at most once; in [-100, 100].
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Key of the counter-based generator.
     pub seed: u64,
     /// `Some(n)`: report the drawn token's log probability and those of the n most likely tokens,
@@ -50,7 +87,23 @@ pub struct Sampling {
 impl Sampling {
     /// The most likely token, always.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, logprobs: None }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+
+    /// Whether a draw depends on the tokens before it, other than through the logits.
+    pub fn looks_back(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -77,6 +130,15 @@ pub struct TopToken {
 /// What the scheduler tells about a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// Log probabilities of consecutive tokens of the prompt, before the first token is drawn.
+    Scored {
+        /// Which request.
+        request: RequestId,
+        /// Position in the prompt of the first of them; at least 1.
+        position: u32,
+        /// One a token of the prompt.
+        scores: Vec<TokenOut>,
+    },
     /// A token was drawn. Indices of one request are consecutive.
     Token {
         /// Which request.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Sampling, TokenId, TokenOut};
+use crate::request::{RequestId, Sampling, TokenId, TokenOut};
 
 /// A group's incarnation: the revision of the transaction that formed it. Larger is newer; nobody obeys an
 /// older one.
@@ -37,6 +37,18 @@ pub struct Slice {
     pub blocks: Vec<BlockId>,
     /// Draw a token from the logits of the slice's last position.
     pub draw: Option<Draw>,
+    /// Report the log probabilities of the tokens that follow the slice's positions.
+    pub score: Option<Score>,
+}
+
+/// Which log probabilities of a slice's positions to report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// The most likely tokens to report beside each.
+    pub top: u32,
+    /// The token that follows each of the slice's positions, from the first on; at most as many as there are
+    /// positions (none follows the last one of a prompt).
+    pub targets: Vec<TokenId>,
 }
 
 /// The tokens that a slice runs.
@@ -68,6 +80,27 @@ pub struct Draw {
     pub index: u32,
     /// Tokens that cannot be drawn now (stop tokens before `min_tokens`).
     pub banned: Vec<TokenId>,
+    /// What penalties look back on: told with a request's first draw, if its sampling looks back. Each token that is
+    /// drawn for the slot afterwards adds itself.
+    pub history: Option<History>,
+    /// The request whose grammar masks the vocabulary, if it has one.
+    pub grammar: Option<RequestId>,
+}
+
+/// The tokens of a sequence before a draw.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// As the client sent it.
+    pub prompt: Vec<TokenId>,
+    /// The answer so far, which a replay's prompt carries behind it.
+    pub answer: Vec<TokenId>,
+}
+
+impl Draw {
+    /// A draw without bans, penalties or grammar.
+    pub fn new(sampling: Sampling, index: u32) -> Self {
+        Self { sampling, index, banned: Vec::new(), history: None, grammar: None }
+    }
 }
 
 /// What a step drew.
@@ -75,6 +108,8 @@ pub struct Draw {
 pub struct Sampled {
     /// One entry a slice, in the step's order; `None` where nothing was to be drawn.
     pub tokens: Vec<Option<TokenOut>>,
+    /// At rank 0, one entry a slice that asked for scores, in the step's order: one score a target.
+    pub scores: Vec<Vec<TokenOut>>,
 }
 
 impl Step {

@@ -1,7 +1,7 @@
 //! Conversions between messages and types.
 
 use galerne_types as types;
-use galerne_types::limits::{STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use galerne_types::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 
 use crate::v1;
 
@@ -38,7 +38,18 @@ fn in_range(
 
 /// Checks a sampling's ranges; used for every request, whichever door it came through.
 pub fn check_sampling(sampling: &types::Sampling) -> Result<(), WireError> {
-    let types::Sampling { temperature, top_k: _, top_p, seed: _, logprobs } = sampling;
+    let types::Sampling {
+        temperature,
+        top_k: _,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        seed: _,
+        logprobs,
+    } = sampling;
     in_range(
         temperature.is_finite() && *temperature >= 0.0,
         "temperature",
@@ -46,14 +57,55 @@ pub fn check_sampling(sampling: &types::Sampling) -> Result<(), WireError> {
         temperature,
     )?;
     in_range(*top_p > 0.0 && *top_p <= 1.0, "top_p", "greater than 0 and at most 1", top_p)?;
+    in_range((0.0..=1.0).contains(min_p), "min_p", "from 0 to 1", min_p)?;
+    in_range(
+        repetition_penalty.is_finite() && *repetition_penalty > 0.0,
+        "repetition_penalty",
+        "a finite number above 0",
+        repetition_penalty,
+    )?;
+    in_range((-2.0..=2.0).contains(presence_penalty), "presence_penalty", "from -2 to 2", presence_penalty)?;
+    in_range(
+        (-2.0..=2.0).contains(frequency_penalty),
+        "frequency_penalty",
+        "from -2 to 2",
+        frequency_penalty,
+    )?;
+    let entries = logit_bias.len();
+    in_range(entries <= LOGIT_BIAS_MAX, "logit_bias", format!("at most {LOGIT_BIAS_MAX} tokens"), &entries)?;
+    for (_, bias) in logit_bias {
+        in_range((-100.0..=100.0).contains(bias), "logit_bias", "from -100 to 100", bias)?;
+    }
     let count = logprobs.unwrap_or(0);
     in_range(count <= TOP_LOGPROBS_MAX, "logprobs", format!("at most {TOP_LOGPROBS_MAX}"), &count)
 }
 
 impl From<&types::Sampling> for v1::Sampling {
     fn from(sampling: &types::Sampling) -> Self {
-        let types::Sampling { temperature, top_k, top_p, seed, logprobs } = *sampling;
-        Self { temperature: Some(temperature), top_k, top_p: Some(top_p), seed: Some(seed), logprobs }
+        let types::Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            ref logit_bias,
+            seed,
+            logprobs,
+        } = *sampling;
+        Self {
+            temperature: Some(temperature),
+            top_k,
+            top_p: Some(top_p),
+            seed: Some(seed),
+            logprobs,
+            min_p,
+            repetition_penalty: Some(repetition_penalty),
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: logit_bias.iter().map(|&(id, bias)| v1::LogitBias { id, bias }).collect(),
+        }
     }
 }
 
@@ -61,11 +113,27 @@ impl TryFrom<v1::Sampling> for types::Sampling {
     type Error = WireError;
 
     fn try_from(sampling: v1::Sampling) -> Result<Self, WireError> {
-        let v1::Sampling { temperature, top_k, top_p, seed, logprobs } = sampling;
+        let v1::Sampling {
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            logprobs,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+        } = sampling;
         let sampling = Self {
             temperature: temperature.unwrap_or(0.0),
             top_k,
             top_p: top_p.unwrap_or(1.0),
+            min_p,
+            repetition_penalty: repetition_penalty.unwrap_or(1.0),
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: logit_bias.iter().map(|entry| (entry.id, entry.bias)).collect(),
             seed: seed.ok_or(WireError::Missing("sampling.seed"))?,
             logprobs,
         };
@@ -115,8 +183,18 @@ impl v1::FinishReason {
 impl v1::RunRequest {
     /// The message that asks the leader of `epoch` for `request`; the leader gives it an id of its own.
     pub fn new(epoch: types::Epoch, request: &types::Request) -> Self {
-        let types::Request { id: _, prompt, first_index, sampling, max_tokens, min_tokens, stop_tokens } =
-            request;
+        let types::Request {
+            id: _,
+            tenant,
+            prompt,
+            first_index,
+            sampling,
+            max_tokens,
+            min_tokens,
+            stop_tokens,
+            prompt_logprobs,
+            grammar,
+        } = request;
         Self {
             epoch: epoch.0,
             prompt: prompt.clone(),
@@ -125,6 +203,9 @@ impl v1::RunRequest {
             max_tokens: *max_tokens,
             min_tokens: *min_tokens,
             stop_tokens: stop_tokens.clone(),
+            tenant: tenant.0,
+            prompt_logprobs: *prompt_logprobs,
+            grammar: grammar.as_ref().map(v1::Grammar::from),
         }
     }
 
@@ -141,12 +222,45 @@ impl v1::RunRequest {
         in_range(stops <= STOP_TOKENS_MAX, "stop_tokens", format!("at most {STOP_TOKENS_MAX}"), &stops)?;
         Ok(types::Request {
             id,
+            tenant: types::TenantId(self.tenant),
             prompt: self.prompt,
             first_index: self.first_index,
             sampling: self.sampling.ok_or(WireError::Missing("sampling"))?.try_into()?,
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens,
             stop_tokens: self.stop_tokens,
+            prompt_logprobs: self.prompt_logprobs,
+            grammar: self.grammar.map(types::Grammar::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<&types::Grammar> for v1::Grammar {
+    fn from(grammar: &types::Grammar) -> Self {
+        use v1::grammar::Grammar;
+        Self {
+            grammar: Some(match grammar {
+                types::Grammar::JsonObject => Grammar::JsonObject(true),
+                types::Grammar::JsonSchema(schema) => Grammar::JsonSchema(schema.clone()),
+                types::Grammar::Regex(regex) => Grammar::Regex(regex.clone()),
+                types::Grammar::Choice(texts) => Grammar::Choice(v1::Choices { texts: texts.clone() }),
+                types::Grammar::Lark(rules) => Grammar::Lark(rules.clone()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<v1::Grammar> for types::Grammar {
+    type Error = WireError;
+
+    fn try_from(grammar: v1::Grammar) -> Result<Self, WireError> {
+        use v1::grammar::Grammar;
+        Ok(match grammar.grammar.ok_or(WireError::Missing("grammar"))? {
+            Grammar::JsonObject(_) => Self::JsonObject,
+            Grammar::JsonSchema(schema) => Self::JsonSchema(schema),
+            Grammar::Regex(regex) => Self::Regex(regex),
+            Grammar::Choice(choices) => Self::Choice(choices.texts),
+            Grammar::Lark(rules) => Self::Lark(rules),
         })
     }
 }
@@ -170,7 +284,7 @@ impl TryFrom<v1::Step> for types::Step {
 
 impl From<&types::Slice> for v1::Slice {
     fn from(slice: &types::Slice) -> Self {
-        let types::Slice { slot, start, input, blocks, draw } = slice;
+        let types::Slice { slot, start, input, blocks, draw, score } = slice;
         let tokens = match input {
             types::Input::Tokens(tokens) => tokens.clone(),
             types::Input::Last => Vec::new(),
@@ -179,8 +293,16 @@ impl From<&types::Slice> for v1::Slice {
             sampling: Some((&draw.sampling).into()),
             index: draw.index,
             banned: draw.banned.clone(),
+            history: draw.history.as_ref().map(|types::History { prompt, answer }| v1::History {
+                prompt: prompt.clone(),
+                answer: answer.clone(),
+            }),
+            grammar: draw.grammar.map(|request| request.0),
         });
-        Self { slot: *slot, start: *start, tokens, blocks: blocks.clone(), draw }
+        let score = score
+            .as_ref()
+            .map(|types::Score { top, targets }| v1::Score { top: *top, targets: targets.clone() });
+        Self { slot: *slot, start: *start, tokens, blocks: blocks.clone(), draw, score }
     }
 }
 
@@ -188,13 +310,15 @@ impl TryFrom<v1::Slice> for types::Slice {
     type Error = WireError;
 
     fn try_from(slice: v1::Slice) -> Result<Self, WireError> {
-        let v1::Slice { slot, start, tokens, blocks, draw } = slice;
+        let v1::Slice { slot, start, tokens, blocks, draw, score } = slice;
         let input = if tokens.is_empty() { types::Input::Last } else { types::Input::Tokens(tokens) };
-        let draw = draw.map(|v1::Draw { sampling, index, banned }| {
+        let draw = draw.map(|v1::Draw { sampling, index, banned, history, grammar }| {
             let sampling = sampling.ok_or(WireError::Missing("draw.sampling"))?.try_into()?;
-            Ok(types::Draw { sampling, index, banned })
+            let history = history.map(|v1::History { prompt, answer }| types::History { prompt, answer });
+            Ok(types::Draw { sampling, index, banned, history, grammar: grammar.map(types::RequestId) })
         });
-        Ok(Self { slot, start, input, blocks, draw: draw.transpose()? })
+        let score = score.map(|v1::Score { top, targets }| types::Score { top, targets });
+        Ok(Self { slot, start, input, blocks, draw: draw.transpose()?, score })
     }
 }
 
@@ -205,26 +329,52 @@ mod tests {
     use super::*;
 
     fn sampling() -> impl Strategy<Value = types::Sampling> {
-        (0.0f32..5.0, 0u32..100, 0.01f32..=1.0, any::<u64>(), proptest::option::of(0..=TOP_LOGPROBS_MAX))
-            .prop_map(|(temperature, top_k, top_p, seed, logprobs)| types::Sampling {
-                temperature,
-                top_k,
-                top_p,
+        let filters = (0.0f32..5.0, 0u32..100, 0.01f32..=1.0, 0.0f32..=1.0);
+        let penalties = (0.1f32..3.0, -2.0f32..=2.0, -2.0f32..=2.0);
+        let bias = proptest::collection::vec((any::<u32>(), -100.0f32..=100.0), 0..3);
+        (filters, penalties, bias, any::<u64>(), proptest::option::of(0..=TOP_LOGPROBS_MAX)).prop_map(
+            |(
+                (temperature, top_k, top_p, min_p),
+                (repetition, presence, frequency),
+                logit_bias,
                 seed,
                 logprobs,
-            })
+            )| {
+                types::Sampling {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    repetition_penalty: repetition,
+                    presence_penalty: presence,
+                    frequency_penalty: frequency,
+                    logit_bias,
+                    seed,
+                    logprobs,
+                }
+            },
+        )
     }
 
     fn slice() -> impl Strategy<Value = types::Slice> {
         let ids = || proptest::collection::vec(any::<u32>(), 1..5);
         let input = prop_oneof![Just(types::Input::Last), ids().prop_map(types::Input::Tokens)];
-        let draw = (sampling(), any::<u32>(), ids()).prop_map(|(sampling, index, banned)| types::Draw {
-            sampling,
-            index,
-            banned,
-        });
-        (any::<u32>(), any::<u32>(), input, ids(), proptest::option::of(draw))
-            .prop_map(|(slot, start, input, blocks, draw)| types::Slice { slot, start, input, blocks, draw })
+        let history = proptest::option::of((ids(), ids()));
+        let draw = (sampling(), any::<u32>(), ids(), history, proptest::option::of(any::<u64>())).prop_map(
+            |(sampling, index, banned, history, grammar)| types::Draw {
+                banned,
+                history: history.map(|(prompt, answer)| types::History { prompt, answer }),
+                grammar: grammar.map(types::RequestId),
+                ..types::Draw::new(sampling, index)
+            },
+        );
+        let score = proptest::option::of((0..=TOP_LOGPROBS_MAX, ids()));
+        (any::<u32>(), any::<u32>(), input, ids(), proptest::option::of(draw), score).prop_map(
+            |(slot, start, input, blocks, draw, score)| {
+                let score = score.map(|(top, targets)| types::Score { top, targets });
+                types::Slice { slot, start, input, blocks, draw, score }
+            },
+        )
     }
 
     proptest! {
@@ -237,8 +387,9 @@ mod tests {
         #[test]
         fn a_request_survives_the_wire(sampling in sampling(), first_index in 0u32..100, prompt in proptest::collection::vec(any::<u32>(), 1..9)) {
             let request = types::Request {
-                id: types::RequestId(7), prompt, first_index, sampling,
+                id: types::RequestId(7), tenant: types::TenantId(9), prompt, first_index, sampling,
                 max_tokens: first_index + 5, min_tokens: 2, stop_tokens: vec![1, 2],
+                prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])),
             };
             let wire = v1::RunRequest::new(types::Epoch(3), &request);
             prop_assert_eq!(wire.into_request(types::RequestId(7)), Ok(request));

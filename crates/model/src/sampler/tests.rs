@@ -15,11 +15,11 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 fn sampling(temperature: f32, top_k: u32, top_p: f32) -> Sampling {
-    Sampling { temperature, top_k, top_p, seed: 7, logprobs: None }
+    Sampling { temperature, top_k, top_p, seed: 7, ..Sampling::greedy() }
 }
 
 fn draw_of(sampling: Sampling, index: u32) -> Draw {
-    Draw { sampling, index, banned: Vec::new() }
+    Draw::new(sampling, index)
 }
 
 fn score(logit: f32) -> f64 {
@@ -81,8 +81,8 @@ fn some_draw() -> impl Strategy<Value = Draw> {
     let banned = proptest::collection::vec(0..500u32, 0..6);
     (temperature, top_k, top_p, any::<u64>(), any::<u32>(), banned).prop_map(
         |(temperature, top_k, top_p, seed, index, banned)| {
-            let sampling = Sampling { temperature, top_k, top_p, seed, logprobs: None };
-            Draw { sampling, index, banned }
+            let sampling = Sampling { temperature, top_k, top_p, seed, ..Sampling::greedy() };
+            Draw { banned, ..Draw::new(sampling, index) }
         },
     )
 }
@@ -194,7 +194,7 @@ fn a_draw_depends_on_seed_and_index_alone() {
 #[test]
 fn ties_bans_and_nonsense() {
     let greedy = |logits: &[f32], banned: &[u32]| {
-        draw(logits, &Draw { sampling: Sampling::greedy(), index: 0, banned: banned.to_vec() }).id
+        draw(logits, &Draw { banned: banned.to_vec(), ..Draw::new(Sampling::greedy(), 0) }).id
     };
     assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0], &[]), 1);
     assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0], &[1]), 2);

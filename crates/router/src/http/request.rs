@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::ask::{Ask, MaxTokens, Options, Prompt, random_seed};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed};
 
 /// Tokens of a text completion whose request sets no limit, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
@@ -162,6 +162,7 @@ fn common(
         top_p: fields.take("top_p", "a number")?.unwrap_or(1.0),
         seed,
         logprobs,
+        ..Sampling::greedy()
     };
     let stop = match fields.take("stop", "a string or a list of strings")? {
         None => Vec::new(),
@@ -189,10 +190,13 @@ fn common(
         stop,
         stop_token_ids: fields.take("stop_token_ids", "a list of token ids")?.unwrap_or_default(),
         ignore_eos: fields.take_bool("ignore_eos")?,
+        skip_special: true,
+        prompt_logprobs: None,
+        grammar: None,
     };
     let model = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish()?;
-    Ok(Wanted { ask: Ask { model, prompt, options }, view })
+    Ok(Wanted { ask: Ask { model, prompt, options, caller: Caller::default() }, view })
 }
 
 /// One turn as chat templates expect it.

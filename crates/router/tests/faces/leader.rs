@@ -117,7 +117,7 @@ impl Engine for Service {
                 let item = match script.next() {
                     Some(Act::Token(token)) => {
                         index += 1;
-                        Ok(Event::Token(v1::RunToken { index: index - 1, token: Some(token) }))
+                        Ok(Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None }))
                     }
                     Some(Act::Finish(reason)) => Ok(Event::Finished(reason.into())),
                     Some(Act::Fail(status)) => Err(status),

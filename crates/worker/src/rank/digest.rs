@@ -22,6 +22,7 @@ pub(crate) fn digest(step: &Step, sampled: &Sampled) -> u64 {
         }
         word(slice.blocks.len() as u64);
         slice.blocks.iter().for_each(|&block| word(block.into()));
+        word(slice.score.as_ref().map_or(u64::MAX, |score| score.targets.len() as u64));
     }
     for token in &sampled.tokens {
         word(token.as_ref().map_or(u64::MAX, |token| token.id.into()));
@@ -31,25 +32,35 @@ pub(crate) fn digest(step: &Step, sampled: &Sampled) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Epoch, Slice, TokenOut};
+    use galerne_types::{Epoch, Score, Slice, TokenOut};
 
     use super::*;
 
     #[test]
     fn every_part_counts() {
-        let slice =
-            Slice { slot: 1, start: 2, input: Input::Tokens(vec![3, 4]), blocks: vec![5], draw: None };
+        let slice = Slice {
+            slot: 1,
+            start: 2,
+            input: Input::Tokens(vec![3, 4]),
+            blocks: vec![5],
+            draw: None,
+            score: None,
+        };
         let step = Step { epoch: Epoch(6), number: 7, slices: vec![slice] };
-        let sampled = |id| Sampled { tokens: vec![Some(TokenOut { id, logprob: 0.0, top: Vec::new() })] };
+        let sampled = |id| Sampled {
+            tokens: vec![Some(TokenOut { id, logprob: 0.0, top: Vec::new() })],
+            scores: Vec::new(),
+        };
         let base = digest(&step, &sampled(8));
         assert_eq!(base, digest(&step, &sampled(8)));
-        let changes: [fn(&mut Step); 7] = [
+        let changes: [fn(&mut Step); 8] = [
             |step| step.epoch = Epoch(0),
             |step| step.number = 0,
             |step| step.slices[0].slot = 0,
             |step| step.slices[0].start = 0,
             |step| step.slices[0].input = Input::Last,
             |step| step.slices[0].blocks.push(0),
+            |step| step.slices[0].score = Some(Score { top: 0, targets: vec![1] }),
             |step| step.slices.clear(),
         ];
         for change in changes {
@@ -58,6 +69,6 @@ mod tests {
             assert_ne!(base, digest(&other, &sampled(8)), "{other:?}");
         }
         assert_ne!(base, digest(&step, &sampled(9)));
-        assert_ne!(base, digest(&step, &Sampled { tokens: vec![None] }));
+        assert_ne!(base, digest(&step, &Sampled { tokens: vec![None], scores: Vec::new() }));
     }
 }

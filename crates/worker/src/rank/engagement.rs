@@ -131,9 +131,9 @@ impl Engagement {
     /// One token through the whole model, the same at all ranks. What it leaves in block 0 is overwritten
     /// before anyone reads it.
     fn warm_up(&self) -> Step {
-        let draw = Draw { sampling: Sampling::greedy(), index: 0, banned: Vec::new() };
+        let draw = Draw::new(Sampling::greedy(), 0);
         let input = Input::Tokens(vec![0]);
-        let slice = Slice { slot: 0, start: 0, input, blocks: vec![0], draw: Some(draw) };
+        let slice = Slice { slot: 0, start: 0, input, blocks: vec![0], draw: Some(draw), score: None };
         Step { epoch: self.epoch, number: 0, slices: vec![slice] }
     }
 }

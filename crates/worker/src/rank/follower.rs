@@ -144,7 +144,7 @@ mod tests {
     const EPOCH: Epoch = Epoch(5);
 
     fn order(epoch: u64, number: u64) -> v1::Step {
-        let slice = Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: None };
+        let slice = Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: None, score: None };
         v1::Step::from(&Step { epoch: Epoch(epoch), number, slices: vec![slice] })
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
         tokio::spawn(async move {
             while let Some(step) = taken.recv().await {
-                let sampled = Sampled { tokens: vec![None; step.slices.len()] };
+                let sampled = Sampled { tokens: vec![None; step.slices.len()], scores: Vec::new() };
                 if answer.send(Ok(sampled)).await.is_err() {
                     return;
                 }

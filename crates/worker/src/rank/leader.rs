@@ -189,7 +189,7 @@ mod tests {
     use futures_util::StreamExt as _;
     use galerne_sched::Limits;
     use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
-    use galerne_types::{FinishReason, Request, RequestId, Sampling, TokenOut};
+    use galerne_types::{FinishReason, Request, RequestId, Sampling, TenantId, TokenOut};
     use tokio::sync::oneshot;
     use tokio_stream::wrappers::ReceiverStream;
 
@@ -216,6 +216,7 @@ mod tests {
                 .iter()
                 .map(|slice| slice.draw.as_ref().map(|draw| token(draw.index)))
                 .collect(),
+            scores: Vec::new(),
         }
     }
 
@@ -264,6 +265,9 @@ mod tests {
             max_tokens: tokens,
             min_tokens: 0,
             stop_tokens: Vec::new(),
+            tenant: TenantId::default(),
+            prompt_logprobs: None,
+            grammar: None,
         };
         let (stream, events) = stream();
         (Call { request, stream, verdict: oneshot::channel().0 }, events)

@@ -54,14 +54,12 @@ impl Streams {
     pub(crate) fn emit(&mut self, event: Event) -> Option<RequestId> {
         match event {
             Event::Token { request, index, token } => {
-                let stream = self.open.get(&request)?;
-                let token = v1::RunToken { index, token: Some(token.into()) };
-                let event = v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) };
-                let full = stream.events.try_send(Ok(event)).is_err();
-                full.then(|| {
-                    self.end(request, Err(too_slow()));
-                    request
-                })
+                let token = v1::RunToken { index, token: Some(token.into()), timing: None };
+                self.tell(request, v1::run_event::Event::Token(token))
+            }
+            Event::Scored { request, position, scores } => {
+                let scores = scores.into_iter().map(v1::Token::from).collect();
+                self.tell(request, v1::run_event::Event::Scored(v1::Scored { position, scores }))
             }
             Event::Finished { request, reason } => {
                 let reason = v1::FinishReason::from(reason).into();
@@ -70,6 +68,15 @@ impl Streams {
                 None
             }
         }
+    }
+
+    fn tell(&mut self, request: RequestId, event: v1::run_event::Event) -> Option<RequestId> {
+        let stream = self.open.get(&request)?;
+        let full = stream.events.try_send(Ok(v1::RunEvent { event: Some(event) })).is_err();
+        full.then(|| {
+            self.end(request, Err(too_slow()));
+            request
+        })
     }
 
     fn end(&mut self, request: RequestId, last_word: RunItem) {

@@ -8,7 +8,7 @@ pub(crate) const KV_BLOCKS: usize = 64;
 const BLOCKS_PER_SLOT: usize = 16;
 
 pub(crate) fn greedy(index: usize) -> Option<Draw> {
-    Some(Draw { sampling: Sampling::greedy(), index: index as u32, banned: vec![] })
+    Some(Draw::new(Sampling::greedy(), index as u32))
 }
 
 /// Blocks for positions `0..end` of a slot's sequence, scattered over the memory.
@@ -21,7 +21,7 @@ fn blocks(slot: u32, end: usize) -> Vec<BlockId> {
 /// Known tokens from position `start` on, in one slice.
 pub(crate) fn known(slot: u32, start: usize, tokens: &[TokenId], draw: Option<Draw>) -> Slice {
     let blocks = blocks(slot, start + tokens.len());
-    Slice { slot, start: start as u32, input: Input::Tokens(tokens.to_vec()), blocks, draw }
+    Slice { slot, start: start as u32, input: Input::Tokens(tokens.to_vec()), blocks, draw, score: None }
 }
 
 /// A prompt in chunks of `chunk` tokens, then greedy tokens: `drawn` in all.
@@ -35,7 +35,14 @@ pub(crate) fn sequence(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize
     for index in 1..drawn {
         let start = prompt.len() + index - 1;
         let blocks = blocks(slot, start + 1);
-        slices.push(Slice { slot, start: start as u32, input: Input::Last, blocks, draw: greedy(index) });
+        slices.push(Slice {
+            slot,
+            start: start as u32,
+            input: Input::Last,
+            blocks,
+            draw: greedy(index),
+            score: None,
+        });
     }
     slices
 }
