@@ -9,20 +9,23 @@ use crate::vocabulary::Utf8Stream;
 pub struct Piece {
     /// Text that is certain and will never be taken back; may be empty.
     pub text: String,
-    /// A stop string was met: `text` is what stood before it, and nothing follows.
+    /// A stop string was met: `text` is what stood before it, or ends with it if it is to be included, and
+    /// nothing follows.
     pub stopped: bool,
 }
 
 /// Turns the token ids of one answer into text as they come.
 ///
 /// The pieces and [`finish`](Self::finish), put together, are exactly [`Tokenizer::decode`] of all ids, or its
-/// beginning up to the first stop string. A piece never holds half a character, nor any part of a stop string.
+/// beginning up to the first stop string. A piece never holds half a character, nor a part of a stop string.
 /// A token costs its own bytes times the number of stop strings, however long the text has become.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     utf8: Utf8Stream,
     stop: StopScanner,
     skip_special: bool,
+    /// Special tokens that are text all the same, sorted.
+    spelled_out: Vec<u32>,
     pushed: usize,
     min_tokens: usize,
 }
@@ -41,7 +44,7 @@ impl Detokenizer {
     ) -> Self {
         let begun = prompt_tail.last().is_some_and(|&id| !tokenizer.is_special(id));
         let (utf8, stop) = (Utf8Stream::new(begun), StopScanner::new(stop));
-        Self { tokenizer, utf8, stop, skip_special, pushed: 0, min_tokens: 0 }
+        Self { tokenizer, utf8, stop, skip_special, spelled_out: Vec::new(), pushed: 0, min_tokens: 0 }
     }
 
     /// Stop strings that end within the first `min_tokens` tokens are text like any other.
@@ -51,10 +54,27 @@ impl Detokenizer {
         self
     }
 
+    /// Writes these special tokens out, though others are left out: the marks of a tool call, which are parsed
+    /// from the text.
+    #[must_use]
+    pub fn spelling_out(mut self, markers: &[u32]) -> Self {
+        self.spelled_out = markers.to_vec();
+        self.spelled_out.sort_unstable();
+        self
+    }
+
+    /// Whether the stop string that ends the text is part of it.
+    #[must_use]
+    pub fn including_stop(mut self, including: bool) -> Self {
+        self.stop.include(including);
+        self
+    }
+
     /// Takes the next id. After a stop, and for an id that has no token, there is no text.
     pub fn push(&mut self, id: u32) -> Piece {
         let mut text = String::new();
-        self.utf8.push(self.tokenizer.vocabulary(), id, self.skip_special, &mut text);
+        let skip_special = self.skip_special && self.spelled_out.binary_search(&id).is_err();
+        self.utf8.push(self.tokenizer.vocabulary(), id, skip_special, &mut text);
         self.pushed += 1;
         let text = self.stop.push(&text, self.pushed > self.min_tokens);
         Piece { text, stopped: self.stop.stopped() }

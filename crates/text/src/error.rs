@@ -30,6 +30,20 @@ pub enum TextError {
     /// Text that the tokenizer refuses.
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
+    /// A chat format that does not go with the model's files.
+    #[error("the chat format cannot be used: {0}")]
+    ChatFormat(String),
+    /// A conversation that Mistral's own formats cannot express.
+    #[error("the conversation cannot be encoded: {0}")]
+    Conversation(String),
+    /// Tools, or a choice among them, that make no sense.
+    #[error("the tools cannot be used: {0}")]
+    Tools(String),
+    /// The model was not taught to fill a gap between two texts.
+    #[error(
+        "this model cannot fill in the middle: its vocabulary has no [PREFIX] and [SUFFIX] tokens; use text completion"
+    )]
+    NoFim,
     /// A chat template that is not valid Jinja.
     #[error("the model's chat template is not valid Jinja at line {line}: {reason}")]
     Template {

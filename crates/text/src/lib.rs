@@ -4,7 +4,9 @@
 //!
 //! * [`Tokenizer`]: text to ids and back, from a `tokenizer.json` or from the vocabulary of a GGUF file.
 //! * [`Detokenizer`]: ids to text one at a time, in pieces that are never taken back.
-//! * [`ChatTemplate`]: a conversation to the prompt its model was trained on.
+//! * [`ChatFormat`]: a conversation to the prompt that its model was trained on, by Mistral's own encoding or by the
+//!   model's [`ChatTemplate`].
+//! * [`ToolParser`]: an answer's text, parted into what is for the user and calls of tools.
 //!
 //! # Special tokens in text
 //!
@@ -14,6 +16,7 @@
 //! as ordinary text, for callers that assemble a prompt from trusted ids and untrusted text.
 
 mod byte_level;
+mod chat;
 mod detokenizer;
 mod error;
 mod hugging_face;
@@ -21,9 +24,12 @@ mod sentencepiece;
 mod stop;
 mod template;
 mod tokenizer;
+mod tools;
 mod vocabulary;
 
+pub use chat::{Chat, ChatFormat, ChatFormatKind};
 pub use detokenizer::{Detokenizer, Piece};
 pub use error::TextError;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+pub use tools::{Part, ToolForce, ToolFormat, ToolParser};

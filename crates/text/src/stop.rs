@@ -50,13 +50,19 @@ pub(crate) struct StopScanner {
     /// The end of the text, which may be the beginning of a stop string.
     held: String,
     stopped: bool,
+    /// The stop string that ends the text is part of it.
+    included: bool,
 }
 
 impl StopScanner {
     /// Empty stop strings are ignored.
     pub(crate) fn new(stop: Vec<String>) -> Self {
         let matchers = stop.into_iter().filter(|s| !s.is_empty()).map(Matcher::new).collect();
-        Self { matchers, held: String::new(), stopped: false }
+        Self { matchers, held: String::new(), stopped: false, included: false }
+    }
+
+    pub(crate) fn include(&mut self, included: bool) {
+        self.included = included;
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -79,7 +85,8 @@ impl StopScanner {
             }
             if longest > 0 && armed {
                 self.stopped = true;
-                self.held.truncate(from + at + 1 - longest);
+                let end = from + at + 1;
+                self.held.truncate(if self.included { end } else { end - longest });
                 return std::mem::take(&mut self.held);
             }
         }

@@ -11,6 +11,7 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use crate::chat::Chat;
 use crate::error::TextError;
 
 /// Work that a template may do on one conversation, in the template engine's units: an instruction costs one,
@@ -53,6 +54,15 @@ impl ChatTemplate {
         environment.add_template_owned(NAME, source.clone()).map_err(|e| invalid(&e))?;
         let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
         Ok(Some(Self { environment, bos_token, eos_token }))
+    }
+
+    /// The prompt of a whole conversation.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub(crate) fn render_chat(&self, chat: &Chat) -> Result<String, TextError> {
+        let tools = (!chat.tools.is_empty()).then_some(chat.tools.as_slice());
+        self.render(&chat.messages, tools, chat.add_generation_prompt)
     }
 
     /// Renders `messages`, objects as in OpenAI's API, with `role` and `content`. `tools` are function

