@@ -62,6 +62,6 @@ fn timed(rank: &mut Rank, start: usize, input: Input) -> Result<f64, Box<dyn Err
     let slice = Slice { slot: 0, start: start as u32, input, blocks, draw, score: None };
     let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice] };
     let begin = Instant::now();
-    rank.step(&step)?;
+    rank.step(&step, &mut |_| None)?;
     Ok(begin.elapsed().as_secs_f64())
 }

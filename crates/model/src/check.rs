@@ -65,6 +65,7 @@ pub(crate) fn place(
         if let Some(token) = tokens.iter().find(|token| **token as usize >= bounds.vocab) {
             return Err(in_slice(format!("token {token} is beyond the vocabulary of {}", bounds.vocab)));
         }
+        check_history(slice, bounds).map_err(in_slice)?;
         places.extend(tokens.iter().enumerate().map(|(offset, token)| Place {
             token: *token,
             position: slice.start as usize + offset,
@@ -113,9 +114,27 @@ fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
     }
 }
 
+/// What penalties look back on costs memory and time.
+fn check_history(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
+    let Some(history) = slice.draw.as_ref().and_then(|draw| draw.history.as_ref()) else { return Ok(()) };
+    let tokens = history.prompt.len().saturating_add(history.answer.len());
+    if tokens > bounds.positions_max {
+        return Err(format!(
+            "a history of {tokens} tokens, but a sequence has at most {}",
+            bounds.positions_max
+        ));
+    }
+    match history.prompt.iter().chain(&history.answer).find(|token| **token as usize >= bounds.vocab) {
+        Some(token) => {
+            Err(format!("token {token} of its history is beyond the vocabulary of {}", bounds.vocab))
+        }
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Draw, Epoch, Sampling};
+    use galerne_types::{Draw, Epoch, History, Sampling};
 
     use super::*;
 
@@ -156,6 +175,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_a_sentence() {
         let last = |slot| Slice { input: Input::Last, ..slice(slot, 0, 1, &[0]) };
+        let looking_back = |tokens, token| {
+            let history = Some(History { prompt: vec![token; tokens], answer: Vec::new() });
+            let draw = Some(Draw { history, ..Draw::new(Sampling::greedy(), 0) });
+            Slice { draw, ..slice(0, 0, 1, &[0]) }
+        };
         let foreign = Slice { input: Input::Tokens(vec![100]), ..slice(0, 0, 1, &[0]) };
         for (slices, expected) in [
             (vec![slice(0, 0, 65, &[0, 1, 2])], "65 tokens"),
@@ -171,6 +195,8 @@ mod tests {
             (vec![slice(0, 0, 64, &[2, 2])], "KV block 2 would be written"),
             (vec![foreign], "token 100 is beyond"),
             (vec![last(0)], "no token was drawn for slot 0"),
+            (vec![looking_back(129, 1)], "history of 129 tokens"),
+            (vec![looking_back(3, 100)], "token 100 of its history"),
         ] {
             let refusal = run(slices).unwrap_err();
             assert!(refusal.starts_with("step 5 is refused: ") && refusal.contains(expected), "{refusal}");

@@ -1,5 +1,6 @@
 use galerne_checkpoint::{CheckpointError, Weight};
 use galerne_collective::CollectiveError;
+use galerne_types::RequestId;
 
 /// Why a model cannot be loaded, or a step cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,12 @@ pub enum ModelError {
         number: u64,
         /// What is wrong with it.
         what: String,
+    },
+    /// A draw is bound to a grammar, and nobody says which tokens the grammar allows.
+    #[error("the grammar of request {} gives no mask: this epoch cannot go on", request.0)]
+    Mask {
+        /// The request.
+        request: RequestId,
     },
     /// The system gave no thread.
     #[error("a compute thread could not be started: {0}")]

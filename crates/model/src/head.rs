@@ -7,7 +7,7 @@ use crate::error::ModelError;
 use crate::memory::SharedMut;
 use crate::products::{Engine, Rows};
 use crate::rank::{Trace, Tracer};
-use crate::sampler;
+use crate::sampler::{self, Mask, Past};
 use crate::weights::Weights;
 
 /// Sequences whose logits are computed, gathered and drawn from at once.
@@ -26,6 +26,14 @@ pub(crate) struct Head {
     /// Rows of each rank, and the same padded.
     widths: Vec<(usize, usize)>,
     counts: Vec<usize>,
+}
+
+/// What draws depend on besides the logits.
+pub(crate) struct How<'a> {
+    /// By slot, where penalties look back.
+    pub(crate) pasts: &'a [Option<Past>],
+    /// One for each row of the round, where a grammar constrains it.
+    pub(crate) masks: &'a [Option<Mask>],
 }
 
 impl Head {
@@ -81,6 +89,7 @@ impl Head {
         engine: &mut Engine,
         slices: &[Slice],
         round: &[(usize, usize)],
+        how: &How<'_>,
         trace: &mut Tracer<'_>,
     ) -> Vec<TokenOut> {
         let vocab = weights.config.vocab;
@@ -99,8 +108,10 @@ impl Head {
                     to += rows;
                     from += round.len() * padded;
                 }
-                let (_, slice) = round[draw];
-                result[0] = slices[slice].draw.as_ref().map(|how| sampler::draw(row, how));
+                let slice = &slices[round[draw].1];
+                let past = how.pasts[slice.slot as usize].as_ref();
+                let mask = how.masks[draw].as_deref();
+                result[0] = slice.draw.as_ref().map(|draw| sampler::draw(row, draw, past, mask));
             }
         });
         if let Some(trace) = trace {

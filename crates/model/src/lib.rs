@@ -31,6 +31,7 @@ mod weights;
 pub use cut::Cut;
 pub use error::ModelError;
 pub use kv::kv_bytes_per_block;
-pub use rank::{Options, Rank, Trace, WindowChoice};
+pub use rank::{Masks, Options, Rank, Trace, WindowChoice};
+pub use sampler::Mask;
 pub use simd::Isa;
 pub use weights::Weights;

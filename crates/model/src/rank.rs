@@ -3,13 +3,14 @@ use std::thread::available_parallelism;
 
 use galerne_collective::{AbortHandle, Collective};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Sampled, Slice, Step, TokenId, TokenOut};
+use galerne_types::{Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
 use crate::check::{Bounds, Place, place};
 use crate::error::ModelError;
 use crate::forward::{Forward, Room, TILE_TOKENS_MAX};
-use crate::head::{DRAWS_PER_ROUND, Head};
+use crate::head::{DRAWS_PER_ROUND, Head, How};
 use crate::products::Engine;
+use crate::sampler::{Mask, Past};
 use crate::simd::Isa;
 use crate::team::{THREADS_MAX, Team};
 use crate::weights::Weights;
@@ -80,6 +81,9 @@ pub enum Trace<'a> {
 /// Whoever wants to be shown, if anybody.
 pub(crate) type Tracer<'a> = Option<&'a mut dyn FnMut(Trace<'_>)>;
 
+/// Who knows which tokens a request's grammar allows next; it may take its time.
+pub type Masks<'a> = dyn FnMut(RequestId) -> Option<Mask> + 'a;
+
 /// One rank of a group: its weights, its KV memory and its way to the others. Runs the leader's steps and decides
 /// nothing.
 pub struct Rank {
@@ -89,6 +93,8 @@ pub struct Rank {
     forward: Forward,
     /// The last drawn token of each slot.
     last: Vec<Option<TokenId>>,
+    /// At rank 0, the tokens before the next draw of each slot, where penalties look back on them.
+    pasts: Vec<Option<Past>>,
     places: Vec<Place>,
     head: Head,
 }
@@ -132,18 +138,21 @@ impl Rank {
         };
         let forward = Forward::new(&weights, engine, room);
         let head = Head::new(&weights, options.sequences_max);
-        let last = vec![None; options.sequences_max];
-        Ok(Self { weights, collective, bounds, forward, last, places: Vec::new(), head })
+        let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
+        Ok(Self { weights, collective, bounds, forward, last, pasts, places: Vec::new(), head })
     }
 
     /// Runs one step. Every rank returns the same token ids; log probabilities are rank 0's alone.
     ///
+    /// Rank 0 asks `masks` for the mask of each draw that a grammar binds, once, when the logits are there: it may wait
+    /// for whoever works it out meanwhile. For a request that was given up any mask will do.
+    ///
     /// # Errors
     /// [`ModelError::Step`] if the step does not fit this rank's room: nothing was computed, and the rank is as it
-    /// was. [`ModelError::Collective`] if other ranks were lost or the epoch was aborted: the rank is of no further
-    /// use.
-    pub fn step(&mut self, step: &Step) -> Result<Sampled, ModelError> {
-        self.run(step, &mut None)
+    /// was. [`ModelError::Collective`] if other ranks were lost or the epoch was aborted, and [`ModelError::Mask`] if
+    /// `masks` gives `None`: the rank is of no further use.
+    pub fn step(&mut self, step: &Step, masks: &mut Masks<'_>) -> Result<Sampled, ModelError> {
+        self.run(step, masks, &mut None)
     }
 
     /// As [`Rank::step`], showing hidden states and logits on the way; for tests and for finding out.
@@ -153,9 +162,10 @@ impl Rank {
     pub fn step_traced(
         &mut self,
         step: &Step,
+        masks: &mut Masks<'_>,
         trace: &mut dyn FnMut(Trace<'_>),
     ) -> Result<Sampled, ModelError> {
-        self.run(step, &mut Some(trace))
+        self.run(step, masks, &mut Some(trace))
     }
 
     /// Ends a step that waits for other ranks, from any thread.
@@ -163,8 +173,14 @@ impl Rank {
         self.collective.abort_handle()
     }
 
-    fn run(&mut self, step: &Step, trace: &mut Tracer<'_>) -> Result<Sampled, ModelError> {
+    fn run(
+        &mut self,
+        step: &Step,
+        masks: &mut Masks<'_>,
+        trace: &mut Tracer<'_>,
+    ) -> Result<Sampled, ModelError> {
         place(step, &self.bounds, &self.last, &mut self.places)?;
+        self.look_back(step)?;
         let draws = self.places.iter().filter(|place| place.draw).count();
         let mut drawn = Vec::with_capacity(draws);
         for tile in self.places.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
@@ -180,12 +196,41 @@ impl Rank {
                 let (engine, normed) = self.forward.engine_and_normed();
                 self.head.project(&self.weights, engine, normed, round, collective)?;
                 if collective.rank() == 0 {
-                    drawn.extend(self.head.draw(&self.weights, engine, slices, round, trace));
+                    let masks = masks_of(round, slices, masks)?;
+                    let how = How { pasts: &self.pasts, masks: &masks };
+                    drawn.extend(self.head.draw(&self.weights, engine, slices, round, &how, trace));
                 }
             }
         }
         let tokens = self.share(draws, drawn)?;
         Ok(self.sampled(step, tokens))
+    }
+
+    /// Takes in what the draws are told of the tokens before them; rank 0 alone draws.
+    ///
+    /// # Errors
+    /// [`ModelError::Step`] for a draw that looks back and was never told on what; nothing was changed.
+    fn look_back(&mut self, step: &Step) -> Result<(), ModelError> {
+        if self.collective.rank() > 0 {
+            return Ok(());
+        }
+        let draws = || step.slices.iter().filter_map(|slice| Some((slice.slot, slice.draw.as_ref()?)));
+        let untold = |(slot, draw): &(u32, &Draw)| {
+            draw.sampling.looks_back() && draw.history.is_none() && self.pasts[*slot as usize].is_none()
+        };
+        if let Some((slot, _)) = draws().find(untold) {
+            let what = format!("slot {slot} draws with penalties, but the tokens before were never told");
+            return Err(ModelError::Step { number: step.number, what });
+        }
+        for (slot, draw) in draws() {
+            let past = &mut self.pasts[slot as usize];
+            match &draw.history {
+                _ if !draw.sampling.looks_back() => *past = None,
+                Some(history) => *past = Some(Past::new(history)),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Tells every rank the ids that rank 0 has drawn.
@@ -216,10 +261,26 @@ impl Rank {
             slice.draw.as_ref()?;
             let token = drawn.next()?;
             self.last[slice.slot as usize] = Some(token.id);
+            if let Some(past) = &mut self.pasts[slice.slot as usize] {
+                past.push(token.id);
+            }
             Some(token)
         };
         Sampled { tokens: step.slices.iter().map(&mut of_slice).collect(), scores: Vec::new() }
     }
+}
+
+/// The masks of a round's rows, where a grammar binds them.
+fn masks_of(
+    round: &[(usize, usize)],
+    slices: &[Slice],
+    masks: &mut Masks<'_>,
+) -> Result<Vec<Option<Mask>>, ModelError> {
+    let mask = |&(_, slice): &(usize, usize)| {
+        let request = slices[slice].draw.as_ref().and_then(|draw| draw.grammar);
+        request.map(|request| masks(request).ok_or(ModelError::Mask { request })).transpose()
+    };
+    round.iter().map(mask).collect()
 }
 
 /// The window in tokens, and whether the options can be met.

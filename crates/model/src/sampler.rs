@@ -1,4 +1,4 @@
-//! Drawing a token from logits: a pure function of the logits and the draw.
+//! Drawing a token from logits: a pure function of the logits, the draw, the tokens before it and a mask.
 //!
 //! Two runs that come to the same logits draw the same token, on any machine: random numbers come from a
 //! counter, sums are taken in `f64` in an order that this file fixes, ties go to the lower id, and every operation
@@ -6,26 +6,50 @@
 
 use galerne_types::{Draw, Sampling, TokenId, TokenOut, TopToken};
 
+use allowed::Allowed;
+
+mod allowed;
+mod past;
 #[cfg(test)]
 mod tests;
 
+pub use allowed::Mask;
+pub use past::Past;
+
 /// Draws a token from `logits`, one for each token of the vocabulary.
 ///
-/// `draw.banned` are left out first. At temperature 0 the largest logit wins. Otherwise the weight of a token is
-/// `exp(logit / temperature)`; the `top_k` largest are kept (0 = all), of these the fewest of the largest that make
-/// up a share of `top_p` of their weight, and of these one is drawn in proportion to its weight.
+/// 1. The allowed tokens are the first of these sets that is not empty: those of `mask` without `draw.banned`; those
+///    of `mask` (an answer that is complete may stop before `min_tokens`); all without `draw.banned`; all.
+/// 2. Logit bias is added, then [`Past`] applies the penalties.
+/// 3. At temperature 0 the largest logit wins. Otherwise the weight of a token is `exp(logit / temperature)`.
+/// 4. Weights below `min_p` times the largest become 0, the `top_k` largest are kept (0 = all), and of these the fewest
+///    of the largest that make up a share of `top_p` of their weight.
+/// 5. One token is drawn in proportion to its weight.
 ///
-/// A NaN logit counts as -∞. Where nothing is above -∞, the lowest id that is not banned is drawn.
+/// A NaN logit counts as -∞. Where no allowed token is above -∞, the lowest allowed id is drawn.
 ///
-/// Log probabilities are those of the raw logits, banned tokens included; they are never NaN, and -∞ for a token
-/// whose logit is.
+/// Log probabilities are those of the raw logits, of all tokens; they are never NaN, and -∞ for a token whose logit is.
 ///
 /// # Panics
 /// If `logits` is empty.
-pub fn draw(logits: &[f32], draw: &Draw) -> TokenOut {
+pub fn draw(logits: &[f32], draw: &Draw, past: Option<&Past>, mask: Option<&[u32]>) -> TokenOut {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
     let sampling = &draw.sampling;
-    let id = if sampling.temperature > 0.0 { sample(logits, draw) } else { greedy(logits, &draw.banned) };
+    let past = past.filter(|_| sampling.looks_back());
+    let allowed = Allowed::new(logits.len(), &draw.banned, mask);
+    let changed = mask.is_some() || past.is_some() || !sampling.logit_bias.is_empty();
+    let id = if sampling.temperature == 0.0 && !changed {
+        greedy(logits, &allowed)
+    } else {
+        let mut scores = cleaned(logits);
+        adjust(&mut scores, sampling, past);
+        allowed.exclude_others(&mut scores);
+        if sampling.temperature == 0.0 {
+            greedy(&scores, &allowed)
+        } else {
+            sample(&scores, sampling, draw.index).unwrap_or_else(|| allowed.lowest())
+        }
+    };
     match sampling.logprobs {
         None => TokenOut { id, logprob: 0.0, top: Vec::new() },
         Some(count) => report(logits, id, count as usize),
@@ -33,46 +57,60 @@ pub fn draw(logits: &[f32], draw: &Draw) -> TokenOut {
 }
 
 /// The largest logit's token. Nothing is allocated: most draws of most servers take this path.
-fn greedy(logits: &[f32], banned: &[TokenId]) -> TokenId {
+fn greedy(scores: &[f32], allowed: &Allowed<'_>) -> TokenId {
     let mut best = (f32::NEG_INFINITY, None);
-    for (id, &logit) in (0..).zip(logits) {
-        // NaN is not larger than anything. The ban is looked up last, and so for few tokens only.
-        if logit > best.0 && !banned.contains(&id) {
-            best = (logit, Some(id));
+    for (id, &score) in (0..).zip(scores) {
+        // NaN is not larger than anything. Whether it is allowed is looked up last, and so for few tokens only.
+        if score > best.0 && allowed.contains(id) {
+            best = (score, Some(id));
         }
     }
-    let lowest = || (0..logits.len() as TokenId).find(|id| !banned.contains(id)).unwrap_or(0);
-    best.1.unwrap_or_else(lowest)
+    best.1.unwrap_or_else(|| allowed.lowest())
 }
 
-fn sample(logits: &[f32], draw: &Draw) -> TokenId {
-    let &Draw { sampling: Sampling { temperature, top_k, top_p, seed, .. }, index, ref banned, .. } = draw;
-    let mut scores = cleaned(logits);
-    for &id in banned {
+/// Bias and penalties.
+fn adjust(scores: &mut [f32], sampling: &Sampling, past: Option<&Past>) {
+    for &(id, bias) in &sampling.logit_bias {
         if let Some(score) = scores.get_mut(id as usize) {
-            *score = f32::NEG_INFINITY;
+            *score = clean(*score + bias);
         }
     }
-    let max = largest(&scores);
-    if max == f32::NEG_INFINITY {
-        return greedy(logits, banned);
+    if let Some(past) = past {
+        past.penalize(scores, sampling);
     }
-    let weights = |scores: &[f32]| weights(scores, max, 1.0 / f64::from(temperature));
+}
+
+/// A token in proportion to its weight; `None` where all scores are -∞.
+fn sample(scores: &[f32], sampling: &Sampling, index: u32) -> Option<TokenId> {
+    let &Sampling { temperature, top_k, top_p, min_p, seed, .. } = sampling;
+    let max = largest(scores);
+    if max == f32::NEG_INFINITY {
+        return None;
+    }
+    let scale = 1.0 / f64::from(temperature);
+    let weights = |scores: &[f32]| {
+        let mut weights = weights(scores, max, scale);
+        if min_p > 0.0 {
+            // The largest weight is 1.
+            weights.iter_mut().filter(|weight| **weight < f64::from(min_p)).for_each(|weight| *weight = 0.0);
+        }
+        weights
+    };
 
     let (ids, sums) = if top_k > 0 && (top_k as usize) < scores.len() {
-        let ids: Vec<TokenId> = BestFirst::new(&scores).take(top_k as usize).collect();
+        let ids: Vec<TokenId> = BestFirst::new(scores).take(top_k as usize).collect();
         let weights = weights(&ids.iter().map(|&id| scores[id as usize]).collect::<Vec<_>>());
         until(f64::from(top_p) * total(&weights), ids.into_iter().zip(weights))
     } else {
-        let weights = weights(&scores);
+        let weights = weights(scores);
         if top_p >= 1.0 {
             // Every token is kept, so any fixed order is right: that of the ids needs no sorting.
-            return place(uniform(seed, index), &running_sums(weights)) as TokenId;
+            return Some(place(uniform(seed, index), &running_sums(weights)) as TokenId);
         }
-        let best = BestFirst::new(&scores).map(|id| (id, weights[id as usize]));
+        let best = BestFirst::new(scores).map(|id| (id, weights[id as usize]));
         until(f64::from(top_p) * total(&weights), best)
     };
-    ids[place(uniform(seed, index), &sums)]
+    Some(ids[place(uniform(seed, index), &sums)])
 }
 
 /// `exp((score - max) * scale)` of each score: the largest is 1, and -∞ gives 0.
@@ -129,8 +167,11 @@ fn report(logits: &[f32], id: TokenId, count: usize) -> TokenOut {
 
 /// Logits that are numbers or -∞, with one zero.
 fn cleaned(logits: &[f32]) -> Vec<f32> {
-    let clean = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) + 0.0 };
     logits.iter().map(|&logit| clean(logit)).collect()
+}
+
+fn clean(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) + 0.0 }
 }
 
 fn largest(scores: &[f32]) -> f32 {

@@ -1,7 +1,7 @@
 //! One request while it holds a slot.
 
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{BlockId, Draw, FinishReason, Input, Request, Slice, TokenId};
+use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Slice, TokenId};
 
 use crate::scheduler::Limits;
 
@@ -96,9 +96,19 @@ impl Sequence {
     fn plan_draw(&mut self) -> Draw {
         let index = self.index_planned;
         self.index_planned += 1;
-        let Request { sampling, stop_tokens, min_tokens, .. } = &self.request;
+        let Request { id, sampling, stop_tokens, min_tokens, grammar, .. } = &self.request;
         let banned = if index < *min_tokens { stop_tokens.clone() } else { Vec::new() };
-        Draw { banned, ..Draw::new(sampling.clone(), index) }
+        let first = index == self.request.first_index;
+        let history = (first && sampling.looks_back()).then(|| self.history());
+        let grammar = grammar.is_some().then_some(*id);
+        Draw { sampling: sampling.clone(), index, banned, history, grammar }
+    }
+
+    /// The prompt as the client sent it, and behind it what was generated before a replay.
+    fn history(&self) -> History {
+        let sent = self.request.prompt.len() - self.request.first_index as usize;
+        let (prompt, answer) = self.request.prompt.split_at(sent);
+        History { prompt: prompt.to_vec(), answer: answer.to_vec() }
     }
 
     /// Counts a drawn token; says whether it is the last, and why.

@@ -93,7 +93,7 @@ proptest! {
     #[test]
     fn draws_what_the_definition_draws(logits in some_logits(), draw in some_draw()) {
         prop_assume!((0..logits.len() as u32).any(|id| !draw.banned.contains(&id)));
-        let drawn = super::draw(&logits, &draw);
+        let drawn = super::draw(&logits, &draw, None, None);
         let law = law(&logits, &draw);
         prop_assert!(law.iter().any(|&(id, p)| id == drawn.id && p > 0.0), "{} is not in {law:?}", drawn.id);
 
@@ -117,10 +117,10 @@ proptest! {
     #[test]
     fn logprobs_are_those_of_the_raw_logits(logits in some_logits(), mut draw in some_draw(), count in 0..20u32) {
         prop_assume!(logits.iter().any(|&logit| score(logit) > f64::NEG_INFINITY));
-        let plain = super::draw(&logits, &draw);
+        let plain = super::draw(&logits, &draw, None, None);
         prop_assert_eq!((plain.logprob, plain.top.len()), (0.0, 0));
         draw.sampling.logprobs = Some(count);
-        let told = super::draw(&logits, &draw);
+        let told = super::draw(&logits, &draw, None, None);
         prop_assert_eq!(told.id, plain.id);
 
         let expected = log_softmax(&logits);
@@ -147,7 +147,7 @@ fn chi_square(logits: &[f32], sampling: &Sampling, draws: u32) -> (f64, usize) {
     let law = law(logits, &draw_of(sampling.clone(), 0));
     let mut counts = vec![0u32; logits.len()];
     for index in 0..draws {
-        counts[draw(logits, &draw_of(sampling.clone(), index)).id as usize] += 1;
+        counts[draw(logits, &draw_of(sampling.clone(), index), None, None).id as usize] += 1;
     }
     let inside: u32 = law.iter().map(|&(id, _)| counts[id as usize]).sum();
     assert_eq!(inside, draws, "a token was drawn that the filters exclude");
@@ -180,7 +180,7 @@ fn a_draw_depends_on_seed_and_index_alone() {
     let logits: Vec<f32> = (0..100u16).map(|id| f32::from(id % 10) / 5.0).collect();
     let id = |seed, index| {
         let sampling = Sampling { seed, ..sampling(1.0, 0, 0.95) };
-        draw(&logits, &draw_of(sampling, index)).id
+        draw(&logits, &draw_of(sampling, index), None, None).id
     };
     let forwards: Vec<_> = (0..200).map(|index| id(7, index)).collect();
     let mut backwards: Vec<_> = (0..200).rev().map(|index| id(7, index)).collect();
@@ -194,7 +194,7 @@ fn a_draw_depends_on_seed_and_index_alone() {
 #[test]
 fn ties_bans_and_nonsense() {
     let greedy = |logits: &[f32], banned: &[u32]| {
-        draw(logits, &Draw { banned: banned.to_vec(), ..Draw::new(Sampling::greedy(), 0) }).id
+        draw(logits, &Draw { banned: banned.to_vec(), ..Draw::new(Sampling::greedy(), 0) }, None, None).id
     };
     assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0], &[]), 1);
     assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0], &[1]), 2);
@@ -206,22 +206,22 @@ fn ties_bans_and_nonsense() {
     for temperature in [0.0, 1.0] {
         let mut draw = draw_of(Sampling { logprobs: Some(1), ..sampling(temperature, 2, 0.5) }, 0);
         draw.banned = vec![0];
-        let token = super::draw(&hopeless, &draw);
+        let token = super::draw(&hopeless, &draw, None, None);
         assert_eq!(
             (token.id, token.logprob, token.top[0].logprob),
             (1, f32::NEG_INFINITY, f32::NEG_INFINITY)
         );
     }
     let infinite = [0.0, f32::INFINITY, 1.0];
-    assert_eq!(draw(&infinite, &draw_of(sampling(1.0, 0, 1.0), 3)).id, 1);
+    assert_eq!(draw(&infinite, &draw_of(sampling(1.0, 0, 1.0), 3), None, None).id, 1);
 }
 
 #[test]
 fn a_filter_that_keeps_everything_is_no_filter() {
     let logits: Vec<f32> = (0..300u16).map(|id| f32::from(id * 17 % 300) / 60.0).collect();
     for index in 0..500 {
-        let [none, all, more] =
-            [0, 300, 9999].map(|top_k| draw(&logits, &draw_of(sampling(1.0, top_k, 1.0), index)).id);
+        let [none, all, more] = [0, 300, 9999]
+            .map(|top_k| draw(&logits, &draw_of(sampling(1.0, top_k, 1.0), index), None, None).id);
         assert_eq!((none, none), (all, more));
     }
 }

@@ -110,7 +110,7 @@ impl Golden {
         let slice = known(2, 0, &case.prompt, None);
         let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice] };
         let mut layers: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        rank.step_traced(&step, &mut |trace| {
+        rank.step_traced(&step, &mut |_| None, &mut |trace| {
             if let Trace::Hidden { layer, rows } = trace {
                 layers.entry(layer).or_default().extend_from_slice(rows);
             }

@@ -92,11 +92,12 @@ fn a_refused_step_changes_nothing() {
     let last = |slot: u32| Slice { input: Input::Last, ..known(slot, 0, &[0], greedy(0)) };
     let step = |slices| Step { epoch: Epoch(1), number: 9, slices };
     for slices in [vec![last(0)], vec![known(9, 0, &[1], None)], vec![known(0, 0, &[300], None)]] {
-        let refusal = rank.step_traced(&step(slices), &mut |_: Trace<'_>| panic!("nothing is computed"));
+        let refusal =
+            rank.step_traced(&step(slices), &mut |_| None, &mut |_: Trace<'_>| panic!("nothing is computed"));
         assert!(matches!(refusal, Err(ModelError::Step { number: 9, .. })), "{refusal:?}");
     }
     let after = run(&mut rank, &steps(vec![sequence(0, &[1, 2, 3], 3, 2)]));
     let fresh = run(&mut solo(&checkpoint, &options()), &steps(vec![sequence(0, &[1, 2, 3], 3, 2)]));
     assert_same(&after, &fresh, "after refusals");
-    assert!(rank.step(&step(vec![])).unwrap().tokens.is_empty());
+    assert!(rank.step(&step(vec![]), &mut |_| None).unwrap().tokens.is_empty());
 }

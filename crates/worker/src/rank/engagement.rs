@@ -61,10 +61,10 @@ impl Engagement {
         self.check_sum(collective.as_mut())?;
         check_options(collective.as_mut(), setup)?;
         let mut rank = Rank::new(weights, &setup.model, collective).map_err(EpochError::Model)?;
-        rank.step(&self.warm_up()).map_err(EpochError::Step)?;
+        rank.step(&self.warm_up(), &mut |_| None).map_err(EpochError::Step)?;
         self.phase.send_replace(Phase::Ready);
         while let Some(step) = self.steps.blocking_recv() {
-            let sampled = rank.step(&step).map_err(EpochError::Step)?;
+            let sampled = rank.step(&step, &mut |_| None).map_err(EpochError::Step)?;
             if self.answers.blocking_send(Ok(sampled)).is_err() {
                 break;
             }

@@ -32,7 +32,7 @@ pub(crate) fn run(rank: &mut Rank, steps: &[Step]) -> Drawn {
     for step in steps {
         let mut logits = BTreeMap::new();
         let sampled = rank
-            .step_traced(step, &mut |trace| {
+            .step_traced(step, &mut |_| None, &mut |trace| {
                 if let Trace::Logits { slice, row } = trace {
                     logits.insert(slice, row.to_vec());
                 }
