@@ -1,6 +1,6 @@
 //! Continuous batching, first come first served.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
 use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
@@ -33,6 +33,8 @@ pub struct Load {
     pub running: usize,
     /// Requests that wait for a slot or for blocks.
     pub waiting: usize,
+    /// Tenants of all these requests.
+    pub tenants: usize,
     /// KV blocks that no request holds.
     pub kv_blocks_free: u32,
     /// KV blocks of the group.
@@ -63,6 +65,8 @@ pub struct Scheduler {
     slots: Vec<Option<Sequence>>,
     /// Slots in use, in order of admission.
     admitted: Vec<u32>,
+    /// Requests admitted since they were last asked for.
+    admitted_since: Vec<RequestId>,
     pool: BlockPool,
 }
 
@@ -83,6 +87,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             slots: (0..sequences_max).map(|_| None).collect(),
             admitted: Vec::new(),
+            admitted_since: Vec::new(),
             pool: BlockPool::new(kv_blocks),
             limits,
         }
@@ -161,11 +166,21 @@ impl Scheduler {
         events
     }
 
+    /// The requests that [`plan`](Self::plan) has admitted since this was last called, in order; for whoever holds a
+    /// clock.
+    pub fn take_admitted(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.admitted_since)
+    }
+
     /// How busy it is now.
     pub fn load(&self) -> Load {
+        let running = || self.slots.iter().flatten().filter(|sequence| !sequence.ended);
+        let tenants = running().map(|sequence| sequence.request.tenant);
+        let tenants: BTreeSet<_> = tenants.chain(self.waiting.iter().map(|request| request.tenant)).collect();
         Load {
-            running: self.slots.iter().flatten().filter(|sequence| !sequence.ended).count(),
+            running: running().count(),
             waiting: self.waiting.len(),
+            tenants: tenants.len(),
             kv_blocks_free: self.pool.free(),
             kv_blocks: self.pool.total(),
         }
@@ -176,6 +191,7 @@ impl Scheduler {
             let Some(slot) = self.slots.iter().position(Option::is_none) else { break };
             let Some(blocks) = self.pool.take(blocks_needed(oldest, &self.limits)) else { break };
             let request = self.waiting.pop_front().expect("the oldest is still there");
+            self.admitted_since.push(request.id);
             self.slots[slot] = Some(Sequence::new(request, blocks, &self.limits));
             self.admitted.push(slot as u32);
         }

@@ -95,7 +95,10 @@ fn a_stream_that_ends_is_dropped_from_the_step_after_next() {
     let third = scheduler.plan().unwrap();
     assert_eq!(shape(&third), [(1, 5, 1)]);
     assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN))), [(1, Ok(1))], "its draw is ignored");
-    assert_eq!(scheduler.load(), Load { running: 1, waiting: 0, kv_blocks_free: 15, kv_blocks: 16 });
+    assert_eq!(
+        scheduler.load(),
+        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 15, kv_blocks: 16 }
+    );
 }
 
 #[test]
@@ -146,7 +149,10 @@ fn nobody_overtakes_the_oldest_that_waits() {
         scheduler.submit(request).unwrap();
     }
     assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 0, 64)]);
-    assert_eq!(scheduler.load(), Load { running: 1, waiting: 2, kv_blocks_free: 4, kv_blocks: 12 });
+    assert_eq!(
+        scheduler.load(),
+        Load { running: 1, waiting: 2, tenants: 1, kv_blocks_free: 4, kv_blocks: 12 }
+    );
     scheduler.cancel(RequestId(1));
     assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 64, 64)]);
     assert_eq!(scheduler.load().waiting, 0, "the queue moves up when the oldest gives up");
@@ -158,12 +164,18 @@ fn a_cancelled_request_is_silent_and_its_blocks_are_free_after_the_steps_that_ho
     let step = scheduler.plan().unwrap();
     scheduler.cancel(RequestId(0));
     scheduler.cancel(RequestId(0));
-    assert_eq!(scheduler.load(), Load { running: 1, waiting: 0, kv_blocks_free: 13, kv_blocks: 16 });
+    assert_eq!(
+        scheduler.load(),
+        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 13, kv_blocks: 16 }
+    );
     assert_eq!(told(&scheduler.commit(&step, &draws(&step, PLAIN))), [(1, Ok(0))]);
     assert_eq!(scheduler.load().kv_blocks_free, 15);
 
     scheduler.cancel(RequestId(1));
-    assert_eq!(scheduler.load(), Load { running: 0, waiting: 0, kv_blocks_free: 16, kv_blocks: 16 });
+    assert_eq!(
+        scheduler.load(),
+        Load { running: 0, waiting: 0, tenants: 0, kv_blocks_free: 16, kv_blocks: 16 }
+    );
     assert_eq!(scheduler.plan(), None);
 }
 

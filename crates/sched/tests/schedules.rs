@@ -308,7 +308,7 @@ impl World {
     }
 
     fn check_load(&self) {
-        let Load { running, waiting, kv_blocks_free, kv_blocks } = self.scheduler.load();
+        let Load { running, waiting, kv_blocks_free, kv_blocks, .. } = self.scheduler.load();
         let going_on = self.known.values().filter(|known| !known.ended).count();
         assert_eq!(running + waiting, going_on);
         let seen = |&(&id, known): &(&RequestId, &Known)| !known.ended || self.is_in_flight(id);
@@ -327,7 +327,7 @@ impl World {
         }
         assert!(self.in_flight.is_empty() && self.known.values().all(|known| known.ended), "all end");
         let kv_blocks = self.limits.kv_blocks;
-        let idle = Load { running: 0, waiting: 0, kv_blocks_free: kv_blocks, kv_blocks };
+        let idle = Load { running: 0, waiting: 0, tenants: 0, kv_blocks_free: kv_blocks, kv_blocks };
         assert_eq!(self.scheduler.load(), idle, "nothing leaks");
     }
 }

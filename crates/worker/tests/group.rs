@@ -5,6 +5,7 @@ mod common;
 use common::{Cluster, case, client, read, start, state};
 use galerne_types::{Epoch, Fleet, RankState};
 use galerne_wire::show_secret;
+use galerne_wire::v1;
 use galerne_wire::v1::rank_client::RankClient;
 use galerne_worker::{EXIT_CONFIG, KvSize};
 use tonic::{Code, Request};
@@ -61,6 +62,13 @@ async fn strangers_and_latecomers_are_refused() {
     assert_eq!(empty.code(), Code::InvalidArgument, "{empty}");
 
     let record = cluster.fleet.borrow().groups[&cluster.group].epoch.clone().unwrap().1;
+    let mut ask = Request::new(v1::LoadRequest { epoch: health.epoch.0 });
+    assert_eq!(engine.load(v1::LoadRequest { epoch: 1 }).await.unwrap_err().code(), Code::FailedPrecondition);
+    let unknown = engine.load(v1::LoadRequest { epoch: health.epoch.0 }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unauthenticated);
+    show_secret(&mut ask, &record.secret).unwrap();
+    let load = engine.load(ask).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert_eq!((load.running, load.waiting, load.kv_blocks), (0, 0, health.kv_blocks));
     let follower = &record.members[1];
     let mut at_follower =
         client(&galerne_types::Health { leader: follower.address.clone(), ..health.clone() }).await;

@@ -136,6 +136,13 @@ impl Engine for Service {
         });
         Ok(Response::new(events.boxed()))
     }
+
+    type LoadStream = stream::Pending<Result<v1::LoadReport, Status>>;
+
+    async fn load(&self, request: Request<v1::LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
+        assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
+        Ok(Response::new(stream::pending()))
+    }
 }
 
 /// Sends these tokens, then ends the answer.

@@ -1,15 +1,16 @@
-//! The face towards routers: `Engine.Run`, at the leader.
+//! The face towards routers: `Engine.Run` and `Engine.Load`, at the leader.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
 use galerne_wire::{shows_secret, v1};
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::door::Door;
-use super::streams::{RunItem, StreamSender, lost, stream};
+use super::streams::{self, RunItem, StreamSender, lost};
 
 /// Calls that wait for the leader's loop before more are refused.
 pub(crate) const CALLS_MAX: usize = 256;
@@ -29,6 +30,7 @@ pub(crate) struct Inbox {
     /// The epoch's secret, as routers show it.
     pub(crate) secret: String,
     pub(crate) calls: mpsc::Sender<Call>,
+    pub(crate) load: watch::Receiver<v1::LoadReport>,
 }
 
 /// The service: open while this rank leads a ready group.
@@ -41,28 +43,34 @@ impl EngineService {
     pub(crate) fn new(door: Door<Inbox>) -> Self {
         Self { door, next_id: AtomicU64::new(1) }
     }
+
+    /// The epoch under way, for callers who know it and its secret.
+    fn enter<T>(&self, request: &Request<T>, epoch: u64) -> Result<Inbox, Status> {
+        let inbox =
+            self.door.enter().ok_or_else(|| Status::failed_precondition("this rank leads no group"))?;
+        if epoch != inbox.epoch.0 {
+            let says = format!("this rank leads epoch {}, not {epoch}", inbox.epoch.0);
+            return Err(Status::failed_precondition(says));
+        }
+        if !shows_secret(request, &inbox.secret) {
+            return Err(Status::unauthenticated("not the secret of this rank's epoch"));
+        }
+        Ok(inbox)
+    }
 }
 
 #[tonic::async_trait]
 impl v1::engine_server::Engine for EngineService {
     type RunStream = ReceiverStream<RunItem>;
+    type LoadStream = BoxStream<'static, Result<v1::LoadReport, Status>>;
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let inbox =
-            self.door.enter().ok_or_else(|| Status::failed_precondition("this rank leads no group"))?;
-        let asked = request.get_ref().epoch;
-        if asked != inbox.epoch.0 {
-            let says = format!("this rank leads epoch {}, not {asked}", inbox.epoch.0);
-            return Err(Status::failed_precondition(says));
-        }
-        if !shows_secret(&request, &inbox.secret) {
-            return Err(Status::unauthenticated("not the secret of this rank's epoch"));
-        }
+        let inbox = self.enter(&request, request.get_ref().epoch)?;
         let request = request.into_inner();
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let request =
             request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (stream, events) = stream();
+        let (stream, events) = streams::stream();
         let (verdict, judged) = oneshot::channel();
         inbox.calls.try_send(Call { request, stream, verdict }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => refused(&Refusal::Overloaded { waiting: CALLS_MAX }),
@@ -73,6 +81,12 @@ impl v1::engine_server::Engine for EngineService {
             Ok(Err(refusal)) => Err(refused(&refusal)),
             Err(_) => Err(lost()),
         }
+    }
+
+    async fn load(&self, request: Request<v1::LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
+        let inbox = self.enter(&request, request.get_ref().epoch)?;
+        let reports = WatchStream::new(inbox.load).map(Ok);
+        Ok(Response::new(reports.chain(stream::once(async { Err(lost()) })).boxed()))
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use galerne_sched::Scheduler;
 use galerne_types::{Epoch, Sampled, Step};
 use galerne_wire::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::compute::Steps;
 use super::digest::digest;
@@ -23,6 +24,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long each token of a step may take: a slow machine with a large model runs a few tokens a second.
 const STEP_TOKEN_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How often routers are told the load.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
 /// The leader of one epoch. It plans the next step while one runs; a step is committed when all ranks have run
 /// it and agree on what it drew. Dropping it fails the open streams.
 pub(crate) struct Leader {
@@ -35,6 +39,8 @@ pub(crate) struct Leader {
     /// Since when the oldest step in flight has been the oldest.
     oldest_since: tokio::time::Instant,
     stats: StepStats,
+    reports: watch::Sender<v1::LoadReport>,
+    report_due: Interval,
 }
 
 /// A step that not all ranks have answered yet.
@@ -51,20 +57,31 @@ enum News {
     Call(Box<Call>),
     Own(Sampled),
     Follower(usize, v1::StepDone),
+    ReportDue,
 }
 
 impl Leader {
     pub(crate) fn new(epoch: Epoch, scheduler: Scheduler, steps: Steps, followers: Followers) -> Self {
+        let stats = StepStats::default();
+        let mut report_due = interval(REPORT_INTERVAL);
+        report_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             epoch,
+            reports: watch::Sender::new(stats.report(&scheduler.load())),
+            report_due,
             scheduler,
             steps,
             followers,
             streams: Streams::default(),
             in_flight: VecDeque::new(),
             oldest_since: tokio::time::Instant::now(),
-            stats: StepStats::default(),
+            stats,
         }
+    }
+
+    /// The load, as it is told to routers.
+    pub(crate) fn reports(&self) -> watch::Receiver<v1::LoadReport> {
+        self.reports.subscribe()
     }
 
     /// Serves `calls` until something breaks the epoch.
@@ -85,6 +102,7 @@ impl Leader {
             Some(call) = calls.recv() => Ok(News::Call(Box::new(call))),
             own = self.steps.answer() => own.map(News::Own),
             done = self.followers.answer() => done.map(|(rank, done)| News::Follower(rank, done)),
+            _ = self.report_due.tick() => Ok(News::ReportDue),
             () = tokio::time::sleep_until(due), if deadline.is_some() => {
                 Err(EpochError::Deadline { what: "a step".into(), deadline: deadline.unwrap_or_default() })
             }
@@ -97,6 +115,9 @@ impl Leader {
             News::Call(call) => self.submit(*call),
             News::Own(sampled) => self.own_answer(sampled)?,
             News::Follower(rank, done) => self.follower_answer(rank, &done)?,
+            News::ReportDue => {
+                self.reports.send_replace(self.stats.report(&self.scheduler.load()));
+            }
         }
         while let Ok(call) = calls.try_recv() {
             self.submit(call);
@@ -163,6 +184,7 @@ impl Leader {
     /// Hands out as many steps as may be in flight.
     fn plan(&mut self) -> Result<(), EpochError> {
         while let Some(step) = self.scheduler.plan() {
+            self.streams.admitted(&self.scheduler.take_admitted());
             if self.in_flight.is_empty() {
                 self.oldest_since = tokio::time::Instant::now();
             }
@@ -307,6 +329,28 @@ mod tests {
             }
         }
         assert_eq!(leader.scheduler.load().kv_blocks_free, LIMITS.kv_blocks);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_load_is_told() {
+        let mut leader = leader(compute(usize::MAX), Vec::new());
+        let mut reports = leader.reports();
+        let (calls, inbox) = mpsc::channel(16);
+        let (call, events) = call(1, 200);
+        calls.send(call).await.unwrap();
+        let told = async {
+            assert_eq!(read(events).await.0.len(), 200);
+            reports.wait_for(|report| report.steps == 201).await.unwrap().clone()
+        };
+        tokio::select! {
+            error = leader.lead(inbox) => panic!("{error:?}"),
+            report = told => {
+                // The prompt of 100 takes steps of 64 and 36 tokens.
+                assert_eq!((report.running, report.step_tokens), (0, 100 + 199));
+                assert_eq!((report.kv_blocks, report.kv_blocks_free), (512, 512));
+                assert_eq!(report.steps_by_tokens[6], 2);
+            }
+        }
     }
 
     #[tokio::test]

@@ -166,8 +166,8 @@ impl Process<'_> {
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
         let mut leader = Leader::new(formed.epoch, scheduler, steps, followers);
-        let _door =
-            self.engine_door.open(Inbox { epoch: formed.epoch, secret: formed.record.secret.clone(), calls });
+        let (secret, load) = (formed.record.secret.clone(), leader.reports());
+        let _door = self.engine_door.open(Inbox { epoch: formed.epoch, secret, calls, load });
         let health = Health {
             group: formed.record.group.clone(),
             epoch: formed.epoch,

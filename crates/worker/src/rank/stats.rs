@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use galerne_sched::Load;
 use galerne_types::Epoch;
+use galerne_wire::v1;
 
 /// Buckets of a histogram of microseconds: bucket i counts values below 2^i.
 const BUCKETS: usize = 24;
+
+/// Buckets of the steps by their tokens; the last takes all larger ones too.
+const TOKEN_BUCKETS: usize = 16;
 
 /// Steps of one epoch and the leader's control time for each: taking in requests, planning, handing the step to
 /// all ranks, committing and sending out its tokens. Waiting is not in it, nor is the model's time.
@@ -18,6 +23,8 @@ pub(crate) struct StepStats {
     /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
     control_cpu: Duration,
     buckets: [u64; BUCKETS],
+    /// Entry i counts steps of more than 2^(i-1) and at most 2^i tokens.
+    by_tokens: [u64; TOKEN_BUCKETS],
     /// Since the last step was done.
     current: Duration,
 }
@@ -38,6 +45,24 @@ impl StepStats {
         self.control_max = self.control_max.max(time);
         let bucket = (u128::BITS - time.as_micros().leading_zeros()) as usize;
         self.buckets[bucket.min(BUCKETS - 1)] += 1;
+        let bucket = tokens.next_power_of_two().trailing_zeros() as usize;
+        self.by_tokens[bucket.min(TOKEN_BUCKETS - 1)] += 1;
+    }
+
+    /// What routers are told of an epoch's steps, and of its load now.
+    pub(crate) fn report(&self, load: &Load) -> v1::LoadReport {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        v1::LoadReport {
+            running: count(load.running),
+            waiting: count(load.waiting),
+            tenants: count(load.tenants),
+            kv_blocks: load.kv_blocks,
+            kv_blocks_free: load.kv_blocks_free,
+            preemptions: 0, // what was admitted runs to its end
+            steps: self.steps,
+            step_tokens: self.tokens,
+            steps_by_tokens: self.by_tokens.to_vec(),
+        }
     }
 
     /// Mean control time of a step.
@@ -122,5 +147,16 @@ mod tests {
         stats.worked(Duration::from_micros(30), Duration::ZERO);
         stats.step_done(1);
         assert_eq!(stats.control_max_of(99).as_micros(), 32);
+    }
+
+    #[test]
+    fn steps_are_counted_by_their_tokens() {
+        let mut stats = StepStats::default();
+        for tokens in [1, 2, 3, 4, 5, 512, 513, 1 << 20] {
+            stats.step_done(tokens);
+        }
+        let report = stats.report(&Load::default());
+        assert_eq!(report.steps_by_tokens, [1, 1, 2, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]);
+        assert_eq!((report.steps, report.step_tokens), (8, 1040 + (1 << 20)));
     }
 }

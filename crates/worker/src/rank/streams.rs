@@ -1,6 +1,7 @@
 //! The leader's open streams: what the scheduler tells, out to the clients.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use galerne_types::limits::STREAM_EVENTS_MAX;
 use galerne_types::{Event, RequestId};
@@ -30,19 +31,54 @@ pub(crate) struct StreamSender {
 /// UNAVAILABLE.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    open: BTreeMap<RequestId, StreamSender>,
+    open: BTreeMap<RequestId, Open>,
+}
+
+/// An open stream, and when things happened to its request.
+#[derive(Debug)]
+struct Open {
+    stream: StreamSender,
+    submitted: Instant,
+    admitted: Option<Instant>,
+    /// Its first token was told.
+    begun: bool,
+}
+
+impl Open {
+    /// Where the time went, for the first token only.
+    fn timing(&mut self) -> Option<v1::Timing> {
+        if std::mem::replace(&mut self.begun, true) {
+            return None;
+        }
+        let (admitted, now) = (self.admitted.unwrap_or(self.submitted), Instant::now());
+        let us = |from: Instant, to: Instant| {
+            u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+        };
+        Some(v1::Timing { queued_us: us(self.submitted, admitted), prefill_us: us(admitted, now) })
+    }
 }
 
 impl Streams {
     /// Takes in a stream.
     pub(crate) fn open(&mut self, request: RequestId, stream: StreamSender) {
-        self.open.insert(request, stream);
+        let open = Open { stream, submitted: Instant::now(), admitted: None, begun: false };
+        self.open.insert(request, open);
+    }
+
+    /// Requests were admitted just now.
+    pub(crate) fn admitted(&mut self, requests: &[RequestId]) {
+        let now = Instant::now();
+        for request in requests {
+            if let Some(open) = self.open.get_mut(request) {
+                open.admitted = Some(now);
+            }
+        }
     }
 
     /// Forgets the streams whose clients have left; these are the requests to cancel.
     pub(crate) fn take_left(&mut self) -> Vec<RequestId> {
         let left: Vec<RequestId> =
-            self.open.iter().filter(|(_, stream)| stream.events.is_closed()).map(|(&id, _)| id).collect();
+            self.open.iter().filter(|(_, open)| open.stream.events.is_closed()).map(|(&id, _)| id).collect();
         for id in &left {
             self.open.remove(id);
         }
@@ -54,7 +90,8 @@ impl Streams {
     pub(crate) fn emit(&mut self, event: Event) -> Option<RequestId> {
         match event {
             Event::Token { request, index, token } => {
-                let token = v1::RunToken { index, token: Some(token.into()), timing: None };
+                let timing = self.open.get_mut(&request).and_then(Open::timing);
+                let token = v1::RunToken { index, token: Some(token.into()), timing };
                 self.tell(request, v1::run_event::Event::Token(token))
             }
             Event::Scored { request, position, scores } => {
@@ -71,8 +108,8 @@ impl Streams {
     }
 
     fn tell(&mut self, request: RequestId, event: v1::run_event::Event) -> Option<RequestId> {
-        let stream = self.open.get(&request)?;
-        let full = stream.events.try_send(Ok(v1::RunEvent { event: Some(event) })).is_err();
+        let open = self.open.get(&request)?;
+        let full = open.stream.events.try_send(Ok(v1::RunEvent { event: Some(event) })).is_err();
         full.then(|| {
             self.end(request, Err(too_slow()));
             request
@@ -80,16 +117,16 @@ impl Streams {
     }
 
     fn end(&mut self, request: RequestId, last_word: RunItem) {
-        if let Some(stream) = self.open.remove(&request) {
-            stream.last_word.send(last_word);
+        if let Some(open) = self.open.remove(&request) {
+            open.stream.last_word.send(last_word);
         }
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        for (_, stream) in std::mem::take(&mut self.open) {
-            stream.last_word.send(Err(lost()));
+        for (_, open) in std::mem::take(&mut self.open) {
+            open.stream.last_word.send(Err(lost()));
         }
     }
 }
@@ -131,6 +168,21 @@ mod tests {
         let items = drain(&mut receiver);
         assert_eq!(items.len(), 2);
         assert!(matches!(items[1].as_ref().unwrap().event, Some(v1::run_event::Event::Finished(_))));
+    }
+
+    #[test]
+    fn the_first_token_tells_where_the_time_went() {
+        let (sender, mut receiver) = stream();
+        let mut streams = Streams::default();
+        streams.open(ID, sender);
+        streams.admitted(&[ID]);
+        streams.emit(token(0));
+        streams.emit(token(1));
+        let timed = drain(&mut receiver).into_iter().map(|item| match item.unwrap().event {
+            Some(v1::run_event::Event::Token(token)) => token.timing.is_some(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(timed.collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]
