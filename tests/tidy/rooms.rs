@@ -7,6 +7,7 @@ use crate::tree;
 /// Each crate and the crates of ours that it may use: nothing depends upwards.
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
+    ("telemetry", &[]),
     ("sched", &["types"]),
     ("dispatch", &["types"]),
     ("collective", &[]),
@@ -15,9 +16,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("text", &["checkpoint"]),
     ("wire", &["types"]),
     ("coord", &["types"]),
-    ("worker", &["types", "sched", "model", "collective", "checkpoint", "coord", "wire"]),
-    ("router", &["types", "dispatch", "text", "checkpoint", "wire"]),
-    ("cli", &["types", "checkpoint", "coord", "wire", "worker", "router"]),
+    ("worker", &["types", "sched", "model", "collective", "checkpoint", "coord", "wire", "telemetry"]),
+    ("router", &["types", "dispatch", "text", "checkpoint", "wire", "telemetry"]),
+    ("cli", &["types", "checkpoint", "coord", "wire", "worker", "router", "telemetry"]),
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.

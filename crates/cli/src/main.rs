@@ -5,10 +5,10 @@ mod chat;
 mod fleet;
 mod router;
 mod status;
+mod telemetry;
 mod up;
 mod worker;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,9 +21,8 @@ use galerne_worker::{ERROR_PREFIX, EXIT_FAILURE, WorkerError};
 #[derive(Parser)]
 #[command(name = "galerne", version, max_term_width = 110)]
 struct Cli {
-    /// What to log to standard error: a level, or a filter such as `warn,galerne_worker=debug`.
-    #[arg(long, global = true, env = "GALERNE_LOG", default_value = "warn", value_name = "FILTER")]
-    log: String,
+    #[command(flatten)]
+    telemetry: telemetry::TelemetryArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,9 +40,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // SAFETY: no other thread runs yet. Rank processes inherit the filter with the environment.
-    unsafe { std::env::set_var("GALERNE_LOG", &cli.log) };
-    match start_logging(&cli.log).and_then(|()| run(cli.command)) {
+    cli.telemetry.pass_on();
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error names its cause already: the chain of sources would say it twice.
@@ -53,19 +51,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_logging(filter: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("--log {filter:?} is not a filter ({error}): try `info`"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    Ok(())
-}
-
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(Cli { telemetry, command }: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let telemetry = runtime.block_on(async { telemetry.start(&command) })?;
     let result = runtime.block_on(async {
         match command {
             Command::Up(up) => up.run().await,
@@ -76,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(status) => status.run().await,
         }
     });
+    telemetry.end();
     // A blocked helper thread must not keep a finished process alive.
     runtime.shutdown_background();
     result

@@ -101,6 +101,12 @@ impl WorkerCommand {
 }
 
 impl RankCommand {
+    /// Which rank it is, among those of its cluster.
+    pub(crate) fn name(&self) -> String {
+        let place = self.place.place(&self.etcd, self.index, 1);
+        format!("{}/{}/{}", place.group, place.host, place.index)
+    }
+
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let options = self.engine.rank(&self.model, self.place.place(&self.etcd, self.index, 1));
         galerne_worker::run_rank(options, args::shutdown_on_signal()?).await?;

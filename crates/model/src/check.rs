@@ -149,7 +149,12 @@ mod tests {
     fn run(slices: Vec<Slice>) -> Result<Vec<Place>, String> {
         let last = [None, Some(7), None, None];
         let mut places = Vec::new();
-        match place(&Step { epoch: Epoch(1), number: 5, slices }, &BOUNDS, &last, &mut places) {
+        match place(
+            &Step { epoch: Epoch(1), number: 5, slices, traces: Vec::new() },
+            &BOUNDS,
+            &last,
+            &mut places,
+        ) {
             Ok(()) => Ok(places),
             Err(error) => Err(error.to_string()),
         }

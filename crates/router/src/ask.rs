@@ -178,6 +178,7 @@ impl Options {
             tenant: caller.tenant,
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.clone(),
+            trace: None, // each call to a leader has a span of its own
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
+use galerne_types::limits::{STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
 
 use crate::blocks::BlockPool;
@@ -140,7 +140,8 @@ impl Scheduler {
             return None;
         }
         self.steps_planned += 1;
-        Some(Step { epoch: self.epoch, number: self.steps_planned, slices })
+        let traces = self.traces(&slices);
+        Some(Step { epoch: self.epoch, number: self.steps_planned, slices, traces })
     }
 
     /// Takes in what a step drew; says what to tell of it, in the order of the step's slices.
@@ -215,6 +216,13 @@ impl Scheduler {
             }
         }
         slices
+    }
+
+    /// The traces of a step's requests; for a step without traced ones that allocates nothing.
+    fn traces(&self, slices: &[Slice]) -> Vec<String> {
+        let sequences = slices.iter().filter_map(|slice| self.slots[slice.slot as usize].as_ref());
+        let traced = sequences.filter_map(|sequence| sequence.request.trace.clone());
+        traced.take(STEP_TRACES_MAX).collect()
     }
 
     fn commit_draw(&mut self, slot: u32, draw: &Draw, token: &TokenOut, events: &mut Vec<Event>) {

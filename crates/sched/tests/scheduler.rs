@@ -32,6 +32,7 @@ fn request(id: u64, prompt_tokens: usize, max_tokens: u32) -> Request {
         stop_tokens: vec![STOP],
         prompt_logprobs: None,
         grammar: None,
+        trace: None,
     }
 }
 

@@ -146,6 +146,7 @@ impl World {
             stop_tokens: STOP.to_vec(),
             prompt_logprobs: None,
             grammar: None,
+            trace: None,
         };
         let Limits { context_tokens_max, kv_blocks, waiting_max, .. } = self.limits;
         let room = (context_tokens_max as usize).saturating_sub(prompt);

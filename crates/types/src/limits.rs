@@ -42,6 +42,12 @@ pub const WAITING_REQUESTS_MAX: usize = 1024;
 /// Events that wait for one slow reader before its stream is ended with an error.
 pub const STREAM_EVENTS_MAX: usize = 4096;
 
+/// Traced requests that one step names: the span of a step is linked to so many.
+pub const STEP_TRACES_MAX: usize = 8;
+
+/// Bytes of a W3C `traceparent` of version 00.
+pub const TRACEPARENT_BYTES: usize = 55;
+
 /// Steps that may be under way at the ranks at once: one runs while the next is planned and sent.
 pub const STEPS_IN_FLIGHT_MAX: usize = 2;
 

@@ -37,6 +37,8 @@ pub struct Request {
     pub prompt_logprobs: Option<u32>,
     /// What the answer must be; its state is a function of the grammar and the tokens so far.
     pub grammar: Option<Grammar>,
+    /// The span that its steps belong to, as a W3C `traceparent`; `None` for nearly all requests, which nobody traces.
+    pub trace: Option<String>,
 }
 
 /// A language that an answer must belong to. The text is the client's and hostile.

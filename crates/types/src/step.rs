@@ -22,6 +22,9 @@ pub struct Step {
     pub number: u64,
     /// Work, one entry a sequence; at most one entry per slot.
     pub slices: Vec<Slice>,
+    /// [`Request::trace`](crate::Request::trace) of the traced requests among them, the first few; not part of what
+    /// is computed.
+    pub traces: Vec<String>,
 }
 
 /// Some consecutive tokens of one sequence.

@@ -1,7 +1,9 @@
 //! Conversions between messages and types.
 
 use galerne_types as types;
-use galerne_types::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use galerne_types::limits::{
+    LOGIT_BIAS_MAX, STEP_TRACES_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX, TRACEPARENT_BYTES,
+};
 
 use crate::v1;
 
@@ -194,6 +196,7 @@ impl v1::RunRequest {
             stop_tokens,
             prompt_logprobs,
             grammar,
+            trace: _, // travels in the metadata
         } = request;
         Self {
             epoch: epoch.0,
@@ -231,6 +234,7 @@ impl v1::RunRequest {
             stop_tokens: self.stop_tokens,
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.map(types::Grammar::try_from).transpose()?,
+            trace: None,
         })
     }
 }
@@ -267,8 +271,13 @@ impl TryFrom<v1::Grammar> for types::Grammar {
 
 impl From<&types::Step> for v1::Step {
     fn from(step: &types::Step) -> Self {
-        let types::Step { epoch, number, slices } = step;
-        Self { epoch: epoch.0, number: *number, slices: slices.iter().map(v1::Slice::from).collect() }
+        let types::Step { epoch, number, slices, traces } = step;
+        Self {
+            epoch: epoch.0,
+            number: *number,
+            slices: slices.iter().map(v1::Slice::from).collect(),
+            traceparents: traces.clone(),
+        }
     }
 }
 
@@ -276,9 +285,14 @@ impl TryFrom<v1::Step> for types::Step {
     type Error = WireError;
 
     fn try_from(step: v1::Step) -> Result<Self, WireError> {
-        let v1::Step { epoch, number, slices } = step;
+        let v1::Step { epoch, number, slices, traceparents: traces } = step;
+        let (count, most) = (traces.len(), format!("at most {STEP_TRACES_MAX}"));
+        in_range(count <= STEP_TRACES_MAX, "traceparents", most, &count)?;
+        let longest = traces.iter().map(String::len).max().unwrap_or(0);
+        let bytes = format!("at most {TRACEPARENT_BYTES} bytes each");
+        in_range(longest <= TRACEPARENT_BYTES, "traceparents", bytes, &longest)?;
         let slices = slices.into_iter().map(types::Slice::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { epoch: types::Epoch(epoch), number, slices })
+        Ok(Self { epoch: types::Epoch(epoch), number, slices, traces })
     }
 }
 
@@ -379,8 +393,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_step_survives_the_wire(epoch: u64, number: u64, slices in proptest::collection::vec(slice(), 0..4)) {
-            let step = types::Step { epoch: types::Epoch(epoch), number, slices };
+        fn a_step_survives_the_wire(epoch: u64, number: u64, slices in proptest::collection::vec(slice(), 0..4), traces in proptest::collection::vec("[0-9a-f-]{55}", 0..3)) {
+            let step = types::Step { epoch: types::Epoch(epoch), number, slices, traces };
             prop_assert_eq!(types::Step::try_from(v1::Step::from(&step)), Ok(step));
         }
 
@@ -389,7 +403,7 @@ mod tests {
             let request = types::Request {
                 id: types::RequestId(7), tenant: types::TenantId(9), prompt, first_index, sampling,
                 max_tokens: first_index + 5, min_tokens: 2, stop_tokens: vec![1, 2],
-                prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])),
+                prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])), trace: None,
             };
             let wire = v1::RunRequest::new(types::Epoch(3), &request);
             prop_assert_eq!(wire.into_request(types::RequestId(7)), Ok(request));

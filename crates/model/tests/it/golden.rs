@@ -108,7 +108,7 @@ impl Golden {
 
     fn check_hidden(&self, rank: &mut Rank, case: &Case) {
         let slice = known(2, 0, &case.prompt, None);
-        let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice] };
+        let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: Vec::new() };
         let mut layers: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         rank.step_traced(&step, &mut |_| None, &mut |trace| {
             if let Trace::Hidden { layer, rows } = trace {

@@ -90,7 +90,7 @@ fn a_refused_step_changes_nothing() {
     let (_folder, checkpoint) = checkpoint(Dtype::Bf16);
     let mut rank = solo(&checkpoint, &options());
     let last = |slot: u32| Slice { input: Input::Last, ..known(slot, 0, &[0], greedy(0)) };
-    let step = |slices| Step { epoch: Epoch(1), number: 9, slices };
+    let step = |slices| Step { epoch: Epoch(1), number: 9, slices, traces: Vec::new() };
     for slices in [vec![last(0)], vec![known(9, 0, &[1], None)], vec![known(0, 0, &[300], None)]] {
         let refusal =
             rank.step_traced(&step(slices), &mut |_| None, &mut |_: Trace<'_>| panic!("nothing is computed"));

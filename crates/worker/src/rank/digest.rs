@@ -46,7 +46,7 @@ mod tests {
             draw: None,
             score: None,
         };
-        let step = Step { epoch: Epoch(6), number: 7, slices: vec![slice] };
+        let step = Step { epoch: Epoch(6), number: 7, slices: vec![slice], traces: Vec::new() };
         let sampled = |id| Sampled {
             tokens: vec![Some(TokenOut { id, logprob: 0.0, top: Vec::new() })],
             scores: Vec::new(),

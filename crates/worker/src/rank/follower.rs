@@ -145,7 +145,7 @@ mod tests {
 
     fn order(epoch: u64, number: u64) -> v1::Step {
         let slice = Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: None, score: None };
-        v1::Step::from(&Step { epoch: Epoch(epoch), number, slices: vec![slice] })
+        v1::Step::from(&Step { epoch: Epoch(epoch), number, slices: vec![slice], traces: Vec::new() })
     }
 
     /// Runs a follower that is sent `orders`; returns what it answers and why it ends.

@@ -290,6 +290,7 @@ mod tests {
             tenant: TenantId::default(),
             prompt_logprobs: None,
             grammar: None,
+            trace: None,
         };
         let (stream, events) = stream();
         (Call { request, stream, verdict: oneshot::channel().0 }, events)

@@ -56,6 +56,7 @@ pub(crate) fn steps(sequences: Vec<Vec<Slice>>) -> Vec<Step> {
             epoch: Epoch(1),
             number: step as u64 + 1,
             slices: sequences.iter_mut().filter_map(Iterator::next).collect(),
+            traces: Vec::new(),
         })
         .collect()
 }

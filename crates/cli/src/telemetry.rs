@@ -1,0 +1,77 @@
+//! Flags of logs and spans, which all commands share and rank processes inherit.
+
+use clap::{Args, ValueEnum};
+use galerne_telemetry::{Export, LogFormat, Options, Telemetry};
+
+use crate::Command;
+
+const LOG: &str = "GALERNE_LOG";
+const LOG_FORMAT: &str = "GALERNE_LOG_FORMAT";
+const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const TRACE_RATIO: &str = "GALERNE_TRACE_RATIO";
+
+/// What a process tells of itself, and to whom.
+#[derive(Args)]
+pub(crate) struct TelemetryArgs {
+    /// What to log to standard error: a level, or a filter such as `warn,galerne_worker=debug`.
+    #[arg(long, global = true, env = LOG, default_value = "warn", value_name = "FILTER")]
+    log: String,
+    /// How a line of the log looks.
+    #[arg(long, global = true, env = LOG_FORMAT, default_value = "text", value_name = "FORMAT")]
+    log_format: Format,
+    /// OpenTelemetry collector that takes spans over gRPC, e.g. `http://127.0.0.1:4317`; without it there are none.
+    #[arg(long, global = true, env = OTLP_ENDPOINT, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Share of requests to trace, from 0 to 1. A client's own `traceparent` decides for its request.
+    #[arg(long, global = true, env = TRACE_RATIO, default_value_t = 0.01, value_name = "RATIO")]
+    trace_ratio: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl TelemetryArgs {
+    /// Puts everything into the environment, which the rank processes inherit. To be called before any other thread
+    /// runs.
+    pub(crate) fn pass_on(&self) {
+        let Self { log, log_format, otlp_endpoint, trace_ratio } = self;
+        let format = match log_format {
+            Format::Text => "text",
+            Format::Json => "json",
+        };
+        let ratio = trace_ratio.to_string();
+        let given = [(LOG, log.as_str()), (LOG_FORMAT, format), (TRACE_RATIO, &ratio)];
+        let endpoint = otlp_endpoint.as_deref().map(|endpoint| (OTLP_ENDPOINT, endpoint));
+        for (name, value) in given.into_iter().chain(endpoint) {
+            // SAFETY: no other thread runs yet.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+
+    /// Starts the telemetry of a process that runs `command`, within its runtime.
+    pub(crate) fn start(self, command: &Command) -> anyhow::Result<Telemetry> {
+        let (service, instance) = match command {
+            Command::Up(_) | Command::Router(_) => ("galerne-router", on_host()),
+            Command::Worker(_) => ("galerne-worker", on_host()),
+            Command::Rank(rank) => ("galerne-worker", rank.name()),
+            Command::Chat(_) | Command::Status(_) => ("galerne-cli", on_host()),
+        };
+        let serves = service != "galerne-cli";
+        let endpoint = self.otlp_endpoint.filter(|endpoint| serves && !endpoint.is_empty());
+        let format = match self.log_format {
+            Format::Text => LogFormat::Text,
+            Format::Json => LogFormat::Json,
+        };
+        let export = endpoint.map(|endpoint| Export { endpoint, ratio: self.trace_ratio });
+        Ok(galerne_telemetry::start(Options { filter: self.log, format, export, service, instance })?)
+    }
+}
+
+/// A name of this process among all of its kind.
+fn on_host() -> String {
+    let host = crate::args::host_name(std::net::Ipv4Addr::LOCALHOST.into());
+    format!("{host}/{}", std::process::id())
+}
