@@ -3,6 +3,7 @@
 mod args;
 mod chat;
 mod fleet;
+mod limits;
 mod router;
 mod status;
 mod telemetry;

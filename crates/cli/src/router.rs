@@ -6,6 +6,7 @@ use clap::Args;
 use galerne_router::{ModelSource, RouterOptions};
 
 use crate::args::{self, EtcdArgs, ModelArgs};
+use crate::limits::LimitArgs;
 
 /// Where a router listens.
 #[derive(Args, Clone)]
@@ -16,6 +17,8 @@ pub(crate) struct FaceArgs {
     /// Address of the gRPC API (galerne.v1, health, reflection); port 0 takes a free one and prints it.
     #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDR")]
     pub(crate) grpc: String,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 /// Answers HTTP and gRPC requests from the groups that etcd tells of.
@@ -34,7 +37,7 @@ pub(crate) struct RouterCommand {
 
 impl RouterCommand {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let options = options(&self.model);
+        let options = options(&self.model, &self.faces);
         let http = args::listen(&self.faces.http, "--http").await?;
         let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
         let coord = args::connect(&self.etcd.etcd, &self.etcd.cluster).await?;
@@ -49,7 +52,7 @@ impl RouterCommand {
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// A router that serves one model.
-pub(crate) fn options(model: &ModelArgs) -> RouterOptions {
+pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs) -> RouterOptions {
     let source = ModelSource { path: model.model.clone(), name: model.model_name.clone() };
-    RouterOptions { models: vec![source], shutdown_grace: SHUTDOWN_GRACE }
+    RouterOptions { models: vec![source], shutdown_grace: SHUTDOWN_GRACE, limits: faces.limits.limits() }
 }

@@ -68,7 +68,7 @@ impl Up {
             let shutdown = shutdown.clone();
             parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
         }
-        let options = crate::router::options(&self.model);
+        let options = crate::router::options(&self.model, &self.faces);
         let fleet = coord.watch_fleet();
         parts.spawn({
             let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());

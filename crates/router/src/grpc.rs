@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, stream};
-use galerne_types::limits::HTTP_BODY_BYTES_MAX;
 use galerne_types::{Group, Sampling};
 use galerne_wire::v1::galerne_server::{Galerne, GalerneServer};
 use galerne_wire::v1::generate_request::Prompt as WirePrompt;
@@ -13,8 +12,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -24,6 +22,7 @@ use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::serve::{Router, RouterError};
+use crate::server::{self, Protocol};
 use crate::standing;
 
 /// Serves until `stop`, and then until the running answers have ended.
@@ -41,17 +40,13 @@ pub(crate) async fn serve(
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .build_v1()
         .map_err(RouterError::Reflection)?;
-    let galerne = GalerneServer::new(Service(router.clone())).max_decoding_message_size(HTTP_BODY_BYTES_MAX);
-    let served = Server::builder()
-        .add_service(galerne)
-        .add_service(health)
-        .add_service(reflection)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.clone().cancelled_owned(),
-        );
-    let (served, ()) = tokio::join!(served, report_health(&router, reporter, &stop));
-    served.map_err(RouterError::Grpc)
+    let galerne =
+        GalerneServer::new(Service(router.clone())).max_decoding_message_size(router.limits.body_bytes_max);
+    let routes =
+        Routes::new(galerne).add_service(health).add_service(reflection).prepare().into_axum_router();
+    let served = server::serve(listener, Protocol::Http2, router.limits.clone(), routes, stop.clone());
+    tokio::join!(served, report_health(&router, reporter, &stop));
+    Ok(())
 }
 
 /// Keeps `grpc.health.v1` in step with the fleet until `stop`.

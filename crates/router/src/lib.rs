@@ -24,7 +24,9 @@ mod limits;
 mod metrics;
 mod model;
 mod serve;
+mod server;
 mod standing;
 
 pub use model::ModelSource;
 pub use serve::{RouterError, RouterOptions, serve};
+pub use server::ServerLimits;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use galerne_types::limits::HTTP_BODY_BYTES_MAX;
-
 /// Groups that are tried for one request before its first token.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
 
@@ -27,13 +25,6 @@ pub(crate) const FIRST_TOKEN_S_MAX: Duration = Duration::from_secs(600);
 
 /// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
 pub(crate) const NEXT_TOKEN_S_MAX: Duration = Duration::from_secs(120);
-
-/// Time for a client to send its whole request.
-pub(crate) const BODY_S_MAX: Duration = Duration::from_secs(60);
-
-/// Bytes of a body that is too large which are read all the same, so that its client is not cut off in the middle of
-/// sending and gets to read why.
-pub(crate) const BODY_DRAIN_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;
 
 /// Time for the last errors to reach their clients after the grace of a shutdown is over.
 pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);

@@ -16,6 +16,7 @@ use crate::groups::{Groups, Listed};
 use crate::limits::FLUSH_MS_MAX;
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
+use crate::server::ServerLimits;
 use crate::{grpc, http, standing};
 
 /// What a router is told at start.
@@ -26,6 +27,8 @@ pub struct RouterOptions {
     /// How long running answers may go on after the shutdown was asked for; those that have not ended by then end
     /// with one error each.
     pub shutdown_grace: Duration,
+    /// What the connections of each face may take.
+    pub limits: ServerLimits,
 }
 
 /// Why a router did not start, or did not go on.
@@ -37,12 +40,6 @@ pub enum RouterError {
     /// There is nothing to serve.
     #[error("a router needs at least one model: name its path")]
     NoModels,
-    /// The HTTP face stopped.
-    #[error("the HTTP face failed: {0}")]
-    Http(std::io::Error),
-    /// The gRPC face stopped.
-    #[error("the gRPC face failed: {0}")]
-    Grpc(tonic::transport::Error),
     /// The descriptors for reflection are broken.
     #[error("gRPC reflection cannot be offered: {0}")]
     Reflection(tonic_reflection::server::Error),
@@ -56,6 +53,7 @@ pub(crate) struct Router {
     pub(crate) models: Models,
     pub(crate) groups: Arc<Groups>,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: ServerLimits,
     /// Cancelled when running answers have to end.
     pub(crate) closing: CancellationToken,
     /// Prompts that are turned into tokens at once: as many as there are cores.
@@ -76,12 +74,15 @@ pub async fn serve(
     grpc: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RouterError> {
-    let RouterOptions { models, shutdown_grace } = options;
-    let router = Router::new(models, fleet).await?;
+    let RouterOptions { models, shutdown_grace, limits } = options;
+    let router = Router::new(models, limits, fleet).await?;
     let stop = CancellationToken::new();
     let faces = async {
         tokio::try_join!(
-            http::serve(router.clone(), http, stop.clone()),
+            async {
+                http::serve(router.clone(), http, stop.clone()).await;
+                Ok(())
+            },
             grpc::serve(router.clone(), grpc, stop.clone())
         )
     };
@@ -106,7 +107,11 @@ pub async fn serve(
 }
 
 impl Router {
-    async fn new(sources: Vec<ModelSource>, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
+    async fn new(
+        sources: Vec<ModelSource>,
+        limits: ServerLimits,
+        fleet: watch::Receiver<Fleet>,
+    ) -> Result<Arc<Self>, RouterError> {
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
@@ -123,6 +128,7 @@ impl Router {
             models,
             groups: Groups::new(fleet, digests),
             metrics,
+            limits,
             closing: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(cores)),
         }))

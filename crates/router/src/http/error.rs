@@ -10,7 +10,7 @@ use crate::limits::RETRY_AFTER_S;
 
 /// An error as the client sees it: a status and `{"error": {message, type, param, code}}`.
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     /// The field that is wrong.
@@ -33,7 +33,7 @@ struct Inner<'a> {
 }
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), param: None, code }
     }
 

@@ -1,5 +1,6 @@
 //! The HTTP face: OpenAI's API, and what operates a router.
 
+mod body;
 mod error;
 mod events;
 mod fields;
@@ -15,30 +16,19 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::error::ApiError;
+pub(crate) use self::error::ApiError;
 use crate::limits::{ECHO_CHARS_MAX, RETRY_AFTER_S};
-use crate::serve::{Router, RouterError};
+use crate::serve::Router;
+use crate::server::{self, Protocol};
 
 /// Serves until `stop`, and then until the running answers have ended.
-pub(crate) async fn serve(
-    router: Arc<Router>,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> Result<(), RouterError> {
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    axum::serve(listener, routes(router))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .map_err(RouterError::Http)
+pub(crate) async fn serve(router: Arc<Router>, listener: TcpListener, stop: CancellationToken) {
+    let limits = router.limits.clone();
+    server::serve(listener, Protocol::Http1, limits, routes(router), stop).await;
 }
 
 fn routes(router: Arc<Router>) -> axum::Router {

@@ -6,23 +6,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use galerne_types::ModelCard;
-use galerne_types::limits::HTTP_BODY_BYTES_MAX;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
 use super::error::ApiError;
-use super::events;
 use super::request::{self, Wanted};
 use super::response::{Form, Gathered, Kind};
+use super::{body, events};
 use crate::answer::Answer;
 use crate::ask::random_seed;
 use crate::failure::Failure;
-use crate::limits::{BODY_DRAIN_BYTES_MAX, BODY_S_MAX};
 use crate::serve::Router;
 
 /// The header that names an answer, also when its body does not.
@@ -33,13 +28,13 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 
 /// `POST /v1/chat/completions`
 pub(super) async fn chat(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
-    let wanted = request::chat(&read(body).await?)?;
+    let wanted = request::chat(&body::read(body, &router.limits).await?)?;
     complete(&router, Kind::Chat, wanted).await
 }
 
 /// `POST /v1/completions`
 pub(super) async fn completion(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
-    let wanted = request::completion(&read(body).await?)?;
+    let wanted = request::completion(&body::read(body, &router.limits).await?)?;
     complete(&router, Kind::Text, wanted).await
 }
 
@@ -67,32 +62,6 @@ fn model_object(card: &ModelCard) -> Value {
         "owned_by": "galerne",
         "root": card.name,
         "max_model_len": card.context_tokens_max,
-    })
-}
-
-/// Reads a request's body, but not too much of it and not for too long.
-async fn read(body: Body) -> Result<Bytes, ApiError> {
-    let gathered = async {
-        let (mut data, mut bytes, mut total) = (body.into_data_stream(), BytesMut::new(), 0_usize);
-        while let Some(chunk) = data.next().await {
-            let chunk =
-                chunk.map_err(|_| ApiError::invalid(None, "the body could not be read to its end"))?;
-            total += chunk.len();
-            if total <= HTTP_BODY_BYTES_MAX {
-                bytes.extend_from_slice(&chunk);
-            } else if total > BODY_DRAIN_BYTES_MAX {
-                break;
-            }
-        }
-        if total > HTTP_BODY_BYTES_MAX {
-            let message = format!("the body must have at most {HTTP_BODY_BYTES_MAX} bytes");
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message));
-        }
-        Ok(bytes.freeze())
-    };
-    timeout(BODY_S_MAX, gathered).await.unwrap_or_else(|_| {
-        let message = format!("the body did not arrive within {} s", BODY_S_MAX.as_secs());
-        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("body_too_slow"), message))
     })
 }
 

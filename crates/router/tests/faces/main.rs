@@ -5,6 +5,7 @@ mod failover;
 mod grpc;
 mod leader;
 mod lifecycle;
+mod limits;
 mod openai;
 mod operation;
 mod stage;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
-use galerne_router::{ModelSource, RouterError, RouterOptions};
+use galerne_router::{ModelSource, RouterError, RouterOptions, ServerLimits};
 use galerne_text::Tokenizer;
 use galerne_types::{
     Epoch, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
@@ -80,13 +80,22 @@ impl Stage {
     }
 
     pub(crate) async fn with_grace(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration) -> Self {
+        Self::build(groups, shutdown_grace, ServerLimits::default()).await
+    }
+
+    /// A router in front of one leader whose connections may take no more than this.
+    pub(crate) async fn limited(leader: &Leader, limits: ServerLimits) -> Self {
+        Self::build(BTreeMap::from([group("g0", 7, &leader.address)]), PATIENCE, limits).await
+    }
+
+    async fn build(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration, limits: ServerLimits) -> Self {
         let (fleet, view) = watch::channel(Fleet { groups });
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = [&http, &grpc].map(|listener| listener.local_addr().unwrap().to_string());
         let (shutdown, asked) = oneshot::channel::<()>();
         let model = ModelSource { path: BARD.dir.path().to_owned(), name: Some("bard".to_owned()) };
-        let options = RouterOptions { models: vec![model], shutdown_grace };
+        let options = RouterOptions { models: vec![model], shutdown_grace, limits };
         let served = tokio::spawn(galerne_router::serve(options, view, http, grpc, async {
             let _ = asked.await;
         }));
@@ -121,7 +130,7 @@ impl Stage {
         self.open(&format!("{head}\r\n\r\n{body}")).await
     }
 
-    async fn open(&self, request: &str) -> Connection {
+    pub(crate) async fn open(&self, request: &str) -> Connection {
         let mut stream = TcpStream::connect(&self.http).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         Connection { stream, read: Vec::new() }
@@ -157,6 +166,12 @@ impl Connection {
     pub(crate) async fn rest(mut self) -> Reply {
         patiently(self.stream.read_to_end(&mut self.read)).await.unwrap();
         Reply::parse(&String::from_utf8(self.read).unwrap())
+    }
+
+    /// Reads to the end, and tells all bytes; a reset is an end, too.
+    pub(crate) async fn all(mut self) -> Vec<u8> {
+        let _ = patiently(self.stream.read_to_end(&mut self.read)).await;
+        self.read
     }
 }
 

@@ -1,0 +1,126 @@
+//! The connections of a face: how many, how long, and how much each may hold.
+//!
+//! Both faces share it: HTTP/1.1 for OpenAI's API, HTTP/2 for gRPC. A connection is a task of its own with a place
+//! among the others; what it may do to us is bounded by [`ServerLimits`].
+
+mod connection;
+mod limits;
+mod places;
+mod refusal;
+mod streams;
+mod watched;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::limits::ServerLimits;
+use self::places::{Place, Places};
+use self::refusal::refuse;
+
+/// Time before the next try to accept a connection when the system had no room for it.
+const ACCEPT_RETRY_MS: Duration = Duration::from_millis(50);
+
+/// Connections that are told at once why they are refused; further ones are only closed.
+const REFUSALS_MAX: usize = 256;
+
+/// What a face speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2 with prior knowledge, as gRPC has it.
+    Http2,
+}
+
+/// Who is at the other end of a connection; an extension of each of its requests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(
+    /// Its address.
+    #[allow(dead_code, reason = "for those who tell callers apart")]
+    pub(crate) SocketAddr,
+);
+
+/// What all connections of a face share.
+struct Face {
+    protocol: Protocol,
+    limits: ServerLimits,
+    routes: axum::Router,
+    stop: CancellationToken,
+}
+
+/// Serves connections until `stop`, and then until those that have requests under way have ended them. Dropping the
+/// future ends all of them at once.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    protocol: Protocol,
+    limits: ServerLimits,
+    routes: axum::Router,
+    stop: CancellationToken,
+) {
+    let places = Places::new(&limits);
+    let face = Arc::new(Face { protocol, limits, routes, stop });
+    let mut connections = JoinSet::new();
+    let mut refusals = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            Some(_) = refusals.join_next() => continue,
+            () = face.stop.cancelled() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                accept_failed(&error, &face.stop).await;
+                continue;
+            }
+        };
+        match places.take(peer.ip()) {
+            Ok(place) => {
+                connections.spawn(admitted(stream, peer, place, face.clone()));
+            }
+            Err(full) => {
+                tracing::debug!(%peer, ?full, "a connection is refused");
+                if refusals.len() < REFUSALS_MAX {
+                    refusals.spawn(refuse(stream, protocol, full));
+                }
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// A connection that went away before it was accepted is nothing; a system without room gets time to find some.
+async fn accept_failed(error: &io::Error, stop: &CancellationToken) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
+        return;
+    }
+    tracing::error!(%error, "no connection can be accepted: raise the limit of open files (ulimit -n)");
+    tokio::select! {
+        () = tokio::time::sleep(ACCEPT_RETRY_MS) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn admitted(stream: TcpStream, peer: SocketAddr, place: Place, face: Arc<Face>) {
+    if let Err(error) = prepare(&stream, &face.limits) {
+        tracing::debug!(%peer, %error, "a connection's socket takes no options");
+    }
+    connection::serve(stream, peer, &face).await;
+    drop(place);
+}
+
+fn prepare(stream: &TcpStream, limits: &ServerLimits) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    set_socket_send_buffer_size(stream, limits.send_buffer_bytes)?;
+    Ok(())
+}
