@@ -1,9 +1,10 @@
 //! Whether a step can be run: steps come over the wire, and a rank must survive any of them.
 
-use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{BlockId, Input, Slice, Step, TokenId};
+use galerne_types::limits::{KV_BLOCK_TOKENS, TOP_LOGPROBS_MAX};
+use galerne_types::{BlockId, Input, Score, Slice, Step, TokenId};
 
 use crate::error::ModelError;
+use crate::head::ROUND_MAX;
 
 /// What a rank has room for.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,13 @@ pub(crate) struct Bounds {
     pub(crate) step_tokens_max: usize,
     /// Positions of one sequence.
     pub(crate) positions_max: usize,
+}
+
+impl Bounds {
+    /// Positions whose logits are held at once.
+    pub(crate) fn round_max(&self) -> usize {
+        self.step_tokens_max.min(ROUND_MAX)
+    }
 }
 
 /// A token of a step and where it stands.
@@ -66,6 +74,7 @@ pub(crate) fn place(
             return Err(in_slice(format!("token {token} is beyond the vocabulary of {}", bounds.vocab)));
         }
         check_history(slice, bounds).map_err(in_slice)?;
+        check_score(slice, bounds).map_err(in_slice)?;
         places.extend(tokens.iter().enumerate().map(|(offset, token)| Place {
             token: *token,
             position: slice.start as usize + offset,
@@ -132,6 +141,24 @@ fn check_history(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
     }
 }
 
+/// Each target follows one of the slice's positions.
+fn check_score(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
+    let Some(Score { top, targets }) = &slice.score else { return Ok(()) };
+    if targets.len() > slice.input.len() {
+        let positions = slice.input.len();
+        return Err(format!("{} tokens to score, but it has {positions} positions", targets.len()));
+    }
+    if *top > TOP_LOGPROBS_MAX {
+        return Err(format!(
+            "{top} likely tokens beside each score, but at most {TOP_LOGPROBS_MAX} are told"
+        ));
+    }
+    match targets.iter().find(|token| **token as usize >= bounds.vocab) {
+        Some(token) => Err(format!("token {token} to score is beyond the vocabulary of {}", bounds.vocab)),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use galerne_types::{Draw, Epoch, History, Sampling};
@@ -185,6 +212,10 @@ mod tests {
             let draw = Some(Draw { history, ..Draw::new(Sampling::greedy(), 0) });
             Slice { draw, ..slice(0, 0, 1, &[0]) }
         };
+        let scoring = |top, targets: &[TokenId]| {
+            let score = Some(Score { top, targets: targets.to_vec() });
+            Slice { score, ..slice(0, 0, 2, &[0]) }
+        };
         let foreign = Slice { input: Input::Tokens(vec![100]), ..slice(0, 0, 1, &[0]) };
         for (slices, expected) in [
             (vec![slice(0, 0, 65, &[0, 1, 2])], "65 tokens"),
@@ -201,6 +232,9 @@ mod tests {
             (vec![foreign], "token 100 is beyond"),
             (vec![last(0)], "no token was drawn for slot 0"),
             (vec![looking_back(129, 1)], "history of 129 tokens"),
+            (vec![scoring(0, &[1; 3])], "3 tokens to score, but it has 2 positions"),
+            (vec![scoring(21, &[1])], "21 likely tokens"),
+            (vec![scoring(0, &[100])], "token 100 to score"),
             (vec![looking_back(3, 100)], "token 100 of its history"),
         ] {
             let refusal = run(slices).unwrap_err();

@@ -1,7 +1,7 @@
-//! From hidden states to drawn tokens, a round of a few sequences at a time.
+//! From hidden states to tokens drawn and scored, a round of a few positions at a time.
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenOut};
+use galerne_types::{Slice, TokenId, TokenOut};
 
 use crate::error::ModelError;
 use crate::memory::SharedMut;
@@ -10,18 +10,38 @@ use crate::rank::{Trace, Tracer};
 use crate::sampler::{self, Mask, Past};
 use crate::weights::Weights;
 
-/// Sequences whose logits are computed, gathered and drawn from at once.
-pub(crate) const DRAWS_PER_ROUND: usize = 32;
+/// Positions whose logits are computed, gathered and read at once: it bounds the memory for them.
+pub(crate) const ROUND_MAX: usize = 32;
+
+/// A position of a tile whose logits are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Its row in the tile.
+    pub(crate) row: usize,
+    /// Index of its slice in the step.
+    pub(crate) slice: usize,
+    /// What for.
+    pub(crate) want: Want,
+}
+
+/// What is wanted of a position's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Draw the slice's token from them.
+    Draw,
+    /// Tell this token's log probability.
+    Score(TokenId),
+}
 
 /// Buffers of a round.
 pub(crate) struct Head {
-    /// What the head sees, `[draw][hidden]`.
+    /// What the head sees, `[position][hidden]`.
     hidden: Rows,
-    /// This rank's part of the vocabulary, `[draw][its rows, padded]`.
+    /// This rank's part of the vocabulary, `[position][its rows, padded]`.
     part: Rows,
-    /// At rank 0: `[rank][draw][its rows, padded]`.
+    /// At rank 0: `[rank][position][its rows, padded]`.
     gathered: Vec<f32>,
-    /// At rank 0: `[draw][vocab]`.
+    /// At rank 0: `[position][vocab]`.
     logits: Vec<f32>,
     /// Rows of each rank, and the same padded.
     widths: Vec<(usize, usize)>,
@@ -37,16 +57,16 @@ pub(crate) struct How<'a> {
 }
 
 impl Head {
-    pub(crate) fn new(weights: &Weights, sequences_max: usize) -> Self {
-        let draws = sequences_max.min(DRAWS_PER_ROUND);
+    /// Room for rounds of `positions`.
+    pub(crate) fn new(weights: &Weights, positions: usize) -> Self {
         let shards = weights.shards;
         let rows_of = |rank| weights.cut.vocab(shards.of_rank(rank)).len();
-        let part = Rows::zeroed(draws, rows_of(weights.rank));
+        let part = Rows::zeroed(positions, rows_of(weights.rank));
         let padded = |rows: usize| (rows, rows.next_multiple_of(crate::packed::PANEL));
         let widths: Vec<_> = (0..shards.world_size()).map(|rank| padded(rows_of(rank))).collect();
-        let at_root = if weights.rank == 0 { draws } else { 0 };
+        let at_root = if weights.rank == 0 { positions } else { 0 };
         Self {
-            hidden: Rows::zeroed(draws, weights.config.hidden),
+            hidden: Rows::zeroed(positions, weights.config.hidden),
             part,
             gathered: vec![0.0; at_root * widths.iter().map(|(_, padded)| padded).sum::<usize>()],
             logits: vec![0.0; at_root * weights.config.vocab],
@@ -55,7 +75,7 @@ impl Head {
         }
     }
 
-    /// Computes the logits of the rows `round` (row of `normed`, slice) and gathers them at rank 0.
+    /// Computes the logits of the rows of `normed` that `round` names, and gathers them at rank 0.
     ///
     /// # Errors
     /// [`ModelError::Collective`] if the other ranks are lost.
@@ -64,61 +84,70 @@ impl Head {
         weights: &Weights,
         engine: &mut Engine,
         normed: &Rows,
-        round: &[(usize, usize)],
+        round: &[Wanted],
         collective: &mut dyn Collective,
     ) -> Result<(), ModelError> {
-        let draws = round.len();
+        let positions = round.len();
         let width = self.hidden.width;
-        for (to, (row, _)) in self.hidden.data.chunks_exact_mut(width).zip(round) {
+        for (to, Wanted { row, .. }) in self.hidden.data.chunks_exact_mut(width).zip(round) {
             to.copy_from_slice(&normed.data[row * width..][..width]);
         }
         let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
-        engine.products(draws, &self.hidden, [(matrix, self.part.shared())]);
+        engine.products(positions, &self.hidden, [(matrix, self.part.shared())]);
         self.counts.clear();
-        self.counts.extend(self.widths.iter().map(|(_, padded)| draws * padded));
+        self.counts.extend(self.widths.iter().map(|(_, padded)| positions * padded));
         let all = if collective.rank() == 0 { self.counts.iter().sum() } else { 0 };
-        let mine = &self.part.data[..draws * self.part.width];
+        let mine = &self.part.data[..positions * self.part.width];
         collective.gather(0, mine, &self.counts, &mut self.gathered[..all])?;
         Ok(())
     }
 
-    /// At rank 0: draws a token for each of the rows just gathered.
-    pub(crate) fn draw(
+    /// At rank 0: draws or scores a token for each of the rows just gathered.
+    pub(crate) fn read(
         &mut self,
         weights: &Weights,
         engine: &mut Engine,
         slices: &[Slice],
-        round: &[(usize, usize)],
+        round: &[Wanted],
         how: &How<'_>,
         trace: &mut Tracer<'_>,
     ) -> Vec<TokenOut> {
         let vocab = weights.config.vocab;
-        let mut drawn = vec![None; round.len()];
-        let (results, logits) = (SharedMut::new(&mut drawn), SharedMut::new(&mut self.logits));
+        let mut read = vec![None; round.len()];
+        let (results, logits) = (SharedMut::new(&mut read), SharedMut::new(&mut self.logits));
         let (gathered, widths) = (&self.gathered[..], &self.widths[..]);
         engine.team.each(round.len(), 1, &|_, range| {
-            for draw in range {
-                // SAFETY: a draw's row and result belong to the one range that it is in.
+            for index in range {
+                // SAFETY: a position's row and result belong to the one range that it is in.
                 let (row, result) = unsafe {
-                    (logits.slice(draw * vocab..(draw + 1) * vocab), results.slice(draw..draw + 1))
+                    (logits.slice(index * vocab..(index + 1) * vocab), results.slice(index..index + 1))
                 };
                 let (mut to, mut from) = (0, 0);
                 for (rows, padded) in widths {
-                    row[to..to + rows].copy_from_slice(&gathered[from + draw * padded..][..*rows]);
+                    row[to..to + rows].copy_from_slice(&gathered[from + index * padded..][..*rows]);
                     to += rows;
                     from += round.len() * padded;
                 }
-                let slice = &slices[round[draw].1];
-                let past = how.pasts[slice.slot as usize].as_ref();
-                let mask = how.masks[draw].as_deref();
-                result[0] = slice.draw.as_ref().map(|draw| sampler::draw(row, draw, past, mask));
+                let Wanted { slice, want, .. } = round[index];
+                let slice = &slices[slice];
+                result[0] = match want {
+                    Want::Draw => slice.draw.as_ref().map(|draw| {
+                        let past = how.pasts[slice.slot as usize].as_ref();
+                        sampler::draw(row, draw, past, how.masks[index].as_deref())
+                    }),
+                    Want::Score(target) => {
+                        slice.score.as_ref().map(|score| sampler::score(row, target, score.top))
+                    }
+                };
             }
         });
         if let Some(trace) = trace {
-            for ((_, slice), row) in round.iter().zip(self.logits.chunks_exact(vocab)) {
-                trace(Trace::Logits { slice: *slice, row });
+            for (Wanted { slice, want, .. }, row) in round.iter().zip(self.logits.chunks_exact(vocab)) {
+                if *want == Want::Draw {
+                    trace(Trace::Logits { slice: *slice, row });
+                }
             }
         }
-        drawn.into_iter().flatten().collect()
+        read.into_iter().flatten().collect()
     }
 }

@@ -8,7 +8,7 @@ use galerne_types::{Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 use crate::check::{Bounds, Place, place};
 use crate::error::ModelError;
 use crate::forward::{Forward, Room, TILE_TOKENS_MAX};
-use crate::head::{DRAWS_PER_ROUND, Head, How};
+use crate::head::{Head, How, Want, Wanted};
 use crate::products::Engine;
 use crate::sampler::{Mask, Past};
 use crate::simd::Isa;
@@ -137,12 +137,12 @@ impl Rank {
             positions_max: positions,
         };
         let forward = Forward::new(&weights, engine, room);
-        let head = Head::new(&weights, options.sequences_max);
+        let head = Head::new(&weights, bounds.round_max());
         let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
         Ok(Self { weights, collective, bounds, forward, last, pasts, places: Vec::new(), head })
     }
 
-    /// Runs one step. Every rank returns the same token ids; log probabilities are rank 0's alone.
+    /// Runs one step. Every rank returns the same token ids; log probabilities and scores are rank 0's alone.
     ///
     /// Rank 0 asks `masks` for the mask of each draw that a grammar binds, once, when the logits are there: it may wait
     /// for whoever works it out meanwhile. For a request that was given up any mask will do.
@@ -181,29 +181,27 @@ impl Rank {
     ) -> Result<Sampled, ModelError> {
         place(step, &self.bounds, &self.last, &mut self.places)?;
         self.look_back(step)?;
-        let draws = self.places.iter().filter(|place| place.draw).count();
-        let mut drawn = Vec::with_capacity(draws);
+        let (slices, collective) = (&step.slices, &mut *self.collective);
+        let draws = slices.iter().filter(|slice| slice.draw.is_some()).count();
+        let (mut drawn, mut scored) = (Vec::with_capacity(draws), Vec::new());
         for tile in self.places.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
-            let collective = &mut *self.collective;
-            let slices = &step.slices;
             self.forward.tile(&self.weights, slices, tile, collective, trace)?;
-            let draws: Vec<(usize, usize)> = tile
-                .iter()
-                .enumerate()
-                .filter_map(|(row, place)| place.draw.then_some((row, place.slice)))
-                .collect();
-            for round in draws.chunks(DRAWS_PER_ROUND) {
+            for round in wanted(slices, tile).chunks(self.bounds.round_max()) {
                 let (engine, normed) = self.forward.engine_and_normed();
                 self.head.project(&self.weights, engine, normed, round, collective)?;
-                if collective.rank() == 0 {
-                    let masks = masks_of(round, slices, masks)?;
-                    let how = How { pasts: &self.pasts, masks: &masks };
-                    drawn.extend(self.head.draw(&self.weights, engine, slices, round, &how, trace));
+                if collective.rank() > 0 {
+                    continue;
+                }
+                let masks = masks_of(round, slices, masks)?;
+                let how = How { pasts: &self.pasts, masks: &masks };
+                let read = self.head.read(&self.weights, engine, slices, round, &how, trace);
+                for (Wanted { want, .. }, token) in round.iter().zip(read) {
+                    if *want == Want::Draw { drawn.push(token) } else { scored.push(token) }
                 }
             }
         }
         let tokens = self.share(draws, drawn)?;
-        Ok(self.sampled(step, tokens))
+        Ok(self.sampled(step, tokens, scored))
     }
 
     /// Takes in what the draws are told of the tokens before them; rank 0 alone draws.
@@ -254,9 +252,9 @@ impl Rank {
         Ok(drawn)
     }
 
-    /// Gives the drawn tokens to their slices and remembers them by slot.
-    fn sampled(&mut self, step: &Step, drawn: Vec<TokenOut>) -> Sampled {
-        let mut drawn = drawn.into_iter();
+    /// Gives the tokens to their slices, and remembers the drawn ones by slot.
+    fn sampled(&mut self, step: &Step, drawn: Vec<TokenOut>, scored: Vec<TokenOut>) -> Sampled {
+        let (mut drawn, mut scored) = (drawn.into_iter(), scored.into_iter());
         let mut of_slice = |slice: &Slice| {
             slice.draw.as_ref()?;
             let token = drawn.next()?;
@@ -266,18 +264,34 @@ impl Rank {
             }
             Some(token)
         };
-        Sampled { tokens: step.slices.iter().map(&mut of_slice).collect(), scores: Vec::new() }
+        let tokens = step.slices.iter().map(&mut of_slice).collect();
+        let scores = step.slices.iter().filter_map(|slice| slice.score.as_ref());
+        let scores = scores.map(|score| scored.by_ref().take(score.targets.len()).collect()).collect();
+        Sampled { tokens, scores: if self.collective.rank() == 0 { scores } else { Vec::new() } }
     }
 }
 
-/// The masks of a round's rows, where a grammar binds them.
+/// The rows of a tile whose logits are wanted, in order.
+fn wanted(slices: &[Slice], tile: &[Place]) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for (row, &Place { position, slice, draw, .. }) in tile.iter().enumerate() {
+        let Slice { start, score, .. } = &slices[slice];
+        let target = score.as_ref().and_then(|score| score.targets.get(position - *start as usize));
+        wanted.extend(target.map(|&target| Wanted { row, slice, want: Want::Score(target) }));
+        wanted.extend(draw.then_some(Wanted { row, slice, want: Want::Draw }));
+    }
+    wanted
+}
+
+/// The masks of a round's draws, where a grammar binds them.
 fn masks_of(
-    round: &[(usize, usize)],
+    round: &[Wanted],
     slices: &[Slice],
     masks: &mut Masks<'_>,
 ) -> Result<Vec<Option<Mask>>, ModelError> {
-    let mask = |&(_, slice): &(usize, usize)| {
-        let request = slices[slice].draw.as_ref().and_then(|draw| draw.grammar);
+    let mask = |&Wanted { slice, want, .. }: &Wanted| {
+        let draw = slices[slice].draw.as_ref().filter(|_| want == Want::Draw);
+        let request = draw.and_then(|draw| draw.grammar);
         request.map(|request| masks(request).ok_or(ModelError::Mask { request })).transpose()
     };
     round.iter().map(mask).collect()

@@ -56,6 +56,14 @@ pub fn draw(logits: &[f32], draw: &Draw, past: Option<&Past>, mask: Option<&[u32
     }
 }
 
+/// The log probability of token `id` under `logits`, and those of the `top` most likely ones.
+///
+/// # Panics
+/// If `id` is not of the vocabulary.
+pub fn score(logits: &[f32], id: TokenId, top: u32) -> TokenOut {
+    report(logits, id, top as usize)
+}
+
 /// The largest logit's token. Nothing is allocated: most draws of most servers take this path.
 fn greedy(scores: &[f32], allowed: &Allowed<'_>) -> TokenId {
     let mut best = (f32::NEG_INFINITY, None);
@@ -153,7 +161,7 @@ fn place(uniform: f64, sums: &[f64]) -> usize {
     sums.partition_point(|&sum| sum <= target)
 }
 
-/// The drawn token's log probability, and the `count` most likely tokens with theirs.
+/// A token's log probability, and the `count` most likely tokens with theirs.
 fn report(logits: &[f32], id: TokenId, count: usize) -> TokenOut {
     let scores = cleaned(logits);
     let max = largest(&scores);

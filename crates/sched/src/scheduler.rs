@@ -153,9 +153,15 @@ impl Scheduler {
         assert_eq!(step.number, self.steps_committed + 1, "steps are committed in order, each once");
         assert!(step.number <= self.steps_planned, "step {} was never planned", step.number);
         assert_eq!(step.slices.len(), sampled.tokens.len(), "one entry for each slice");
+        let scored = step.slices.iter().filter(|slice| slice.score.is_some()).count();
+        assert_eq!(scored, sampled.scores.len(), "one entry for each slice that asks for scores");
         self.steps_committed = step.number;
         let mut events = Vec::new();
+        let mut scores = sampled.scores.iter();
         for (slice, token) in step.slices.iter().zip(&sampled.tokens) {
+            if let Some(scores) = slice.score.as_ref().and_then(|_| scores.next()) {
+                self.commit_scores(slice, scores, &mut events);
+            }
             match (&slice.draw, token) {
                 (Some(draw), Some(token)) => self.commit_draw(slice.slot, draw, token, &mut events),
                 (None, None) => {}
@@ -223,6 +229,14 @@ impl Scheduler {
         let sequences = slices.iter().filter_map(|slice| self.slots[slice.slot as usize].as_ref());
         let traced = sequences.filter_map(|sequence| sequence.request.trace.clone());
         traced.take(STEP_TRACES_MAX).collect()
+    }
+
+    fn commit_scores(&mut self, slice: &Slice, scores: &[TokenOut], events: &mut Vec<Event>) {
+        let sequence = self.sequence(slice.slot);
+        if !sequence.ended {
+            let (request, position) = (sequence.request.id, slice.start + 1);
+            events.push(Event::Scored { request, position, scores: scores.to_vec() });
+        }
     }
 
     fn commit_draw(&mut self, slot: u32, draw: &Draw, token: &TokenOut, events: &mut Vec<Event>) {

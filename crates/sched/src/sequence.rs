@@ -1,7 +1,9 @@
 //! One request while it holds a slot.
 
+use std::ops::Range;
+
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Slice, TokenId};
+use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Score, Slice, TokenId};
 
 use crate::scheduler::Limits;
 
@@ -75,9 +77,18 @@ impl Sequence {
     /// The next chunk of the prompt, `tokens` long; the one that completes it draws.
     pub(crate) fn plan_prefill(&mut self, slot: u32, tokens: u32) -> Slice {
         let chunk = self.positions_planned as usize..(self.positions_planned + tokens) as usize;
-        let input = Input::Tokens(self.request.prompt[chunk].to_vec());
+        let input = Input::Tokens(self.request.prompt[chunk.clone()].to_vec());
         let draws = tokens == self.prompt_left();
-        self.plan(slot, input, draws)
+        let score = self.score(chunk);
+        Slice { score, ..self.plan(slot, input, draws) }
+    }
+
+    /// The prompt's tokens that follow those of `chunk`, if they are to be scored.
+    fn score(&self, chunk: Range<usize>) -> Option<Score> {
+        let Request { prompt, prompt_logprobs, .. } = &self.request;
+        let targets = &prompt[chunk.start + 1..prompt.len().min(chunk.end + 1)];
+        let score = prompt_logprobs.map(|top| Score { top, targets: targets.to_vec() });
+        score.filter(|score| !score.targets.is_empty())
     }
 
     /// The next token of the answer. Ranks keep what a slot drew last, so it need not be known here yet.

@@ -2,8 +2,8 @@
 
 use galerne_sched::{Limits, Load, Scheduler};
 use galerne_types::{
-    Epoch, Event, FinishReason, Input, Refusal, Request, RequestId, Sampled, Sampling, Step, TenantId,
-    TokenId, TokenOut,
+    Epoch, Event, FinishReason, History, Input, Refusal, Request, RequestId, Sampled, Sampling, Score, Step,
+    TenantId, TokenId, TokenOut,
 };
 
 const STOP: TokenId = 2;
@@ -48,7 +48,9 @@ fn scheduler(requests: impl IntoIterator<Item = Request>) -> Scheduler {
 fn draws(step: &Step, token: TokenId) -> Sampled {
     let token = TokenOut { id: token, logprob: 0.0, top: Vec::new() };
     let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect();
-    Sampled { tokens, scores: Vec::new() }
+    let scores = step.slices.iter().filter_map(|slice| slice.score.as_ref());
+    let told = |&id: &TokenId| TokenOut { id, logprob: -1.0, top: Vec::new() };
+    Sampled { tokens, scores: scores.map(|score| score.targets.iter().map(told).collect()).collect() }
 }
 
 fn told(events: &[Event]) -> Vec<(u64, Result<u32, FinishReason>)> {
@@ -133,6 +135,35 @@ fn stop_tokens_are_banned_before_min_tokens() {
 }
 
 #[test]
+fn a_prompt_is_scored_chunk_by_chunk_before_the_first_token() {
+    let prompt: Vec<TokenId> = (1..=65).collect();
+    let scored = Request { prompt: prompt.clone(), prompt_logprobs: Some(3), ..request(0, 65, 2) };
+    let mut scheduler = scheduler([scored, request(1, 1, 1)]);
+    let first = scheduler.plan().unwrap();
+    assert_eq!(first.slices[0].score, Some(Score { top: 3, targets: prompt[1..].to_vec() }));
+    let second = scheduler.plan().unwrap();
+    assert_eq!(shape(&second), [(0, 64, 1), (1, 0, 1)]);
+    assert!(second.slices.iter().all(|slice| slice.score.is_none()), "nothing follows the last token");
+    let events = scheduler.commit(&first, &draws(&first, PLAIN));
+    let [Event::Scored { request: RequestId(0), position: 1, scores }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(scores.iter().map(|score| score.id).collect::<Vec<_>>(), prompt[1..]);
+    assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN)))[0], (0, Ok(0)));
+}
+
+#[test]
+fn the_first_draw_tells_what_penalties_look_back_on() {
+    let sampling = Sampling { presence_penalty: 0.5, ..Sampling::greedy() };
+    let replay = Request { prompt: vec![5, 6, 7, 8], first_index: 1, sampling, ..request(0, 4, 9) };
+    let mut scheduler = scheduler([replay, request(1, 4, 9)]);
+    let [first, second] = [scheduler.plan().unwrap(), scheduler.plan().unwrap()];
+    let history = |step: &Step, slice: usize| step.slices[slice].draw.as_ref().unwrap().history.clone();
+    assert_eq!(history(&first, 0), Some(History { prompt: vec![5, 6, 7], answer: vec![8] }));
+    assert_eq!((history(&first, 1), history(&second, 0)), (None, None));
+}
+
+#[test]
 fn a_replay_goes_on_where_the_stream_broke() {
     let mut scheduler = scheduler([Request { first_index: 3, ..request(0, 4 + 3, 5) }]);
     let mut events = Vec::new();
@@ -201,6 +232,20 @@ fn requests_that_cannot_run_are_refused_with_a_reason() {
         (sampling(|sampling| sampling.temperature = f32::NAN), "temperature NaN"),
         (sampling(|sampling| sampling.top_p = 0.0), "top_p 0"),
         (sampling(|sampling| sampling.logprobs = Some(21)), "21 logprobs"),
+        (sampling(|sampling| sampling.min_p = 1.5), "min_p 1.5"),
+        (sampling(|sampling| sampling.repetition_penalty = 0.0), "repetition_penalty 0"),
+        (sampling(|sampling| sampling.repetition_penalty = f32::INFINITY), "repetition_penalty inf"),
+        (sampling(|sampling| sampling.presence_penalty = 2.5), "presence_penalty 2.5"),
+        (sampling(|sampling| sampling.frequency_penalty = f32::NAN), "frequency_penalty NaN"),
+        (sampling(|sampling| sampling.logit_bias = vec![(1, 0.5); 1025]), "bias of 1025 tokens"),
+        (sampling(|sampling| sampling.logit_bias = vec![(100, 0.5)]), "logit bias of token 100"),
+        (sampling(|sampling| sampling.logit_bias = vec![(1, 101.0)]), "logit bias 101 of token 1"),
+        (
+            sampling(|sampling| sampling.logit_bias = vec![(1, 0.5), (2, 1.0), (1, 0.5)]),
+            "token 1 has more than",
+        ),
+        (Request { prompt_logprobs: Some(21), ..request(0, 4, 9) }, "21 prompt logprobs"),
+        (Request { prompt_logprobs: Some(0), first_index: 1, ..request(0, 4, 9) }, "a replay does not score"),
     ] {
         let text = scheduler.submit(wrong).unwrap_err().to_string();
         assert!(text.contains(words), "{text:?} does not say {words:?}");

@@ -3,5 +3,6 @@
 mod formats;
 mod golden;
 mod invariance;
+mod sampling;
 mod smollm2;
 mod support;

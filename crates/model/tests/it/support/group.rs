@@ -56,22 +56,39 @@ pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: u
         .collect()
 }
 
-/// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
-pub(crate) fn run_group(weights: &[Arc<Weights>], options: &Options, steps: &[Step]) -> Drawn {
+/// Does the same at all ranks of a group, and returns what it gives at each.
+fn at_each_rank<T: Send>(
+    weights: &[Arc<Weights>],
+    options: &Options,
+    work: impl Fn(&mut Rank) -> T + Sync,
+) -> Vec<T> {
     let ends = Local::group(weights[0].shards().virtual_shards(), weights.len());
-    let mut results: Vec<Drawn> = thread::scope(|scope| {
+    let (work, options) = (&work, options);
+    thread::scope(|scope| {
         let ranks: Vec<_> = ends
             .into_iter()
             .zip(weights)
             .map(|(end, weights)| {
-                scope.spawn(|| {
-                    let mut rank = Rank::new(Arc::clone(weights), options, Box::new(end)).unwrap();
-                    run(&mut rank, steps)
-                })
+                scope
+                    .spawn(move || work(&mut Rank::new(Arc::clone(weights), options, Box::new(end)).unwrap()))
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    });
+    })
+}
+
+/// Does the same at all ranks of a group, and returns what it gives at rank 0.
+pub(crate) fn run_ranks<T: Send>(
+    weights: &[Arc<Weights>],
+    options: &Options,
+    work: impl Fn(&mut Rank) -> T + Sync,
+) -> T {
+    at_each_rank(weights, options, work).remove(0)
+}
+
+/// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
+pub(crate) fn run_group(weights: &[Arc<Weights>], options: &Options, steps: &[Step]) -> Drawn {
+    let mut results = at_each_rank(weights, options, |rank| run(rank, steps));
     let ids = |drawn: &Drawn| drawn.iter().map(|(key, (id, _))| (*key, *id)).collect::<Vec<_>>();
     for follower in &results[1..] {
         assert_eq!(ids(follower), ids(&results[0]));
