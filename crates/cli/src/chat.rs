@@ -2,19 +2,17 @@
 
 use std::io::{BufRead, Write};
 
-use anyhow::Context;
 use clap::Args;
-use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::generate_request::Prompt;
 use galerne_wire::v1::{Chat as Conversation, ChatMessage, FinishReason, GenerateRequest, Sampling};
-use tonic::transport::Channel;
+
+use crate::client::{Client, ClientArgs};
 
 /// Talks with the model: one answer to PROMPT, or a conversation from standard input.
 #[derive(Args)]
 pub(crate) struct Chat {
-    /// gRPC address of a router.
-    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDR")]
-    grpc: String,
+    #[command(flatten)]
+    router: ClientArgs,
     /// Model to ask; by default the only one that is served.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     model: String,
@@ -33,7 +31,7 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let mut client = connect(&self.grpc).await?;
+        let mut client = self.router.connect().await?;
         let mut messages = Vec::new();
         if let Some(prompt) = &self.prompt {
             self.turn(&mut client, &mut messages, prompt.clone()).await?;
@@ -47,7 +45,7 @@ impl Chat {
 
     async fn turn(
         &self,
-        client: &mut GalerneClient<Channel>,
+        client: &mut Client,
         messages: &mut Vec<ChatMessage>,
         content: String,
     ) -> anyhow::Result<()> {
@@ -60,20 +58,9 @@ impl Chat {
     }
 }
 
-/// A client of the router at `address`.
-pub(crate) async fn connect(address: &str) -> anyhow::Result<GalerneClient<Channel>> {
-    let endpoint = Channel::from_shared(format!("http://{address}"))
-        .with_context(|| format!("{address:?} is not an address: give HOST:PORT"))?
-        .connect_timeout(std::time::Duration::from_secs(3));
-    let channel = endpoint.connect().await.with_context(|| {
-        format!("no router answers at {address}: start one, or give its address with --grpc")
-    })?;
-    Ok(GalerneClient::new(channel))
-}
-
 /// Streams one answer to standard output and returns it.
 pub(crate) async fn ask(
-    client: &mut GalerneClient<Channel>,
+    client: &mut Client,
     model: &str,
     messages: Vec<ChatMessage>,
     sampling: Sampling,

@@ -2,7 +2,9 @@
 
 mod args;
 mod chat;
+mod client;
 mod fleet;
+mod key;
 mod limits;
 mod router;
 mod status;
@@ -37,6 +39,7 @@ enum Command {
     Rank(worker::RankCommand),
     Chat(chat::Chat),
     Status(status::Status),
+    Key(key::Key),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn run(Cli { telemetry, command }: Cli) -> anyhow::Result<()> {
             Command::Rank(rank) => rank.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Status(status) => status.run().await,
+            Command::Key(key) => key.run(),
         }
     });
     telemetry.end();

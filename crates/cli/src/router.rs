@@ -1,9 +1,12 @@
 //! `galerne router`: the faces in front of a fleet.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::{ModelSource, RouterOptions};
+use galerne_router::{Gate, GateOptions, ModelSource, RouterOptions};
+use tokio::net::TcpListener;
 
 use crate::args::{self, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
@@ -19,6 +22,31 @@ pub(crate) struct FaceArgs {
     pub(crate) grpc: String,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// File of API keys (see `galerne key new`), read again when it changes; needed on addresses that other
+    /// machines reach.
+    #[arg(long, value_name = "FILE", env = "GALERNE_API_KEYS")]
+    api_keys: Option<PathBuf>,
+    /// Serve without API keys, also on addresses that other machines reach.
+    #[arg(long, conflicts_with = "api_keys")]
+    no_auth: bool,
+}
+
+/// A router's open faces.
+pub(crate) struct Faces {
+    pub(crate) http: TcpListener,
+    pub(crate) grpc: TcpListener,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl FaceArgs {
+    /// Listens, or says why not.
+    pub(crate) async fn open(&self) -> anyhow::Result<Faces> {
+        let http = args::listen(&self.http, "--http").await?;
+        let grpc = args::listen(&self.grpc, "--grpc").await?;
+        let options = GateOptions { keys: self.api_keys.clone(), no_auth: self.no_auth };
+        let gate = Gate::open(options, &[("--http", http.local_addr()?), ("--grpc", grpc.local_addr()?)])?;
+        Ok(Faces { http, grpc, gate })
+    }
 }
 
 /// Answers HTTP and gRPC requests from the groups that etcd tells of.
@@ -37,9 +65,8 @@ pub(crate) struct RouterCommand {
 
 impl RouterCommand {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let options = options(&self.model, &self.faces);
-        let http = args::listen(&self.faces.http, "--http").await?;
-        let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
+        let Faces { http, grpc, gate } = self.faces.open().await?;
+        let options = options(&self.model, &self.faces, gate);
         let coord = args::connect(&self.etcd.etcd, &self.etcd.cluster).await?;
         println!("HTTP on http://{}  gRPC on {}", http.local_addr()?, grpc.local_addr()?);
         let shutdown = args::shutdown_on_signal()?.cancelled_owned();
@@ -52,7 +79,12 @@ impl RouterCommand {
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// A router that serves one model.
-pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs) -> RouterOptions {
+pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs, gate: Arc<Gate>) -> RouterOptions {
     let source = ModelSource { path: model.model.clone(), name: model.model_name.clone() };
-    RouterOptions { models: vec![source], shutdown_grace: SHUTDOWN_GRACE, limits: faces.limits.limits() }
+    RouterOptions {
+        models: vec![source],
+        shutdown_grace: SHUTDOWN_GRACE,
+        limits: faces.limits.limits(),
+        gate,
+    }
 }

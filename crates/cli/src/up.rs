@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, EngineArgs, ModelArgs, Place};
-use crate::router::FaceArgs;
+use crate::client::ClientArgs;
+use crate::router::{FaceArgs, Faces};
 use crate::{chat, fleet, status};
 
 /// Tokens of the answer to --prompt.
@@ -55,9 +56,12 @@ impl Up {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let shutdown = args::shutdown_on_signal()?;
         let cut = self.engine.cut(&self.model)?;
-        let http = args::listen(&self.faces.http, "--http").await?;
-        let grpc = args::listen(&self.faces.grpc, "--grpc").await?;
-        let (http_address, grpc_address) = (http.local_addr()?.to_string(), grpc.local_addr()?.to_string());
+        let Faces { http, grpc, gate } = self.faces.open().await?;
+        let http_address = http.local_addr()?.to_string();
+        let own = ClientArgs {
+            grpc: grpc.local_addr()?.to_string(),
+            api_key: gate.own_key().map(|key| key.reveal().to_owned()),
+        };
 
         // The store ends with this process: the ranks give up their leases before that.
         let mut store = Parts::new();
@@ -68,7 +72,7 @@ impl Up {
             let shutdown = shutdown.clone();
             parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
         }
-        let options = crate::router::options(&self.model, &self.faces);
+        let options = crate::router::options(&self.model, &self.faces, gate);
         let fleet = coord.watch_fleet();
         parts.spawn({
             let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());
@@ -79,7 +83,7 @@ impl Up {
         let served = tokio::select! {
             ended = first_to_end(&mut parts) => ended,
             ended = first_to_end(&mut store), if !store.is_empty() => ended,
-            result = self.serve(&coord, &http_address, &grpc_address, &shutdown) => result,
+            result = self.serve(&coord, &http_address, &own, &shutdown) => result,
         };
         shutdown.cancel();
         served.and(all_to_end(&mut parts).await)
@@ -123,7 +127,7 @@ impl Up {
         &self,
         coord: &Coord,
         http: &str,
-        grpc: &str,
+        router: &ClientArgs,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         let started = std::time::Instant::now();
@@ -137,15 +141,15 @@ impl Up {
             println!("> {prompt}");
             let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.clone() }];
             let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
-            let mut client = chat::connect(grpc).await?;
+            let mut client = router.connect().await?;
             tokio::select! {
                 answer = chat::ask(&mut client, "", messages, greedy, PROMPT_ANSWER_TOKENS_MAX) => { answer?; }
                 () = shutdown.cancelled() => return Ok(()),
             }
             println!();
         }
-        println!("{}\n", status::table(grpc).await?);
-        println!("HTTP  http://{http}/v1   gRPC  {grpc}   Ctrl-C ends everything. Try:");
+        println!("{}\n", status::table(router).await?);
+        println!("HTTP  http://{http}/v1   gRPC  {}   Ctrl-C ends everything. Try:", router.grpc);
         println!(
             "  curl http://{http}/v1/chat/completions -H 'content-type: application/json' \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}],\"max_tokens\":64}}'"

@@ -64,6 +64,11 @@ impl Exceeded {
             Self::AtOnce { .. } => AT_ONCE_RETRY,
         }
     }
+
+    /// The same in whole seconds, rounded up: what is said to clients.
+    pub fn retry_after_s(&self) -> u64 {
+        whole_s(self.retry_after())
+    }
 }
 
 /// A request that counts against its tenant until it is handed to [`Quotas::end`]. It cannot be copied.
@@ -236,7 +241,6 @@ impl Bucket {
     }
 }
 
-/// Seconds, rounded up: what is said to clients.
 fn whole_s(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

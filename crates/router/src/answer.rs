@@ -22,6 +22,7 @@ use crate::serve::Router;
 
 /// An answer under way. Dropping it cancels the request at its leader and gives the place there back.
 pub(crate) struct Answer {
+    caller: Caller,
     progress: Progress,
     detokenizer: Detokenizer,
     /// What the answering group serves.
@@ -78,6 +79,7 @@ impl Answer {
     pub(crate) async fn start(router: &Arc<Router>, ask: Ask) -> Result<Self, Failure> {
         let Ask { model, prompt, options, caller } = ask;
         let model = router.model(&model)?;
+        caller.begin()?;
         let mut meter = Meter::new(model.metrics.clone());
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());
         let begun = async {
@@ -92,10 +94,19 @@ impl Answer {
         let (progress, run) = begun.inspect_err(|_| meter.end(FinishReason::Error))?;
         let request = &progress.request;
         meter.prompt(request.prompt.len());
+        caller.used(request.prompt.len() as u64);
         let tokenizer = progress.model.tokenizer.clone();
         let detokenizer = Detokenizer::new(tokenizer, &request.prompt, options.stop, options.skip_special)
             .with_min_tokens(request.min_tokens as usize);
-        Ok(Self { progress, detokenizer, card: run.place.model.clone(), run: Some(run), closing, meter })
+        Ok(Self {
+            caller,
+            progress,
+            detokenizer,
+            card: run.place.model.clone(),
+            run: Some(run),
+            closing,
+            meter,
+        })
     }
 
     /// What the answering group serves.
@@ -151,6 +162,7 @@ impl Answer {
         }
         self.progress.tokens.push(token.id);
         self.meter.token();
+        self.caller.used(1);
         if self.progress.request.stop_tokens.contains(&token.id) {
             // The engine ends the answer with it, and it is no part of the text.
             return Ok(Delta { text: String::new(), token: Some(token), finish: None });
@@ -186,6 +198,7 @@ impl Progress {
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(&model, prompt).await?;
         let request = options.request(&model, prompt, card.context_tokens_max, caller)?;
+        caller.reserve(options.estimate(&request))?;
         Ok(Self { router: router.clone(), model, request, tokens: Vec::new() })
     }
 

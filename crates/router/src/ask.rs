@@ -1,10 +1,12 @@
 //! A request as both faces understand it, before it has become tokens.
 
 use galerne_types::limits::{STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX};
-use galerne_types::{Grammar, Request, RequestId, Sampling, TenantId, TokenId};
+use galerne_types::{Grammar, Request, RequestId, Sampling, TokenId};
 use serde_json::Value;
 
 use crate::failure::Failure;
+pub(crate) use crate::gate::Caller;
+use crate::limits::ANSWER_TOKENS_EXPECTED;
 use crate::model::Model;
 
 /// One answer to generate.
@@ -14,13 +16,6 @@ pub(crate) struct Ask {
     pub(crate) prompt: Prompt,
     pub(crate) options: Options,
     pub(crate) caller: Caller,
-}
-
-/// Who asks, as the faces found out.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Caller {
-    /// Whose share of the fleet it takes.
-    pub(crate) tenant: TenantId,
 }
 
 /// How to generate it.
@@ -114,6 +109,15 @@ impl Options {
             return Err(Failure::invalid("min_tokens", message));
         }
         Ok(())
+    }
+
+    /// Tokens that a request will take of its tenant's quota, as far as that can be known before.
+    pub(crate) fn estimate(&self, request: &Request) -> u64 {
+        let answer = match self.max_tokens {
+            MaxTokens::Exactly(max) => max,
+            MaxTokens::UpTo(_) => request.max_tokens.min(ANSWER_TOKENS_EXPECTED),
+        };
+        request.prompt.len() as u64 + u64::from(answer)
     }
 
     /// The request to a leader: `context` is the number of tokens of prompt and answer together.

@@ -1,5 +1,6 @@
 //! Why a request got no answer, or only the beginning of one.
 
+use galerne_dispatch::Exceeded;
 use galerne_text::TextError;
 use galerne_types::Refusal;
 use galerne_wire::WireError;
@@ -28,6 +29,9 @@ pub(crate) enum Failure {
     /// Queues are full.
     #[error("{0}")]
     Overloaded(String),
+    /// The tenant has used up its quota.
+    #[error(transparent)]
+    Quota(#[from] Exceeded),
     /// The model is known, but no group of it takes requests.
     #[error("no group of model {model:?} is ready: retry later")]
     NoGroup {

@@ -1,5 +1,7 @@
 //! The gRPC face: `galerne.v1.Galerne`, health and reflection.
 
+mod access;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -42,8 +44,8 @@ pub(crate) async fn serve(
         .map_err(RouterError::Reflection)?;
     let galerne =
         GalerneServer::new(Service(router.clone())).max_decoding_message_size(router.limits.body_bytes_max);
-    let routes =
-        Routes::new(galerne).add_service(health).add_service(reflection).prepare().into_axum_router();
+    let routes = Routes::new(galerne).add_service(health).add_service(reflection).prepare();
+    let routes = access::guarded(routes.into_axum_router(), &router.gate);
     let served = server::serve(listener, Protocol::Http2, router.limits.clone(), routes, stop.clone());
     tokio::join!(served, report_health(&router, reporter, &stop));
     Ok(())
@@ -80,7 +82,9 @@ impl Galerne for Service {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let answer = Answer::start(&self.0, ask(request.into_inner())?).await?;
+        let caller = access::caller(&request);
+        let ask = Ask { caller, ..ask(request.into_inner())? };
+        let answer = Answer::start(&self.0, ask).await?;
         let deltas = stream::unfold(answer, |mut answer| async move {
             let delta = answer.next().await?;
             let response = delta.map(|delta| response(delta, &answer)).map_err(Status::from);
@@ -203,7 +207,7 @@ impl From<Failure> for Status {
         match failure {
             Failure::Invalid { .. } => Self::invalid_argument(message),
             Failure::NoModel { .. } => Self::not_found(message),
-            Failure::Overloaded(_) => Self::resource_exhausted(message),
+            Failure::Overloaded(_) | Failure::Quota(_) => Self::resource_exhausted(message),
             Failure::NoGroup { .. } | Failure::Lost { .. } | Failure::Closing => Self::unavailable(message),
             Failure::TooSlow { .. } => Self::aborted(message),
             Failure::Engine(_) => Self::internal(message),

@@ -17,6 +17,7 @@
 mod answer;
 mod ask;
 mod failure;
+mod gate;
 mod groups;
 mod grpc;
 mod http;
@@ -27,6 +28,7 @@ mod serve;
 mod server;
 mod standing;
 
+pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
 pub use model::ModelSource;
 pub use serve::{RouterError, RouterOptions, serve};
 pub use server::ServerLimits;

@@ -41,3 +41,7 @@ pub(crate) const RETRY_AFTER_S: u32 = 1;
 
 /// Characters of a name that a client sent which an error repeats.
 pub(crate) const ECHO_CHARS_MAX: usize = 100;
+
+/// Tokens that an answer is taken for in its tenant's quota when its client has not said how long it may become; what
+/// it has really taken is counted at its end.
+pub(crate) const ANSWER_TOKENS_EXPECTED: u32 = 256;

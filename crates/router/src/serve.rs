@@ -9,9 +9,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::ask::Prompt;
 use crate::failure::Failure;
+use crate::gate::Gate;
 use crate::groups::{Groups, Listed};
 use crate::limits::FLUSH_MS_MAX;
 use crate::metrics::Metrics;
@@ -29,6 +31,8 @@ pub struct RouterOptions {
     pub shutdown_grace: Duration,
     /// What the connections of each face may take.
     pub limits: ServerLimits,
+    /// Who may use the faces.
+    pub gate: Arc<Gate>,
 }
 
 /// Why a router did not start, or did not go on.
@@ -54,6 +58,7 @@ pub(crate) struct Router {
     pub(crate) groups: Arc<Groups>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: ServerLimits,
+    pub(crate) gate: Arc<Gate>,
     /// Cancelled when running answers have to end.
     pub(crate) closing: CancellationToken,
     /// Prompts that are turned into tokens at once: as many as there are cores.
@@ -74,9 +79,10 @@ pub async fn serve(
     grpc: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RouterError> {
-    let RouterOptions { models, shutdown_grace, limits } = options;
-    let router = Router::new(models, limits, fleet).await?;
+    let RouterOptions { models, shutdown_grace, limits, gate } = options;
+    let router = Router::new(models, limits, fleet, gate).await?;
     let stop = CancellationToken::new();
+    let _keys = AbortOnDropHandle::new(tokio::spawn(router.gate.clone().keep()));
     let faces = async {
         tokio::try_join!(
             async {
@@ -111,6 +117,7 @@ impl Router {
         sources: Vec<ModelSource>,
         limits: ServerLimits,
         fleet: watch::Receiver<Fleet>,
+        gate: Arc<Gate>,
     ) -> Result<Arc<Self>, RouterError> {
         if sources.is_empty() {
             return Err(RouterError::NoModels);
@@ -129,6 +136,7 @@ impl Router {
             groups: Groups::new(fleet, digests),
             metrics,
             limits,
+            gate,
             closing: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(cores)),
         }))

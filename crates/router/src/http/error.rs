@@ -16,6 +16,8 @@ pub(crate) struct ApiError {
     /// The field that is wrong.
     pub(super) param: Option<String>,
     code: Option<&'static str>,
+    /// When to try again, if that makes sense.
+    retry_after_s: u64,
 }
 
 /// The body; in a stream, one event of its own.
@@ -34,7 +36,7 @@ struct Inner<'a> {
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code }
+        Self { status, message: message.into(), param: None, code, retry_after_s: RETRY_AFTER_S.into() }
     }
 
     pub(super) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
@@ -58,7 +60,7 @@ impl ApiError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
-        let Self { status: _, message, param, code } = self;
+        let Self { status: _, message, param, code, retry_after_s: _ } = self;
         Body { error: Inner { message, r#type, param: param.as_deref(), code: *code } }
     }
 }
@@ -66,17 +68,22 @@ impl ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let message = failure.to_string();
+        let retry_after_s = match &failure {
+            Failure::Quota(exceeded) => exceeded.retry_after_s(),
+            _ => RETRY_AFTER_S.into(),
+        };
         let (status, code, param) = match failure {
             Failure::Invalid { field, .. } => (StatusCode::BAD_REQUEST, None, field),
             Failure::NoModel { .. } => (StatusCode::NOT_FOUND, Some("model_not_found"), Some("model")),
             Failure::Overloaded(_) => (StatusCode::TOO_MANY_REQUESTS, Some("overloaded"), None),
+            Failure::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), None),
             Failure::NoGroup { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some("no_group_ready"), None),
             Failure::Lost { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some("group_lost"), None),
             Failure::Closing => (StatusCode::SERVICE_UNAVAILABLE, Some("shutting_down"), None),
             Failure::TooSlow { .. } => (StatusCode::REQUEST_TIMEOUT, Some("reader_too_slow"), None),
             Failure::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, Some("engine_failed"), None),
         };
-        Self { status, message, param: param.map(str::to_owned), code }
+        Self { status, message, param: param.map(str::to_owned), code, retry_after_s }
     }
 }
 
@@ -84,7 +91,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_s));
         }
         response
     }

@@ -1,5 +1,6 @@
 //! The HTTP face: OpenAI's API, and what operates a router.
 
+mod access;
 mod body;
 mod error;
 mod events;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
@@ -37,11 +39,12 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .route("/v1/completions", post(openai::completion))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model)) // names may hold slashes
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(router.gate.clone(), access::check))
+        .route("/healthz", get(|| async { "ok\n" })) // these two stand behind the layer: no key is asked for
+        .route("/readyz", get(ready))
         .with_state(router)
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use galerne_types::ModelCard;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use super::request::{self, Wanted};
 use super::response::{Form, Gathered, Kind};
 use super::{body, events};
 use crate::answer::Answer;
-use crate::ask::random_seed;
+use crate::ask::{Ask, Caller, random_seed};
 use crate::failure::Failure;
 use crate::serve::Router;
 
@@ -27,15 +27,23 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// `POST /v1/chat/completions`
-pub(super) async fn chat(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn chat(
+    State(router): State<Arc<Router>>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let wanted = request::chat(&body::read(body, &router.limits).await?)?;
-    complete(&router, Kind::Chat, wanted).await
+    complete(&router, Kind::Chat, wanted, caller).await
 }
 
 /// `POST /v1/completions`
-pub(super) async fn completion(State(router): State<Arc<Router>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn completion(
+    State(router): State<Arc<Router>>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let wanted = request::completion(&body::read(body, &router.limits).await?)?;
-    complete(&router, Kind::Text, wanted).await
+    complete(&router, Kind::Text, wanted, caller).await
 }
 
 /// `GET /v1/models`
@@ -65,9 +73,14 @@ fn model_object(card: &ModelCard) -> Value {
     })
 }
 
-async fn complete(router: &Arc<Router>, kind: Kind, wanted: Wanted) -> Result<Response, ApiError> {
+async fn complete(
+    router: &Arc<Router>,
+    kind: Kind,
+    wanted: Wanted,
+    caller: Caller,
+) -> Result<Response, ApiError> {
     let Wanted { ask, view } = wanted;
-    let mut answer = Answer::start(router, ask).await?;
+    let mut answer = Answer::start(router, Ask { caller, ..ask }).await?;
     let id = format!("{}-{:016x}{:016x}", kind.id_prefix(), random_seed()?, random_seed()?);
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let form = Form::new(kind, view, id, created, &answer);

@@ -1,5 +1,6 @@
 //! A router on real sockets, between real clients and scripted leaders.
 
+mod access;
 mod bad_requests;
 mod failover;
 mod grpc;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::time::Duration;
 
-use galerne_router::{ModelSource, RouterError, RouterOptions, ServerLimits};
+use galerne_router::{Gate, GateOptions, ModelSource, RouterError, RouterOptions, ServerLimits};
 use galerne_types::Fleet;
 use galerne_wire::v1::FinishReason;
 use serde_json::json;
@@ -66,8 +66,12 @@ async fn a_router_that_cannot_serve_says_why() {
     let start = async |models| {
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let options =
-            RouterOptions { models, shutdown_grace: Duration::ZERO, limits: ServerLimits::default() };
+        let options = RouterOptions {
+            models,
+            shutdown_grace: Duration::ZERO,
+            limits: ServerLimits::default(),
+            gate: Gate::open(GateOptions::default(), &[]).unwrap(),
+        };
         let (_fleet, view) = watch::channel(Fleet::default());
         galerne_router::serve(options, view, http, grpc, pending()).await.unwrap_err()
     };

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
-use galerne_router::{ModelSource, RouterError, RouterOptions, ServerLimits};
+use galerne_router::{Gate, GateOptions, ModelSource, RouterError, RouterOptions, ServerLimits};
 use galerne_text::Tokenizer;
 use galerne_types::{
     Epoch, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
@@ -80,22 +80,33 @@ impl Stage {
     }
 
     pub(crate) async fn with_grace(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration) -> Self {
-        Self::build(groups, shutdown_grace, ServerLimits::default()).await
+        Self::build(groups, shutdown_grace, ServerLimits::default(), open()).await
     }
 
     /// A router in front of one leader whose connections may take no more than this.
     pub(crate) async fn limited(leader: &Leader, limits: ServerLimits) -> Self {
-        Self::build(BTreeMap::from([group("g0", 7, &leader.address)]), PATIENCE, limits).await
+        Self::build(BTreeMap::from([group("g0", 7, &leader.address)]), PATIENCE, limits, open()).await
     }
 
-    async fn build(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration, limits: ServerLimits) -> Self {
+    /// A router behind a gate, with one leader.
+    pub(crate) async fn behind(gate: &Arc<Gate>, leader: &Leader) -> Self {
+        let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
+        Self::build(groups, PATIENCE, ServerLimits::default(), gate.clone()).await
+    }
+
+    async fn build(
+        groups: BTreeMap<GroupId, Group>,
+        shutdown_grace: Duration,
+        limits: ServerLimits,
+        gate: Arc<Gate>,
+    ) -> Self {
         let (fleet, view) = watch::channel(Fleet { groups });
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = [&http, &grpc].map(|listener| listener.local_addr().unwrap().to_string());
         let (shutdown, asked) = oneshot::channel::<()>();
         let model = ModelSource { path: BARD.dir.path().to_owned(), name: Some("bard".to_owned()) };
-        let options = RouterOptions { models: vec![model], shutdown_grace, limits };
+        let options = RouterOptions { models: vec![model], shutdown_grace, limits, gate };
         let served = tokio::spawn(galerne_router::serve(options, view, http, grpc, async {
             let _ = asked.await;
         }));
@@ -143,6 +154,11 @@ impl Stage {
     pub(crate) async fn channel(&self) -> Channel {
         Channel::from_shared(format!("http://{}", self.grpc)).unwrap().connect().await.unwrap()
     }
+}
+
+/// A gate that lets everybody in.
+fn open() -> Arc<Gate> {
+    Gate::open(GateOptions::default(), &[]).unwrap()
 }
 
 /// One HTTP/1.1 connection with one request on it.

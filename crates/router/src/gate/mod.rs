@@ -1,0 +1,183 @@
+//! Who may use the faces: API keys from a file, and what each tenant may use.
+//!
+//! Without a key file everybody is the same nameless tenant, without limits; that is the default on loopback only. The
+//! file is read again every [`RELOAD_INTERVAL`], so keys come and go without a restart; one that is broken is not
+//! taken in, and the last good one holds. Quotas are counted by each router on its own: n routers together let
+//! through n times as much.
+
+mod file;
+mod headers;
+mod key;
+mod visit;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, header};
+use galerne_dispatch::Quotas;
+use galerne_types::TenantId;
+
+use file::KeyTable;
+pub use file::{KeyFileError, key_entry};
+pub use key::ApiKey;
+pub(crate) use visit::Caller;
+
+/// How often the key file is looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Who may use the faces, as it was told at start.
+#[derive(Clone, Debug, Default)]
+pub struct GateOptions {
+    /// File of API keys; without it, no key is asked for.
+    pub keys: Option<PathBuf>,
+    /// Serve without keys on addresses that other machines reach.
+    pub no_auth: bool,
+}
+
+/// Why the faces cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The key file is wrong.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// The system gives no random bytes for a key of the process's own.
+    #[error("no random bytes for a key: {0}")]
+    Random(#[from] getrandom::Error),
+    /// Anybody could use it.
+    #[error(
+        "{flag} {address} can be reached from other machines: name a file of API keys with --api-keys (`galerne key \
+         new` makes one), or say --no-auth if everybody there may use it"
+    )]
+    Open {
+        /// The face's flag.
+        flag: &'static str,
+        /// Where it listens.
+        address: SocketAddr,
+    },
+}
+
+/// Asks callers for their keys and counts what they use.
+#[derive(Debug)]
+pub struct Gate {
+    file: Option<PathBuf>,
+    keys: RwLock<Arc<KeyTable>>,
+    quotas: Mutex<Quotas>,
+    began: Instant,
+    own: Option<ApiKey>,
+}
+
+/// A caller showed no key, or a wrong one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stranger {
+    #[error("an API key is needed: send it as `Authorization: Bearer KEY`")]
+    NoKey,
+    #[error("this API key is not valid here")]
+    WrongKey,
+}
+
+impl Gate {
+    /// Reads the keys for faces that listen on `faces`, each with the flag that says so.
+    ///
+    /// # Errors
+    /// When the key file cannot be used, or when there is none and a face is not on loopback.
+    pub fn open(options: GateOptions, faces: &[(&'static str, SocketAddr)]) -> Result<Arc<Self>, GateError> {
+        let GateOptions { keys: file, no_auth } = options;
+        let public = faces.iter().find(|(_, address)| !address.ip().to_canonical().is_loopback());
+        if let (None, false, Some((flag, address))) = (&file, no_auth, public) {
+            return Err(GateError::Open { flag, address: *address });
+        }
+        let own = file.is_some().then(ApiKey::random).transpose()?;
+        let table = file.as_deref().map(KeyTable::read).transpose()?.unwrap_or_default();
+        let mut quotas = Quotas::default();
+        quotas.set(table.quotas(), Duration::ZERO);
+        Ok(Arc::new(Self {
+            file,
+            keys: RwLock::new(Arc::new(table)),
+            quotas: Mutex::new(quotas),
+            began: Instant::now(),
+            own,
+        }))
+    }
+
+    /// A key of this process's own, which holds while it runs; none if no key is asked for.
+    pub fn own_key(&self) -> Option<&ApiKey> {
+        self.own.as_ref()
+    }
+
+    /// Takes the key file in as it is now, if it has changed; returns whether it had. Blocks on the file.
+    ///
+    /// # Errors
+    /// When the file cannot be used; what held before goes on to hold.
+    pub fn reload(&self) -> Result<bool, KeyFileError> {
+        let Some(file) = self.file.as_deref() else { return Ok(false) };
+        let table = KeyTable::read(file)?;
+        if table == **self.keys.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(false);
+        }
+        self.quotas().set(table.quotas(), self.began.elapsed());
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        Ok(true)
+    }
+
+    /// Reloads for ever.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        let Some(file) = self.file.clone() else { return std::future::pending().await };
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(RELOAD_INTERVAL).await;
+            let gate = self.clone();
+            match tokio::task::spawn_blocking(move || gate.reload()).await {
+                Ok(Ok(changed)) => {
+                    if changed {
+                        tracing::info!(file = %file.display(), "API keys were read again");
+                    }
+                    told.clear();
+                }
+                Ok(Err(error)) => warn_once(&mut told, &file, &error),
+                Err(error) => tracing::warn!(%error, "reading the API keys failed"),
+            }
+        }
+    }
+
+    /// Who sends a request with these headers.
+    pub(crate) fn admit(self: &Arc<Self>, headers: &HeaderMap) -> Result<Caller, Stranger> {
+        if self.file.is_none() {
+            return Ok(Caller::default());
+        }
+        let shown = headers.get(header::AUTHORIZATION).ok_or(Stranger::NoKey)?;
+        let key = bearer(shown.as_bytes()).ok_or(Stranger::NoKey)?;
+        if self.own.as_ref().is_some_and(|own| own.is(key)) {
+            return Ok(Caller::default());
+        }
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let tenant = keys.tenant(key).ok_or(Stranger::WrongKey)?;
+        Ok(Caller::new(tenant, self.clone()))
+    }
+
+    /// Tells a tenant in a response's headers how it stands with its quota, if it has one.
+    pub(crate) fn tell(&self, tenant: TenantId, headers: &mut HeaderMap) {
+        let standing = self.quotas().standing(tenant, self.began.elapsed());
+        headers::insert(headers, standing);
+    }
+
+    fn quotas(&self) -> std::sync::MutexGuard<'_, Quotas> {
+        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 7235).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
+}
+
+/// Says what is wrong with the file, once for each thing that is.
+fn warn_once(told: &mut String, file: &Path, error: &KeyFileError) {
+    let sentence = error.to_string();
+    if *told != sentence {
+        tracing::warn!(file = %file.display(), "{sentence}; the keys read before hold on");
+        *told = sentence;
+    }
+}

@@ -1,0 +1,81 @@
+//! One request of a tenant: what it may use, and what it has used.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use galerne_dispatch::{Admission, Exceeded};
+use galerne_types::TenantId;
+
+use super::Gate;
+
+/// Who asks, as the faces found out. Its clones stand for one request, however many answers that asks for: it is
+/// counted when the first of them begins, and settled when the last clone is dropped.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// Whose share of the fleet it takes; 0 for all who need no key.
+    pub(crate) tenant: TenantId,
+    visit: Option<Arc<Visit>>,
+}
+
+struct Visit {
+    gate: Arc<Gate>,
+    tenant: TenantId,
+    admission: Mutex<Option<Admission>>,
+    used_tokens: AtomicU64,
+}
+
+impl Caller {
+    pub(super) fn new(tenant: TenantId, gate: Arc<Gate>) -> Self {
+        let visit = Visit { gate, tenant, admission: Mutex::default(), used_tokens: AtomicU64::new(0) };
+        Self { tenant, visit: Some(Arc::new(visit)) }
+    }
+
+    /// Counts the request, unless it has been.
+    pub(crate) fn begin(&self) -> Result<(), Exceeded> {
+        self.with(|_, _| Ok(()))
+    }
+
+    /// Charges the tokens that an answer may take, before it takes them.
+    pub(crate) fn reserve(&self, tokens: u64) -> Result<(), Exceeded> {
+        self.with(|visit, admission| {
+            visit.gate.quotas().reserve(admission, tokens, visit.gate.began.elapsed())
+        })
+    }
+
+    /// Tells of tokens that were used.
+    pub(crate) fn used(&self, tokens: u64) {
+        if let Some(visit) = &self.visit {
+            visit.used_tokens.fetch_add(tokens, Ordering::Relaxed);
+        }
+    }
+
+    fn with(
+        &self,
+        then: impl FnOnce(&Visit, &mut Admission) -> Result<(), Exceeded>,
+    ) -> Result<(), Exceeded> {
+        let Some(visit) = &self.visit else { return Ok(()) };
+        let mut admission = visit.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let admission = match &mut *admission {
+            Some(admission) => admission,
+            none => none.insert(visit.gate.quotas().begin(visit.tenant, visit.gate.began.elapsed())?),
+        };
+        then(visit, admission)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let admission = self.admission.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(admission) = admission {
+            let used = self.used_tokens.load(Ordering::Relaxed);
+            self.gate.quotas().end(admission, used, self.gate.began.elapsed());
+        }
+    }
+}
+
+impl fmt::Debug for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visit").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,35 @@
+//! Who is let in over HTTP, and what callers are told of their quotas.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use crate::gate::{Gate, Stranger};
+
+/// Lets a request pass if its caller may, with the caller among its extensions.
+pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    let caller = match gate.admit(request.headers()) {
+        Ok(caller) => caller,
+        Err(stranger) => return refuse(stranger),
+    };
+    let tenant = caller.tenant;
+    request.extensions_mut().insert(caller);
+    let mut response = next.run(request).await;
+    gate.tell(tenant, response.headers_mut());
+    response
+}
+
+fn refuse(stranger: Stranger) -> Response {
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), stranger.to_string());
+    let challenge = match stranger {
+        Stranger::NoKey => "Bearer realm=\"galerne\"",
+        Stranger::WrongKey => "Bearer realm=\"galerne\", error=\"invalid_token\"",
+    };
+    let mut response = error.into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
+}
