@@ -25,7 +25,7 @@ pub(crate) fn read(folder: &Path) -> Result<Parts, CheckpointError> {
     let native = at("consolidated.safetensors");
     if single.exists() || index.exists() {
         let config_path = at("config.json");
-        let config = hugging_face::read_config(folder, &config_path)?;
+        let (config, mistral) = hugging_face::read_config(folder, &config_path)?;
         let (sources, headers) = if single.exists() {
             let source = Source::open(&single)?;
             let header = read_header(&source)?;
@@ -33,7 +33,8 @@ pub(crate) fn read(folder: &Path) -> Result<Parts, CheckpointError> {
         } else {
             hugging_face::read_indexed(folder, &index)?
         };
-        Ok(Parts { config, config_path, naming: &HUGGING_FACE, sources, headers, text: text::read(folder)? })
+        let text = text::read(folder, mistral)?;
+        Ok(Parts { config, config_path, naming: &HUGGING_FACE, sources, headers, text })
     } else if native.exists() {
         let config_path = at("params.json");
         let config = native::read_config(&config_path)?;
@@ -45,7 +46,7 @@ pub(crate) fn read(folder: &Path) -> Result<Parts, CheckpointError> {
             naming: &NATIVE,
             sources: vec![source],
             headers,
-            text: text::read(folder)?,
+            text: text::read(folder, true)?,
         })
     } else {
         let problem = "no model in this folder: expected config.json with model.safetensors or \

@@ -34,6 +34,12 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<Option<String>, C
     if !path.exists() {
         return Ok(None);
     }
+    let text = String::from_utf8(read_bytes(path, bytes_max)?);
+    text.map(Some).map_err(|error| CheckpointError::malformed(path, format!("it is not text: {error}")))
+}
+
+/// The whole of a small file.
+pub(crate) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CheckpointError> {
     let mut content = Vec::new();
     open_regular(path)?
         .take(bytes_max + 1)
@@ -43,8 +49,7 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<Option<String>, C
         let problem = format!("it is longer than {bytes_max} bytes, which no such file of a model is");
         return Err(CheckpointError::malformed(path, problem));
     }
-    let text = String::from_utf8(content);
-    text.map(Some).map_err(|error| CheckpointError::malformed(path, format!("it is not text: {error}")))
+    Ok(content)
 }
 
 /// A JSON file with the fields of `T`; `None` if there is none.

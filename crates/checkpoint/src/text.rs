@@ -5,6 +5,9 @@ use std::path::PathBuf;
 pub struct TextAssets {
     /// The tokenizer.
     pub tokenizer: TokenizerAsset,
+    /// A SentencePiece model beside the weights. Where `tokenizer` is [`TokenizerAsset::None`] it is the tokenizer;
+    /// beside a `tokenizer.json` it is the reference for Mistral's own chat formats.
+    pub sentencepiece: Option<SentencePieceFile>,
     /// The default chat template, in Jinja.
     pub chat_template: Option<String>,
     /// The text of the token that starts a sequence.
@@ -17,6 +20,28 @@ pub struct TextAssets {
     pub add_bos: bool,
 }
 
+/// A SentencePiece model that exists; its content is not checked here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentencePieceFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Which of Mistral's chat formats goes with it, where the file's name tells: `tokenizer.model.v3`.
+    pub version: Option<MistralVersion>,
+    /// The checkpoint calls its architecture Mistral's.
+    pub mistral: bool,
+}
+
+/// Mistral's chat formats on SentencePiece vocabularies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MistralVersion {
+    /// Mistral 7B v0.1 and v0.2.
+    V1,
+    /// Control tokens and tools.
+    V2,
+    /// Mistral 7B v0.3: tool calls have ids.
+    V3,
+}
+
 /// Where the tokenizer is.
 #[derive(Clone, Debug)]
 pub enum TokenizerAsset {
@@ -24,7 +49,7 @@ pub enum TokenizerAsset {
     Json(PathBuf),
     /// The vocabulary out of a GGUF file.
     Gguf(GgufVocab),
-    /// The checkpoint has none that is understood: it serves token ids only.
+    /// The checkpoint has neither. Without [`TextAssets::sentencepiece`] too it serves token ids only.
     None,
 }
 

@@ -1,15 +1,19 @@
 //! Conversations, and the format in which a model was taught to read them.
 
+mod mistral;
+mod turns;
+
 use std::fmt;
 use std::str::FromStr;
 
-use galerne_checkpoint::TextAssets;
+use galerne_checkpoint::{MistralVersion, TextAssets};
 use serde_json::{Map, Value};
 
 use crate::error::TextError;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::tools::ToolFormat;
+use mistral::Mistral;
 
 /// A conversation to be continued.
 #[derive(Clone, Debug, Default)]
@@ -71,47 +75,83 @@ impl FromStr for ChatFormatKind {
 
 /// The chat format of one model.
 pub struct ChatFormat {
-    template: ChatTemplate,
+    format: Format,
+}
+
+enum Format {
+    Mistral(Mistral),
+    Jinja(Box<ChatTemplate>),
 }
 
 impl ChatFormat {
     /// The format that the model's files call for, or the one that is `forced`; `None` for a model that has none.
+    ///
+    /// Mistral's own vocabulary calls for Mistral's own format of its version, unless a template beside it is no
+    /// rendering of that: models derived from Mistral's keep its vocabulary and learn other formats. Everything else
+    /// has its template.
     ///
     /// # Errors
     /// [`TextError::Template`] for a template that is not valid Jinja, [`TextError::ChatFormat`] if the forced
     /// format does not go with the model's files.
     pub fn load(
         assets: &TextAssets,
-        _tokenizer: &Tokenizer,
+        tokenizer: &Tokenizer,
         forced: Option<ChatFormatKind>,
     ) -> Result<Option<Self>, TextError> {
-        let template = ChatTemplate::load(assets)?;
-        match (template, forced) {
-            (template, None) => Ok(template.map(|template| Self { template })),
-            (Some(template), Some(ChatFormatKind::Jinja)) => Ok(Some(Self { template })),
-            (None, Some(ChatFormatKind::Jinja)) => {
-                Err(TextError::ChatFormat("jinja is asked for, but the model has no template".into()))
+        let own = |version| Ok(Some(Self { format: Format::Mistral(Mistral::new(version, tokenizer)?) }));
+        let jinja = || {
+            Ok(ChatTemplate::load(assets)?.map(|template| Self { format: Format::Jinja(template.into()) }))
+        };
+        match forced {
+            Some(ChatFormatKind::MistralV1) => own(MistralVersion::V1),
+            Some(ChatFormatKind::MistralV2) => own(MistralVersion::V2),
+            Some(ChatFormatKind::MistralV3) => own(MistralVersion::V3),
+            Some(ChatFormatKind::Jinja) if assets.chat_template.is_none() => {
+                Err(TextError::ChatFormat("jinja needs a chat template, which the model has not".to_owned()))
             }
-            (_, Some(other)) => Err(TextError::ChatFormat(format!("{other} is not available"))),
+            Some(ChatFormatKind::Jinja) => jinja(),
+            None => match (tokenizer.mistral(), &assets.chat_template) {
+                (Some(version), None) => own(version),
+                (Some(version), Some(template)) if renders_mistrals(template) => own(version),
+                _ => jinja(),
+            },
         }
     }
 
     /// Which format it is.
     pub fn kind(&self) -> ChatFormatKind {
-        ChatFormatKind::Jinja
+        match &self.format {
+            Format::Jinja(_) => ChatFormatKind::Jinja,
+            Format::Mistral(mistral) => match mistral.version {
+                MistralVersion::V1 => ChatFormatKind::MistralV1,
+                MistralVersion::V2 => ChatFormatKind::MistralV2,
+                MistralVersion::V3 => ChatFormatKind::MistralV3,
+            },
+        }
     }
 
     /// Ids of the prompt that `chat` makes, complete with BOS.
     ///
     /// # Errors
     /// [`TextError::Refused`], [`TextError::Render`] and [`TextError::Endless`] from a template,
-    /// [`TextError::Conversation`] for a conversation that a format of Mistral's cannot express.
+    /// [`TextError::Conversation`] and [`TextError::Tools`] for what a format of Mistral's cannot express.
     pub fn encode(&self, tokenizer: &Tokenizer, chat: &Chat) -> Result<Vec<u32>, TextError> {
-        tokenizer.encode(&self.template.render_chat(chat)?, false)
+        match &self.format {
+            Format::Mistral(mistral) => mistral.encode(tokenizer, chat),
+            Format::Jinja(template) => tokenizer.encode(&template.render_chat(chat)?, false),
+        }
     }
 
     /// How the model writes calls of tools; `None` if it was not taught to.
     pub fn tool_format(&self) -> Option<ToolFormat> {
-        None
+        match &self.format {
+            Format::Mistral(mistral) => mistral.tool_calls().map(ToolFormat::mistral),
+            Format::Jinja(_) => None,
+        }
     }
+}
+
+/// Whether a template writes `[INST]` as Mistral's formats do; Llama 2 has it too, with a mark of its own inside.
+fn renders_mistrals(template: &str) -> bool {
+    template.contains("[INST]") && !template.contains("<<SYS>>")
 }

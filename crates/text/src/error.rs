@@ -1,11 +1,13 @@
 use std::path::PathBuf;
 
+use galerne_checkpoint::CheckpointError;
+
 /// What can go wrong between text and token ids. No message quotes a prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// The checkpoint has neither a `tokenizer.json` nor a vocabulary of its own.
+    /// The checkpoint has no `tokenizer.json`, no SentencePiece model and no vocabulary of its own.
     #[error(
-        "the model has no tokenizer: put its tokenizer.json beside the weights, or use a GGUF file that has one"
+        "the model has no tokenizer: put its tokenizer.json or tokenizer.model beside the weights, or use a GGUF file that has one"
     )]
     NoTokenizer,
     /// A `tokenizer.json` that cannot be read.
@@ -24,8 +26,11 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A GGUF vocabulary that contradicts itself or is of a kind unknown here.
-    #[error("the tokenizer in the GGUF file cannot be used: {0}")]
+    /// A SentencePiece model that cannot be used.
+    #[error(transparent)]
+    SentencePiece(#[from] CheckpointError),
+    /// A vocabulary that contradicts itself or is of a kind unknown here.
+    #[error("the model's vocabulary cannot be used: {0}")]
     Vocabulary(String),
     /// Text that the tokenizer refuses.
     #[error("the text cannot be tokenized: {0}")]

@@ -20,6 +20,7 @@ mod chat;
 mod detokenizer;
 mod error;
 mod hugging_face;
+mod python_json;
 mod sentencepiece;
 mod stop;
 mod template;

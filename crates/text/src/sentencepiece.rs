@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use galerne_checkpoint::GgufVocab;
+use galerne_checkpoint::{GgufVocab, SentencePieceModel};
 
 use crate::error::TextError;
 use crate::vocabulary::Vocabulary;
@@ -15,13 +15,35 @@ const SPACE: &str = "\u{2581}";
 const TEXT_BYTES_MAX: usize = u32::MAX as usize / 3 - 1;
 const NONE: u32 = u32::MAX;
 
-/// `tokenizer.ggml.token_type`.
+/// Kinds of pieces, numbered alike in SentencePiece's own files and in GGUF.
 mod kind {
     pub(super) const NORMAL: i32 = 1;
     pub(super) const UNKNOWN: i32 = 2;
     pub(super) const CONTROL: i32 = 3;
     pub(super) const USER_DEFINED: i32 = 4;
     pub(super) const BYTE: i32 = 6;
+}
+
+/// A vocabulary as its file has it: pieces by id, with their scores and kinds.
+#[derive(Clone, Copy)]
+pub(crate) struct Pieces<'a> {
+    tokens: &'a [String],
+    scores: &'a [f32],
+    types: &'a [i32],
+    space_prefix: bool,
+}
+
+impl<'a> From<&'a GgufVocab> for Pieces<'a> {
+    fn from(GgufVocab { tokens, scores, types, add_space_prefix, .. }: &'a GgufVocab) -> Self {
+        Self { tokens, scores, types, space_prefix: *add_space_prefix }
+    }
+}
+
+impl<'a> From<&'a SentencePieceModel> for Pieces<'a> {
+    fn from(model: &'a SentencePieceModel) -> Self {
+        let SentencePieceModel { tokens, scores, types, add_space_prefix, .. } = model;
+        Self { tokens, scores, types, space_prefix: *add_space_prefix }
+    }
 }
 
 /// Encoder of one vocabulary.
@@ -38,17 +60,17 @@ pub(crate) struct SentencePiece {
 }
 
 impl SentencePiece {
-    pub(crate) fn new(gguf: &GgufVocab) -> Result<Self, TextError> {
-        if gguf.scores.len() != gguf.tokens.len() || gguf.scores.iter().any(|s| s.is_nan()) {
+    pub(crate) fn new(from: Pieces<'_>) -> Result<Self, TextError> {
+        if from.scores.len() != from.tokens.len() || from.scores.iter().any(|s| s.is_nan()) {
             return Err(TextError::Vocabulary(
-                "a vocabulary of model `llama` needs one score for each token".into(),
+                "a SentencePiece vocabulary needs one score for each token".into(),
             ));
         }
         let mut pieces = HashMap::<Box<str>, _>::new();
         let mut byte_ids = [NONE; 256];
         let (mut control, mut user_defined) = (Vec::new(), Vec::new());
-        for ((id, token), &score) in (0u32..).zip(&gguf.tokens).zip(&gguf.scores) {
-            match kind_of(gguf, id) {
+        for ((id, token), &score) in (0u32..).zip(from.tokens).zip(from.scores) {
+            match from.kind(id) {
                 kind::NORMAL => {
                     pieces.entry(token.as_str().into()).or_insert((id, urgency(score)));
                 }
@@ -77,7 +99,7 @@ impl SentencePiece {
             byte_ids,
             control: Spellings::new(control)?,
             user_defined: Spellings::new(user_defined)?,
-            space_prefix: gguf.add_space_prefix,
+            space_prefix: from.space_prefix,
         })
     }
 
@@ -153,17 +175,23 @@ impl SentencePiece {
     }
 }
 
-/// Bytes of every token of such a vocabulary.
-pub(crate) fn vocabulary(gguf: &GgufVocab) -> Vocabulary {
-    let mut vocabulary = Vocabulary::new(gguf.add_space_prefix);
-    for (id, token) in (0u32..).zip(&gguf.tokens) {
-        match kind_of(gguf, id) {
-            kind::CONTROL | kind::UNKNOWN => vocabulary.push(token.as_bytes(), true),
-            kind::BYTE => vocabulary.push(&token_bytes(token), false),
-            _ => vocabulary.push(token.replace(SPACE, " ").as_bytes(), false),
-        }
+impl Pieces<'_> {
+    fn kind(&self, id: u32) -> i32 {
+        self.types.get(id as usize).copied().unwrap_or(kind::NORMAL)
     }
-    vocabulary
+
+    /// Bytes of every token.
+    pub(crate) fn vocabulary(&self) -> Vocabulary {
+        let mut vocabulary = Vocabulary::new(self.space_prefix);
+        for (id, token) in (0u32..).zip(self.tokens) {
+            match self.kind(id) {
+                kind::CONTROL | kind::UNKNOWN => vocabulary.push(token.as_bytes(), true),
+                kind::BYTE => vocabulary.push(&token_bytes(token), false),
+                _ => vocabulary.push(token.replace(SPACE, " ").as_bytes(), false),
+            }
+        }
+        vocabulary
+    }
 }
 
 /// Bytes of a piece: `<0xXX>` is a byte, `▁` a space, everything else itself.
@@ -174,10 +202,6 @@ pub(crate) fn token_bytes(token: &str) -> Vec<u8> {
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-fn kind_of(gguf: &GgufVocab, id: u32) -> i32 {
-    gguf.types.get(id as usize).copied().unwrap_or(kind::NORMAL)
 }
 
 /// Maps scores to integers of the same order.

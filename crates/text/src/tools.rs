@@ -43,6 +43,10 @@ pub enum Part {
 }
 
 impl ToolFormat {
+    pub(crate) fn mistral(tool_calls: u32) -> Self {
+        Self { markers: vec![tool_calls] }
+    }
+
     /// Special tokens that mark a call: the detokenizer must spell them out though it leaves out special tokens.
     pub fn markers(&self) -> &[u32] {
         &self.markers

@@ -34,6 +34,24 @@ impl Vocabulary {
         &self.bytes[start..end]
     }
 
+    pub(crate) fn first_space_is_silent(&self) -> bool {
+        self.first_space_is_silent
+    }
+
+    /// The special token that is spelled `text`.
+    pub(crate) fn special(&self, text: &str) -> Option<u32> {
+        (0..)
+            .zip(&self.special)
+            .find(|&(id, &special)| special && self.bytes(id) == text.as_bytes())
+            .map(|(id, _)| id)
+    }
+
+    /// Whether `other` has the same tokens, and maybe more behind them.
+    pub(crate) fn begins(&self, other: &Self) -> bool {
+        self.ends == other.ends[..self.ends.len().min(other.ends.len())]
+            && other.bytes.starts_with(&self.bytes)
+    }
+
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }

@@ -92,8 +92,9 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<usi
     Option::deserialize(deserializer).map(Some)
 }
 
-/// Reads `config.json` (and `generation_config.json` for further end tokens).
-pub(super) fn read_config(folder: &Path, path: &Path) -> Result<Config, CheckpointError> {
+/// Reads `config.json` (and `generation_config.json` for further end tokens), and tells whether the model is
+/// Mistral's.
+pub(super) fn read_config(folder: &Path, path: &Path) -> Result<(Config, bool), CheckpointError> {
     let Some(fields) = read_json::<Fields>(path, CONFIG_BYTES_MAX)? else {
         return Err(CheckpointError::malformed(path, "missing, though the folder has the model's tensors"));
     };
@@ -105,7 +106,7 @@ pub(super) fn read_config(folder: &Path, path: &Path) -> Result<Config, Checkpoi
     let (hidden, heads) = (fields.hidden_size, fields.num_attention_heads);
     let kv_heads_default = if mistral { MISTRAL_KV_HEADS_DEFAULT } else { heads };
     let theta = fields.rope_parameters.and_then(|rope| rope.rope_theta).or(fields.rope_theta);
-    Ok(Config {
+    let config = Config {
         layers: fields.num_hidden_layers,
         hidden,
         heads,
@@ -120,7 +121,8 @@ pub(super) fn read_config(folder: &Path, path: &Path) -> Result<Config, Checkpoi
         tied: fields.tie_word_embeddings,
         bos: fields.bos_token_id,
         eos: eos.into_iter().collect(),
-    })
+    };
+    Ok((config, mistral))
 }
 
 fn refuse_unsupported(fields: &Fields, path: &Path) -> Result<(), CheckpointError> {

@@ -1,10 +1,10 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::error::CheckpointError;
-use crate::source::{read_json, read_text};
-use crate::text::{TextAssets, TokenizerAsset};
+use crate::source::{io_error, read_json, read_text};
+use crate::text::{MistralVersion, SentencePieceFile, TextAssets, TokenizerAsset};
 
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
 /// It repeats every added token, which may be thousands.
@@ -64,8 +64,8 @@ impl TokenText {
     }
 }
 
-/// What a folder says about text. A template in a file of its own wins, as in the reference implementation.
-pub(super) fn read(folder: &Path) -> Result<TextAssets, CheckpointError> {
+/// What a folder says about text; `mistral` if its configuration says that the model is Mistral's. A template in a file of its own wins, as in the reference implementation.
+pub(super) fn read(folder: &Path, mistral: bool) -> Result<TextAssets, CheckpointError> {
     let config = folder.join("tokenizer_config.json");
     let config: TokenizerConfig = read_json(&config, TOKENIZER_CONFIG_BYTES_MAX)?.unwrap_or_default();
     let mut chat_template = read_text(&folder.join("chat_template.jinja"), TEMPLATE_BYTES_MAX)?;
@@ -77,9 +77,31 @@ pub(super) fn read(folder: &Path) -> Result<TextAssets, CheckpointError> {
     let tokenizer = folder.join("tokenizer.json");
     Ok(TextAssets {
         tokenizer: if tokenizer.is_file() { TokenizerAsset::Json(tokenizer) } else { TokenizerAsset::None },
+        sentencepiece: find_sentencepiece(folder, mistral)?,
         chat_template,
         bos_token: config.bos_token.map(TokenText::into_text),
         eos_token: config.eos_token.map(TokenText::into_text),
         add_bos: config.add_bos_token.unwrap_or(false),
     })
+}
+
+/// Mistral publishes `tokenizer.model` with or without its version behind it, and mistral-common ships them as
+/// `mistral_instruct_tokenizer_DATE.model.v3`. A name with a version says more than one without, and the later
+/// version is the model's.
+fn find_sentencepiece(folder: &Path, mistral: bool) -> Result<Option<SentencePieceFile>, CheckpointError> {
+    const VERSIONS: [(&str, MistralVersion); 3] = [
+        (".model.v1", MistralVersion::V1),
+        (".model.v2", MistralVersion::V2),
+        (".model.v3", MistralVersion::V3),
+    ];
+    let mut best: Option<(Option<MistralVersion>, PathBuf)> = None;
+    for entry in std::fs::read_dir(folder).map_err(|source| io_error(folder, "list it", source))? {
+        let path = entry.map_err(|source| io_error(folder, "list it", source))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let version = VERSIONS.iter().find(|(suffix, _)| name.ends_with(suffix)).map(|&(_, version)| version);
+        if (version.is_some() || name == "tokenizer.model") && path.is_file() {
+            best = best.max(Some((version, path)));
+        }
+    }
+    Ok(best.map(|(version, path)| SentencePieceFile { path, version, mistral }))
 }

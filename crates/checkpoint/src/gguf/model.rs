@@ -90,7 +90,14 @@ pub(super) fn text(metadata: &Metadata, config: &Config) -> Result<TextAssets, C
     let tokens = metadata.texts("tokenizer.ggml.tokens")?;
     let Some(model) = metadata.text("tokenizer.ggml.model")?.filter(|_| !tokens.is_empty()) else {
         let tokenizer = TokenizerAsset::None;
-        return Ok(TextAssets { tokenizer, chat_template, bos_token: None, eos_token: None, add_bos: false });
+        return Ok(TextAssets {
+            tokenizer,
+            sentencepiece: None,
+            chat_template,
+            bos_token: None,
+            eos_token: None,
+            add_bos: false,
+        });
     };
     let sentencepiece = model == "llama";
     let vocab = GgufVocab {
@@ -131,5 +138,6 @@ pub(super) fn text(metadata: &Metadata, config: &Config) -> Result<TextAssets, C
         eos_token: text(vocab.eos),
         add_bos: metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(sentencepiece),
         tokenizer: TokenizerAsset::Gguf(vocab),
+        sentencepiece: None,
     })
 }

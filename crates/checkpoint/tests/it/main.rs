@@ -5,5 +5,6 @@ mod formats;
 mod golden;
 mod refusals_folder;
 mod refusals_gguf;
+mod sentencepiece;
 mod support;
 mod text;

@@ -1,11 +1,9 @@
 //! What Python's standard library does for Jinja templates, to the letter.
 
-use std::io::{self, Write};
-
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
-use serde::Serialize;
-use serde_json::ser::Formatter;
+
+use crate::python_json::PythonJson;
 
 /// The filter `tojson` of transformers: `json.dumps(value, ensure_ascii, indent, separators, sort_keys)`.
 pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
@@ -26,123 +24,7 @@ pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> 
     if sort_keys {
         json.sort_all_objects();
     }
-    let style = PythonJson { separators, indent, ascii, depth: 0, empty: true };
-    let mut text = Vec::new();
-    json.serialize(&mut serde_json::Serializer::with_formatter(&mut text, style)).map_err(bad)?;
-    String::from_utf8(text).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
-}
-
-/// Python's `json.dumps`.
-struct PythonJson {
-    /// Between items, and between a key and its value.
-    separators: (String, String),
-    indent: Option<usize>,
-    ascii: bool,
-    depth: usize,
-    /// Nothing was written yet into the innermost container.
-    empty: bool,
-}
-
-impl PythonJson {
-    fn new_line<W: ?Sized + Write>(&self, out: &mut W) -> io::Result<()> {
-        match self.indent {
-            Some(indent) => write!(out, "\n{:width$}", "", width = indent * self.depth),
-            None => Ok(()),
-        }
-    }
-
-    fn open<W: ?Sized + Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        out.write_all(bracket)
-    }
-
-    fn item<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if !first {
-            out.write_all(self.separators.0.as_bytes())?;
-        }
-        self.new_line(out)
-    }
-
-    fn close<W: ?Sized + Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !self.empty {
-            self.new_line(out)?;
-        }
-        self.empty = false;
-        out.write_all(bracket)
-    }
-}
-
-impl Formatter for PythonJson {
-    fn write_f64<W: ?Sized + Write>(&mut self, out: &mut W, value: f64) -> io::Result<()> {
-        out.write_all(repr(value).as_bytes())
-    }
-
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
-        if !self.ascii {
-            return out.write_all(text.as_bytes());
-        }
-        for unit in text.encode_utf16() {
-            match u8::try_from(unit) {
-                Ok(printable @ b' '..=b'~') => out.write_all(&[printable])?,
-                _ => write!(out, "\\u{unit:04x}")?,
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.open(out, b"[")
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.close(out, b"]")
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.item(out, first)
-    }
-
-    fn end_array_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        self.empty = false;
-        Ok(())
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.open(out, b"{")
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.close(out, b"}")
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.item(out, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(self.separators.1.as_bytes())
-    }
-
-    fn end_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        self.empty = false;
-        Ok(())
-    }
-}
-
-/// Python's `repr` of a float: the shortest digits that read back, in scientific notation below 1e-4 and from
-/// 1e16 on.
-fn repr(value: f64) -> String {
-    let scientific = format!("{value:e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
-    match exponent.parse::<i32>() {
-        Ok(exponent) if !(-4..16).contains(&exponent) => {
-            let sign = if exponent < 0 { '-' } else { '+' };
-            format!("{digits}e{sign}{:02}", exponent.abs())
-        }
-        _ => format!("{value:?}"),
-    }
+    PythonJson::new(separators, indent, ascii).write(&json).map_err(bad)
 }
 
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -227,23 +109,5 @@ mod tests {
             strftime(format, 4_102_444_800 + 43_200),
             "01 Jan 2100|Friday Fri January|00-01-01 12:00:00|12 PM|%|%q"
         );
-    }
-
-    #[test]
-    fn floats_are_those_of_python() {
-        let cases = [
-            (1.0, "1.0"),
-            (0.1, "0.1"),
-            (-2.5, "-2.5"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
-            (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"),
-            (1.5e-7, "1.5e-07"),
-            (1e100, "1e+100"),
-        ];
-        for (value, expected) in cases {
-            assert_eq!(repr(value), expected);
-        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use galerne_checkpoint::{Checkpoint, GgufVocab, TextAssets, TokenizerAsset};
+use galerne_checkpoint::{
+    Checkpoint, GgufVocab, MistralVersion, SentencePieceFile, SentencePieceModel, TextAssets, TokenizerAsset,
+};
 use galerne_text::Tokenizer;
 use serde_json::Value;
 
@@ -32,7 +34,14 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
 }
 
 pub(crate) fn assets(tokenizer: TokenizerAsset) -> TextAssets {
-    TextAssets { tokenizer, chat_template: None, bos_token: None, eos_token: None, add_bos: true }
+    TextAssets {
+        tokenizer,
+        sentencepiece: None,
+        chat_template: None,
+        bos_token: None,
+        eos_token: None,
+        add_bos: true,
+    }
 }
 
 /// Byte-level BPE of 1,024 tokens, in a `tokenizer.json`.
@@ -56,65 +65,41 @@ pub(crate) fn demo() -> TextAssets {
     Checkpoint::open(&path).expect("the demo model").text().clone()
 }
 
-/// Mistral's SentencePiece model `version` (v1, v2, v3), as llama.cpp writes it into a GGUF file.
+/// Mistral's SentencePiece model `version` (v1, v2, v3), from its own file, under a name that tells the version.
 pub(crate) fn mistral(version: &str) -> Tokenizer {
-    Tokenizer::load(&assets(TokenizerAsset::Gguf(mistral_vocab(version))))
-        .expect("a SentencePiece vocabulary")
+    Tokenizer::load(&mistral_assets(version)).expect("a SentencePiece model")
 }
 
+pub(crate) fn mistral_assets(version: &str) -> TextAssets {
+    let file = SentencePieceFile {
+        path: model_path(version),
+        version: Some(match version {
+            "v1" => MistralVersion::V1,
+            "v2" => MistralVersion::V2,
+            _ => MistralVersion::V3,
+        }),
+        mistral: true,
+    };
+    TextAssets { sentencepiece: Some(file), ..assets(TokenizerAsset::None) }
+}
+
+pub(crate) fn model_path(version: &str) -> PathBuf {
+    Path::new(CRATE).join("tests/golden").join(format!("{version}.model"))
+}
+
+/// The same vocabulary as llama.cpp writes it into a GGUF file.
 pub(crate) fn mistral_vocab(version: &str) -> GgufVocab {
-    let path = Path::new(CRATE).join("tests/golden").join(format!("{version}.model"));
-    let file = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let (mut tokens, mut scores, mut types) = (Vec::new(), Vec::new(), Vec::new());
-    for (_, piece) in fields(&file).into_iter().filter(|&(number, _)| number == 1) {
-        let (mut token, mut score, mut kind) = (String::new(), 0.0, 1);
-        for (number, value) in fields(piece) {
-            match number {
-                1 => token = String::from_utf8(value.to_vec()).expect("UTF-8"),
-                2 => score = f32::from_le_bytes(value.try_into().expect("four bytes")),
-                3 => kind = i32::from(value[0]),
-                _ => {}
-            }
-        }
-        tokens.push(token);
-        scores.push(score);
-        types.push(kind);
-    }
+    let model = SentencePieceModel::read(&model_path(version)).expect("a SentencePiece model");
     GgufVocab {
         model: "llama".into(),
         pre: None,
-        tokens,
-        types,
+        tokens: model.tokens,
+        types: model.types,
         merges: Vec::new(),
-        scores,
-        bos: Some(1),
-        eos: Some(2),
+        scores: model.scores,
+        bos: model.bos,
+        eos: model.eos,
         unk: Some(0),
-        add_space_prefix: true,
+        add_space_prefix: model.add_space_prefix,
     }
-}
-
-/// The fields of a protobuf message: their numbers, and their bytes as they stand.
-fn fields(mut message: &[u8]) -> Vec<(u64, &[u8])> {
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let end = bytes.iter().position(|b| b & 0x80 == 0).expect("a varint ends") + 1;
-        let (number, rest) = bytes.split_at(end);
-        *bytes = rest;
-        number.iter().rev().fold(0, |value, b| value << 7 | u64::from(b & 0x7f))
-    }
-    let mut fields = Vec::new();
-    while !message.is_empty() {
-        let key = varint(&mut message);
-        let length = match key & 7 {
-            0 => message.iter().position(|b| b & 0x80 == 0).expect("a varint ends") + 1,
-            1 => 8,
-            2 => usize::try_from(varint(&mut message)).expect("a length"),
-            5 => 4,
-            other => panic!("wire type {other}"),
-        };
-        let (value, rest) = message.split_at(length);
-        fields.push((key >> 3, value));
-        message = rest;
-    }
-    fields
 }

@@ -45,15 +45,17 @@ fn byte_level_bpe_from_gguf_reads_as_in_hugging_face() {
 }
 
 #[test]
-fn sentencepiece_bpe_from_gguf_reads_as_in_mistral_common() {
+fn sentencepiece_bpe_reads_as_in_mistral_common() {
     let cases = golden("mistral_tokens.json");
     for version in ["v1", "v2", "v3"] {
-        let tokenizer = mistral(version);
-        for case in cases.as_array().expect("cases") {
-            let text = case["text"].as_str().expect("text");
-            let expected = ids(&case[version]);
-            assert_eq!(tokenizer.encode_plain(text).expect(text), expected, "{version} {text:?}");
-            assert_eq!(tokenizer.decode(&expected, true), case["decoded"], "{version} {text:?}");
+        let gguf = Tokenizer::load(&assets(TokenizerAsset::Gguf(mistral_vocab(version)))).expect(version);
+        for tokenizer in [mistral(version), gguf] {
+            for case in cases.as_array().expect("cases") {
+                let text = case["text"].as_str().expect("text");
+                let expected = ids(&case[version]);
+                assert_eq!(tokenizer.encode_plain(text).expect(text), expected, "{version} {text:?}");
+                assert_eq!(tokenizer.decode(&expected, true), case["decoded"], "{version} {text:?}");
+            }
         }
     }
 }
