@@ -6,3 +6,4 @@ mod loss;
 mod process;
 mod serve;
 mod setup;
+mod traces;

@@ -11,6 +11,7 @@ use galerne_wire::{show_secret, v1};
 use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status, Streaming};
+use tracing::{Instrument as _, Span};
 
 use crate::ask::{Ask, Caller, Options, Prompt};
 use crate::failure::Failure;
@@ -19,6 +20,7 @@ use crate::limits::{ATTEMPTS_MAX, FIRST_TOKEN_S_MAX, NEXT_TOKEN_S_MAX};
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
+use crate::trace;
 
 /// An answer under way. Dropping it cancels the request at its leader and gives the place there back.
 pub(crate) struct Answer {
@@ -50,6 +52,8 @@ struct Run {
     events: Streaming<v1::RunEvent>,
     /// The first event, which was awaited before the leader was believed in.
     first: Option<Event>,
+    /// Ends with it.
+    _span: Span,
 }
 
 /// What one event adds to an answer.
@@ -82,9 +86,10 @@ impl Answer {
         caller.begin()?;
         let mut meter = Meter::new(model.metrics.clone());
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());
+        let span = meter.span();
         let begun = async {
             let progress = Progress::new(router, model, prompt, &options, &caller).await?;
-            let run = progress.open().await?;
+            let run = progress.open().instrument(span).await?;
             Ok((progress, run))
         };
         let begun = tokio::select! {
@@ -246,12 +251,13 @@ impl Run {
         if let Err(status) = show_secret(&mut request, &place.secret) {
             return Err((Trouble::of(&status), place));
         }
+        let span = trace::call(&mut request, &place);
         let events = match timeout(FIRST_TOKEN_S_MAX, place.leader.run(request)).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err((Trouble::of(&status), place)),
             Err(_) => return Err((Trouble::silent(FIRST_TOKEN_S_MAX), place)),
         };
-        let mut run = Self { place, events, first: None };
+        let mut run = Self { place, events, first: None, _span: span };
         match run.next(FIRST_TOKEN_S_MAX).await {
             Ok(first) => {
                 run.first = Some(first);

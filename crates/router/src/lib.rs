@@ -27,6 +27,7 @@ mod model;
 mod serve;
 mod server;
 mod standing;
+mod trace;
 
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
 pub use model::ModelSource;

@@ -1,6 +1,7 @@
 //! Metrics, under the names that dashboards for vLLM expect, and some of our own.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use galerne_types::FinishReason;
@@ -10,8 +11,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tracing::Span;
 
 use crate::groups::{Groups, Listed};
+use crate::trace::AnswerSpan;
 
 /// Buckets of vLLM's histograms, in seconds.
 const FIRST_TOKEN_S: [f64; 22] = [
@@ -112,6 +115,7 @@ impl Metrics {
         let retry =
             |reason| self.retries.get_or_create_owned(&RetryLabels { model_name: name.to_owned(), reason });
         ModelMetrics {
+            model_name: name.into(),
             prompt_tokens: self.prompt_tokens.get_or_create_owned(&labels),
             generation_tokens: self.generation_tokens.get_or_create_owned(&labels),
             first_token: self.first_token.get_or_create_owned(&labels),
@@ -146,6 +150,7 @@ impl Metrics {
 /// Handles to one model's metrics.
 #[derive(Clone)]
 pub(crate) struct ModelMetrics {
+    model_name: Arc<str>,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     first_token: Histogram,
@@ -166,29 +171,44 @@ pub(crate) struct Meter {
     metrics: ModelMetrics,
     began: Instant,
     last_token: Option<Instant>,
+    tokens: u64,
     ended: bool,
+    span: AnswerSpan,
 }
 
 impl Meter {
     pub(crate) fn new(metrics: ModelMetrics) -> Self {
-        Self { metrics, began: Instant::now(), last_token: None, ended: false }
+        let span = AnswerSpan::begin(&metrics.model_name);
+        Self { metrics, began: Instant::now(), last_token: None, tokens: 0, ended: false, span }
+    }
+
+    /// The answer's span, or none.
+    pub(crate) fn span(&self) -> Span {
+        self.span.own()
     }
 
     pub(crate) fn prompt(&self, tokens: usize) {
         self.metrics.prompt_tokens.inc_by(tokens as u64);
+        self.span.prompt(tokens);
     }
 
     pub(crate) fn token(&mut self) {
         let now = Instant::now();
         match self.last_token.replace(now) {
-            None => self.metrics.first_token.observe((now - self.began).as_secs_f64()),
+            None => {
+                let after_s = (now - self.began).as_secs_f64();
+                self.metrics.first_token.observe(after_s);
+                self.span.first_token(after_s);
+            }
             Some(last) => self.metrics.next_token.observe((now - last).as_secs_f64()),
         }
+        self.tokens += 1;
         self.metrics.generation_tokens.inc();
     }
 
     pub(crate) fn end(&mut self, reason: FinishReason) {
         self.ended = true;
+        self.span.end(reason, self.tokens);
         self.metrics.answer.observe(self.began.elapsed().as_secs_f64());
         match reason {
             FinishReason::Stop => self.metrics.stop.inc(),

@@ -19,7 +19,7 @@ use crate::limits::FLUSH_MS_MAX;
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
 use crate::server::ServerLimits;
-use crate::{grpc, http, standing};
+use crate::{grpc, http, standing, trace};
 
 /// What a router is told at start.
 #[derive(Clone, Debug)]
@@ -161,8 +161,9 @@ impl Router {
     pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
         let broken = || Failure::Engine("the prompt could not be tokenized".to_owned());
         let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
-        let model = model.clone();
+        let (model, span) = (model.clone(), trace::tokenize());
         let tokens = tokio::task::spawn_blocking(move || {
+            let _span = span;
             let _permit = permit; // held to the end, even when the client has left meanwhile
             prompt.into_tokens(&model)
         });

@@ -90,6 +90,11 @@ pub fn traceparent(span: &Span) -> Option<String> {
     fields.remove("traceparent")
 }
 
+/// A count as spans carry it: OTLP knows signed numbers only, and others would become text.
+pub fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Context> {
     let mut fields = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
     let tracestate = tracestate.filter(|state| state.len() <= TRACESTATE_BYTES_MAX).unwrap_or_default();

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::limits::ServerLimits;
 use self::places::{Place, Places};
 use self::refusal::refuse;
+use crate::trace;
 
 /// Time before the next try to accept a connection when the system had no room for it.
 const ACCEPT_RETRY_MS: Duration = Duration::from_millis(50);
@@ -65,6 +67,7 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let places = Places::new(&limits);
+    let routes = routes.layer(from_fn(trace::serve));
     let face = Arc::new(Face { protocol, limits, routes, stop });
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::compute::Phase;
 use super::error::EpochError;
 use super::setup::Setup;
+use super::trace;
 
 /// How long the ranks may take to meet, once all hold their weights.
 const MEET_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,6 +65,7 @@ impl Engagement {
         rank.step(&self.warm_up(), &mut |_| None).map_err(EpochError::Step)?;
         self.phase.send_replace(Phase::Ready);
         while let Some(step) = self.steps.blocking_recv() {
+            let _span = trace::step(&step, self.rank);
             let sampled = rank.step(&step, &mut |_| None).map_err(EpochError::Step)?;
             if self.answers.blocking_send(Ok(sampled)).is_err() {
                 break;

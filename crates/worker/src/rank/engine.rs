@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::door::Door;
 use super::streams::{self, RunItem, StreamSender, lost};
+use super::trace::Traced;
 
 /// Calls that wait for the leader's loop before more are refused.
 pub(crate) const CALLS_MAX: usize = 256;
@@ -66,11 +67,16 @@ impl v1::engine_server::Engine for EngineService {
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let inbox = self.enter(&request, request.get_ref().epoch)?;
+        let traced = Traced::begin(request.metadata(), inbox.epoch);
         let request = request.into_inner();
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let request =
+        let mut request =
             request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (stream, events) = streams::stream();
+        let (mut stream, events) = streams::stream();
+        if let Some(traced) = traced {
+            traced.mark(&mut request);
+            stream.trace(traced);
+        }
         let (verdict, judged) = oneshot::channel();
         inbox.calls.try_send(Call { request, stream, verdict }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => refused(&Refusal::Overloaded { waiting: CALLS_MAX }),

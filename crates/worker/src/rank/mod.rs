@@ -14,6 +14,7 @@ mod process;
 mod setup;
 mod stats;
 mod streams;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,6 +9,8 @@ use galerne_wire::v1;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::trace::Traced;
+
 /// One item of a stream.
 pub(crate) type RunItem = Result<v1::RunEvent, Status>;
 
@@ -17,7 +19,8 @@ pub(crate) fn stream() -> (StreamSender, mpsc::Receiver<RunItem>) {
     // One place more than a reader may leave unread: its last word always fits.
     let (events, receiver) = mpsc::channel(STREAM_EVENTS_MAX + 1);
     let last_word = events.clone().try_reserve_owned();
-    (StreamSender { events, last_word: last_word.expect("a new channel has room") }, receiver)
+    let last_word = last_word.expect("a new channel has room");
+    (StreamSender { events, last_word, traced: None }, receiver)
 }
 
 /// Where a stream's events go.
@@ -25,6 +28,26 @@ pub(crate) fn stream() -> (StreamSender, mpsc::Receiver<RunItem>) {
 pub(crate) struct StreamSender {
     events: mpsc::Sender<RunItem>,
     last_word: mpsc::OwnedPermit<RunItem>,
+    /// The spans of its request, if that is traced.
+    traced: Option<Box<Traced>>,
+}
+
+impl StreamSender {
+    /// The stream's request is traced.
+    pub(crate) fn trace(&mut self, traced: Box<Traced>) {
+        self.traced = Some(traced);
+    }
+
+    fn end(mut self, last_word: RunItem) {
+        if let Some(traced) = &mut self.traced {
+            let reason = last_word.as_ref().ok().and_then(|event| match event.event {
+                Some(v1::run_event::Event::Finished(reason)) => v1::FinishReason::try_from(reason).ok(),
+                _ => None,
+            });
+            traced.end(reason.and_then(v1::FinishReason::into_type));
+        }
+        self.last_word.send(last_word);
+    }
 }
 
 /// All open streams of one epoch. Each ends in exactly one last word; dropping them fails those still open with
@@ -45,8 +68,11 @@ struct Open {
 }
 
 impl Open {
-    /// Where the time went, for the first token only.
-    fn timing(&mut self) -> Option<v1::Timing> {
+    /// A token was drawn; says where the time went, for the first token only.
+    fn token(&mut self) -> Option<v1::Timing> {
+        if let Some(traced) = &mut self.stream.traced {
+            traced.token();
+        }
         if std::mem::replace(&mut self.begun, true) {
             return None;
         }
@@ -71,6 +97,9 @@ impl Streams {
         for request in requests {
             if let Some(open) = self.open.get_mut(request) {
                 open.admitted = Some(now);
+                if let Some(traced) = &mut open.stream.traced {
+                    traced.admitted();
+                }
             }
         }
     }
@@ -90,7 +119,7 @@ impl Streams {
     pub(crate) fn emit(&mut self, event: Event) -> Option<RequestId> {
         match event {
             Event::Token { request, index, token } => {
-                let timing = self.open.get_mut(&request).and_then(Open::timing);
+                let timing = self.open.get_mut(&request).and_then(Open::token);
                 let token = v1::RunToken { index, token: Some(token.into()), timing };
                 self.tell(request, v1::run_event::Event::Token(token))
             }
@@ -118,7 +147,7 @@ impl Streams {
 
     fn end(&mut self, request: RequestId, last_word: RunItem) {
         if let Some(open) = self.open.remove(&request) {
-            open.stream.last_word.send(last_word);
+            open.stream.end(last_word);
         }
     }
 }
@@ -126,7 +155,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         for (_, open) in std::mem::take(&mut self.open) {
-            open.stream.last_word.send(Err(lost()));
+            open.stream.end(Err(lost()));
         }
     }
 }

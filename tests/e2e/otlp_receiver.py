@@ -1,0 +1,45 @@
+"""An OTLP receiver: the published service over gRPC, each span one line of JSON on standard output.
+
+    python3 otlp_receiver.py
+"""
+import json
+from concurrent import futures
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service
+
+
+def plain(attributes):
+    """Attributes as a dictionary of plain values."""
+    return {a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in attributes}
+
+
+class Receiver(service.TraceServiceServicer):
+    def Export(self, request, context):
+        for part in request.resource_spans:
+            resource = plain(part.resource.attributes)
+            for span in (span for scope in part.scope_spans for span in scope.spans):
+                print(json.dumps({
+                    "name": span.name,
+                    "kind": span.kind,
+                    "status": span.status.code,
+                    "trace": span.trace_id.hex(),
+                    "id": span.span_id.hex(),
+                    "parent": span.parent_span_id.hex(),
+                    "links": [link.span_id.hex() for link in span.links],
+                    "start_ns": span.start_time_unix_nano,
+                    "end_ns": span.end_time_unix_nano,
+                    "attributes": plain(span.attributes),
+                    "events": [event.name for event in span.events],
+                    "resource": resource,
+                }), flush=True)
+        return messages.ExportTraceServiceResponse()
+
+
+server = grpc.server(futures.ThreadPoolExecutor(4))
+service.add_TraceServiceServicer_to_server(Receiver(), server)
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(f"receives on http://127.0.0.1:{port}", flush=True)
+server.wait_for_termination()
