@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::{Gate, GateOptions, ModelSource, RouterOptions};
+use galerne_router::{ChatFormatKind, Gate, GateOptions, ModelSource, RouterOptions};
 use tokio::net::TcpListener;
 
 use crate::args::{self, EtcdArgs, ModelArgs};
@@ -22,6 +22,10 @@ pub(crate) struct FaceArgs {
     pub(crate) grpc: String,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// How conversations become prompts: mistral-v1, mistral-v2, mistral-v3 or jinja; by default what the model's
+    /// files call for.
+    #[arg(long, value_name = "FORMAT")]
+    chat_format: Option<ChatFormatKind>,
     /// File of API keys (see `galerne key new`), read again when it changes; needed on addresses that other
     /// machines reach.
     #[arg(long, value_name = "FILE", env = "GALERNE_API_KEYS")]
@@ -80,7 +84,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// A router that serves one model.
 pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs, gate: Arc<Gate>) -> RouterOptions {
-    let source = ModelSource { path: model.model.clone(), name: model.model_name.clone() };
+    let chat_format = faces.chat_format;
+    let source = ModelSource { path: model.model.clone(), name: model.model_name.clone(), chat_format };
     RouterOptions {
         models: vec![source],
         shutdown_grace: SHUTDOWN_GRACE,

@@ -1,6 +1,9 @@
 //! A request as both faces understand it, before it has become tokens.
 
-use galerne_types::limits::{STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX};
+use galerne_text::Chat;
+use galerne_types::limits::{
+    GRAMMAR_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
+};
 use galerne_types::{Grammar, Request, RequestId, Sampling, TokenId};
 use serde_json::Value;
 
@@ -14,6 +17,18 @@ pub(crate) struct Ask {
     /// Empty takes the only model that there is.
     pub(crate) model: String,
     pub(crate) prompt: Prompt,
+    pub(crate) options: Options,
+    pub(crate) caller: Caller,
+}
+
+/// Several answers to generate at once.
+pub(crate) struct Several {
+    /// Empty takes the only model that there is.
+    pub(crate) model: String,
+    /// At least one.
+    pub(crate) prompts: Vec<Prompt>,
+    /// Answers to each prompt; the seed of one is its predecessor's plus one.
+    pub(crate) each: u32,
     pub(crate) options: Options,
     pub(crate) caller: Caller,
 }
@@ -32,16 +47,28 @@ pub(crate) struct Options {
     pub(crate) prompt_logprobs: Option<u32>,
     /// What the answer must be.
     pub(crate) grammar: Option<Grammar>,
+    /// The request's field that said so.
+    pub(crate) grammar_field: &'static str,
+    /// The stop string that ended the answer is part of its text.
+    pub(crate) include_stop: bool,
+    /// Special tokens that are text even when special tokens are left out: what marks a tool call.
+    pub(crate) spelled_out: Vec<TokenId>,
+    /// Keep this many tokens of the prompt, the last ones.
+    pub(crate) truncate: Option<u32>,
 }
 
 /// What to continue.
 pub(crate) enum Prompt {
     /// Text as it is, behind the model's begin-of-sequence token if it has one.
     Text(String),
+    /// Text as it is, behind nothing.
+    Bare(String),
     /// Tokens as they are.
     Tokens(Vec<TokenId>),
-    /// A conversation, each turn an object as chat templates expect it.
-    Chat(Vec<Value>),
+    /// A conversation, and the tools that its model may call.
+    Chat(Chat),
+    /// What stands before and behind a gap that the model fills.
+    Fim { prompt: String, suffix: String },
 }
 
 /// How long the answer may become.
@@ -51,23 +78,58 @@ pub(crate) enum MaxTokens {
     Exactly(u32),
     /// A default: the context's room, if that is less.
     UpTo(u32),
+    /// Nothing is shown of an answer: the prompt is what its client wants to see, with its log probabilities.
+    Nothing,
+}
+
+impl MaxTokens {
+    /// How many to ask for when the context has room for so many behind the prompt.
+    fn within(self, room: u32, prompt_tokens: usize, context: u32) -> Result<u32, Failure> {
+        match self {
+            Self::UpTo(max) => Ok(max.min(room)),
+            Self::Nothing => Ok(1), // the engine draws one, and nobody sees it
+            Self::Exactly(max) if max <= room => Ok(max),
+            Self::Exactly(max) => Err(Failure::invalid(
+                "max_tokens",
+                format!(
+                    "max_tokens is {max}, but after the prompt's {prompt_tokens} tokens this model's context of \
+                     {context} has room for {room}: lower it or shorten the prompt"
+                ),
+            )),
+        }
+    }
 }
 
 impl Prompt {
+    /// Bytes of text in it; what turning it into tokens costs is in proportion.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Bare(text) => text.len(),
+            Self::Tokens(_) => 0,
+            Self::Chat(chat) => chat.messages.iter().chain(&chat.tools).map(text_bytes).sum(),
+            Self::Fim { prompt, suffix } => prompt.len() + suffix.len(),
+        }
+    }
+
     /// The prompt as tokens; takes time in proportion to its length.
     pub(crate) fn into_tokens(self, model: &Model) -> Result<Vec<TokenId>, Failure> {
         let tokens = match self {
             Self::Text(text) => model.tokenizer.encode(&text, true)?,
+            Self::Bare(text) => model.tokenizer.encode(&text, false)?,
             Self::Tokens(tokens) => tokens,
-            Self::Chat(messages) => {
-                let template = model.template.as_ref().ok_or_else(|| Failure::Invalid {
+            Self::Fim { prompt, suffix } => {
+                let tokens = model.tokenizer.encode_fim(&prompt, &suffix);
+                tokens.map_err(|error| Failure::invalid("suffix", error.to_string()))?
+            }
+            Self::Chat(chat) => {
+                let format = model.chat.as_ref().ok_or_else(|| Failure::Invalid {
                     field: None,
                     message: format!(
                         "the model {:?} has no chat template: send it a plain prompt instead",
                         model.name
                     ),
                 })?;
-                model.tokenizer.encode(&template.render(&messages, None, true)?, false)?
+                format.encode(&model.tokenizer, &chat)?
             }
         };
         match tokens.iter().find(|&&id| id as usize >= model.vocab) {
@@ -86,7 +148,36 @@ impl Prompt {
     }
 }
 
+/// Bytes of all strings in a value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + text_bytes(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
+}
+
 impl Options {
+    /// Sampled so, up to `max_tokens` tokens, with everything else as it is for a client that says nothing of it.
+    pub(crate) fn new(sampling: Sampling, max_tokens: MaxTokens) -> Self {
+        Self {
+            sampling,
+            max_tokens,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            skip_special: true,
+            prompt_logprobs: None,
+            grammar: None,
+            grammar_field: "grammar",
+            include_stop: false,
+            spelled_out: Vec::new(),
+            truncate: None,
+        }
+    }
+
     /// Checks what can be checked without the prompt.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         galerne_wire::check_sampling(&self.sampling)?;
@@ -99,7 +190,22 @@ impl Options {
             let message = format!("a stop string must have 1 to {STOP_STRING_BYTES_MAX} bytes, not {bytes}");
             return Err(Failure::invalid("stop", message));
         }
-        let (MaxTokens::Exactly(max) | MaxTokens::UpTo(max)) = self.max_tokens;
+        if let Some(count) = self.prompt_logprobs.filter(|count| *count > TOP_LOGPROBS_MAX) {
+            let message = format!("prompt_logprobs must be at most {TOP_LOGPROBS_MAX}, not {count}");
+            return Err(Failure::invalid("prompt_logprobs", message));
+        }
+        if let Some(grammar) = &self.grammar {
+            let bytes = grammar_bytes(grammar);
+            if bytes > GRAMMAR_BYTES_MAX {
+                let field = self.grammar_field;
+                let message = format!("{field} must have at most {GRAMMAR_BYTES_MAX} bytes, not {bytes}");
+                return Err(Failure::invalid(field, message));
+            }
+        }
+        let max = match self.max_tokens {
+            MaxTokens::Exactly(max) | MaxTokens::UpTo(max) => max,
+            MaxTokens::Nothing => 1,
+        };
         if max == 0 {
             return Err(Failure::invalid("max_tokens", "max_tokens must be at least 1, not 0"));
         }
@@ -111,23 +217,27 @@ impl Options {
         Ok(())
     }
 
-    /// Tokens that a request will take of its tenant's quota, as far as that can be known before.
-    pub(crate) fn estimate(&self, request: &Request) -> u64 {
+    /// Tokens that the answers to a prompt will take of their tenant's quota, as far as that can be known before.
+    pub(crate) fn estimate(&self, request: &Request, answers: u32) -> u64 {
         let answer = match self.max_tokens {
             MaxTokens::Exactly(max) => max,
             MaxTokens::UpTo(_) => request.max_tokens.min(ANSWER_TOKENS_EXPECTED),
+            MaxTokens::Nothing => 0,
         };
-        request.prompt.len() as u64 + u64::from(answer)
+        request.prompt.len() as u64 + u64::from(answer) * u64::from(answers)
     }
 
     /// The request to a leader: `context` is the number of tokens of prompt and answer together.
     pub(crate) fn request(
         &self,
         model: &Model,
-        prompt: Vec<TokenId>,
+        mut prompt: Vec<TokenId>,
         context: u32,
         caller: &Caller,
     ) -> Result<Request, Failure> {
+        if let Some(keep) = self.truncate {
+            prompt.drain(..prompt.len().saturating_sub(keep as usize));
+        }
         let room = (context as usize).saturating_sub(prompt.len()) as u32;
         if room == 0 {
             let tokens = prompt.len();
@@ -138,22 +248,16 @@ impl Options {
                 ),
             ));
         }
-        let max_tokens = match self.max_tokens {
-            MaxTokens::UpTo(max) => max.min(room),
-            MaxTokens::Exactly(max) if max <= room => max,
-            MaxTokens::Exactly(max) => {
-                let tokens = prompt.len();
-                let message = format!(
-                    "max_tokens is {max}, but after the prompt's {tokens} tokens this model's context of {context} \
-                     has room for {room}: lower it or shorten the prompt"
-                );
-                return Err(Failure::invalid("max_tokens", message));
-            }
-        };
+        let max_tokens = self.max_tokens.within(room, prompt.len(), context)?;
         if self.min_tokens > max_tokens {
             let min = self.min_tokens;
             let message = format!("min_tokens must be at most max_tokens, which is {max_tokens}, not {min}");
             return Err(Failure::invalid("min_tokens", message));
+        }
+        if let Some((id, _)) = self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= model.vocab) {
+            let last = model.vocab - 1;
+            let message = format!("logit_bias has {id}, but this model's vocabulary ends at {last}");
+            return Err(Failure::invalid("logit_bias", message));
         }
         if let Some(id) = self.stop_token_ids.iter().find(|&&id| id as usize >= model.vocab) {
             let last = model.vocab - 1;
@@ -184,6 +288,14 @@ impl Options {
             grammar: self.grammar.clone(),
             trace: None, // each call to a leader has a span of its own
         })
+    }
+}
+
+fn grammar_bytes(grammar: &Grammar) -> usize {
+    match grammar {
+        Grammar::JsonObject => 0,
+        Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
+        Grammar::Choice(texts) => texts.iter().map(String::len).sum(),
     }
 }
 

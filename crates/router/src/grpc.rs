@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, stream};
+use galerne_text::Chat;
 use galerne_types::{Group, Sampling};
 use galerne_wire::v1::galerne_server::{Galerne, GalerneServer};
 use galerne_wire::v1::generate_request::Prompt as WirePrompt;
@@ -129,7 +130,11 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
                 "system" | "user" | "assistant" => Ok(json!({ "role": role, "content": content })),
                 _ => Err(Failure::invalid("chat.messages.role", "role must be system, user or assistant")),
             };
-            Prompt::Chat(chat.messages.into_iter().map(turn).collect::<Result<_, _>>()?)
+            Prompt::Chat(Chat {
+                messages: chat.messages.into_iter().map(turn).collect::<Result<_, _>>()?,
+                add_generation_prompt: true,
+                ..Chat::default()
+            })
         }
         None => return Err(Failure::invalid("prompt", "prompt is missing: set text, tokens or chat")),
     };
@@ -140,17 +145,8 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         ..sampling
     })?;
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
-    let options = Options {
-        sampling,
-        max_tokens,
-        min_tokens,
-        stop,
-        stop_token_ids,
-        ignore_eos,
-        skip_special: true,
-        prompt_logprobs: None,
-        grammar: None,
-    };
+    let options =
+        Options { min_tokens, stop, stop_token_ids, ignore_eos, ..Options::new(sampling, max_tokens) };
     Ok(Ask { model, prompt, options, caller: Caller::default() })
 }
 

@@ -16,6 +16,7 @@
 
 mod answer;
 mod ask;
+mod choices;
 mod failure;
 mod gate;
 mod groups;
@@ -29,6 +30,7 @@ mod server;
 mod standing;
 mod trace;
 
+pub use galerne_text::ChatFormatKind;
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
 pub use model::ModelSource;
 pub use serve::{RouterError, RouterOptions, serve};

@@ -26,6 +26,13 @@ pub(crate) const FIRST_TOKEN_S_MAX: Duration = Duration::from_secs(600);
 /// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
 pub(crate) const NEXT_TOKEN_S_MAX: Duration = Duration::from_secs(120);
 
+/// Bytes of text that are turned into tokens on the thread that serves the connection: to hand them to another one
+/// would cost more.
+pub(crate) const INLINE_TEXT_BYTES_MAX: usize = 8 << 10;
+
+/// Bytes of events that are gathered for one write while more are ready.
+pub(crate) const WRITE_BYTES_MAX: usize = 16 << 10;
+
 /// Time for the last errors to reach their clients after the grace of a shutdown is over.
 pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);
 

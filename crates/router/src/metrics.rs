@@ -187,6 +187,13 @@ impl Meter {
         self.span.own()
     }
 
+    /// The meter of another answer to the same request.
+    pub(crate) fn sibling(&self) -> Self {
+        let mut sibling = Self::new(self.metrics.clone());
+        sibling.began = self.began;
+        sibling
+    }
+
     pub(crate) fn prompt(&self, tokens: usize) {
         self.metrics.prompt_tokens.inc_by(tokens as u64);
         self.span.prompt(tokens);

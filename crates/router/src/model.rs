@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use galerne_checkpoint::{Checkpoint, CheckpointError};
-use galerne_text::{ChatTemplate, TextError, Tokenizer};
+use galerne_text::{ChatFormat, ChatFormatKind, TextError, Tokenizer};
 use galerne_types::TokenId;
 
 use crate::metrics::{Metrics, ModelMetrics};
@@ -17,6 +17,8 @@ pub struct ModelSource {
     pub path: PathBuf,
     /// The name that clients ask for; `None` takes the folder's name, or the file's without its ending.
     pub name: Option<String>,
+    /// How conversations become prompts; `None` takes what the model's files call for.
+    pub chat_format: Option<ChatFormatKind>,
 }
 
 /// Why a model's text side cannot be served.
@@ -44,7 +46,8 @@ pub(crate) struct Model {
     /// Groups of the same name but another digest are other weights, and get no requests.
     pub(crate) digest: String,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) template: Option<ChatTemplate>,
+    /// How conversations become prompts; `None` for a model that was not taught any.
+    pub(crate) chat: Option<ChatFormat>,
     /// End-of-sequence tokens.
     pub(crate) eos: Vec<TokenId>,
     /// Tokens of the vocabulary.
@@ -62,10 +65,15 @@ pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models,
         let checkpoint = Checkpoint::open(&source.path)?;
         let text = |source| ModelError::Text { path: checkpoint.path().display().to_string(), source };
         let name = source.name.clone().unwrap_or_else(|| checkpoint.name().to_owned());
+        let tokenizer = Tokenizer::load(checkpoint.text()).map_err(text)?;
+        let chat = ChatFormat::load(checkpoint.text(), &tokenizer, source.chat_format).map_err(text)?;
+        let kind = chat.as_ref().map_or_else(|| "none".to_owned(), |chat| chat.kind().to_string());
+        let tools = chat.as_ref().is_some_and(|chat| chat.tool_format().is_some());
+        tracing::info!(model = name, chat_format = kind, tools, "a model's text side is ready");
         let model = Model {
             digest: checkpoint.digest().to_owned(),
-            tokenizer: Arc::new(Tokenizer::load(checkpoint.text()).map_err(text)?),
-            template: ChatTemplate::load(checkpoint.text()).map_err(text)?,
+            tokenizer: Arc::new(tokenizer),
+            chat,
             eos: checkpoint.config().eos.clone(),
             vocab: checkpoint.config().vocab,
             metrics: metrics.of_model(&name),

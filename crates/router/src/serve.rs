@@ -15,7 +15,7 @@ use crate::ask::Prompt;
 use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::groups::{Groups, Listed};
-use crate::limits::FLUSH_MS_MAX;
+use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
 use crate::server::ServerLimits;
@@ -157,8 +157,11 @@ impl Router {
         }
     }
 
-    /// Turns a prompt into tokens on a thread that serves no connections.
+    /// Turns a prompt into tokens; a long one on a thread that serves no connections.
     pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
+        if prompt.text_bytes() <= INLINE_TEXT_BYTES_MAX {
+            return prompt.into_tokens(model);
+        }
         let broken = || Failure::Engine("the prompt could not be tokenized".to_owned());
         let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
         let (model, span) = (model.clone(), trace::tokenize());

@@ -3,12 +3,11 @@
 mod access;
 mod body;
 mod error;
-mod events;
 mod fields;
-mod logprobs;
+mod gather;
 mod openai;
-mod request;
-mod response;
+mod shape;
+mod stream;
 
 use std::sync::Arc;
 

@@ -33,8 +33,10 @@ async fn a_chat_is_answered_whole() {
 
     let prompt = ids("user:\nSpeak\n\nassistant:\n");
     let (asked, generated) = (prompt.len(), ids(VERSE).len());
-    let usage =
-        json!({ "prompt_tokens": asked, "completion_tokens": generated, "total_tokens": asked + generated });
+    let usage = json!({
+        "prompt_tokens": asked, "completion_tokens": generated, "total_tokens": asked + generated,
+        "prompt_tokens_details": { "cached_tokens": 0 }, "completion_tokens_details": { "reasoning_tokens": 0 },
+    });
     assert_eq!(body["usage"], usage);
     let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!((request.epoch, request.first_index, request.prompt), (7, 0, prompt));
@@ -77,7 +79,7 @@ async fn usage_can_be_told_all_along() {
         .await;
     let chunks = reply.chunks();
     let counts: Vec<_> = chunks.iter().map(|c| c["usage"]["completion_tokens"].as_u64().unwrap()).collect();
-    assert_eq!((counts[0], counts[1]), (0, 1));
+    assert_eq!((counts[0], counts[1]), (1, 1), "who speaks is told with the first token");
     assert!(counts.is_sorted());
 }
 

@@ -76,7 +76,7 @@ async fn a_router_that_cannot_serve_says_why() {
         galerne_router::serve(options, view, http, grpc, pending()).await.unwrap_err()
     };
     assert!(matches!(start(Vec::new()).await, RouterError::NoModels));
-    let nowhere = ModelSource { path: "/nowhere/at-all".into(), name: None };
+    let nowhere = ModelSource { path: "/nowhere/at-all".into(), name: None, chat_format: None };
     let error = start(vec![nowhere]).await.to_string();
     assert!(error.contains("/nowhere/at-all"), "{error}");
 }

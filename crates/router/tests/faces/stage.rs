@@ -105,7 +105,11 @@ impl Stage {
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = [&http, &grpc].map(|listener| listener.local_addr().unwrap().to_string());
         let (shutdown, asked) = oneshot::channel::<()>();
-        let model = ModelSource { path: BARD.dir.path().to_owned(), name: Some("bard".to_owned()) };
+        let model = ModelSource {
+            path: BARD.dir.path().to_owned(),
+            name: Some("bard".to_owned()),
+            chat_format: None,
+        };
         let options = RouterOptions { models: vec![model], shutdown_grace, limits, gate };
         let served = tokio::spawn(galerne_router::serve(options, view, http, grpc, async {
             let _ = asked.await;

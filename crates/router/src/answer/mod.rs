@@ -1,26 +1,26 @@
 //! The pipeline of one answer: tokens of the prompt → a group → tokens of the answer → text.
 
+mod run;
+
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
+use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event;
-use galerne_wire::{show_secret, v1};
-use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Code, Status, Streaming};
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
-use crate::ask::{Ask, Caller, Options, Prompt};
+use self::run::{Run, Trouble};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
-use crate::groups::Place;
-use crate::limits::{ATTEMPTS_MAX, FIRST_TOKEN_S_MAX, NEXT_TOKEN_S_MAX};
+use crate::limits::ATTEMPTS_MAX;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
-use crate::trace;
 
 /// An answer under way. Dropping it cancels the request at its leader and gives the place there back.
 pub(crate) struct Answer {
@@ -31,9 +31,23 @@ pub(crate) struct Answer {
     card: ModelCard,
     /// Where it runs; `None` once it has ended.
     run: Option<Run>,
+    /// The log probabilities of the prompt's tokens, from its second one on.
+    scores: Vec<TokenOut>,
+    /// It ends with its first token, which is not shown.
+    silent: bool,
     /// Resolves when running answers have to end; kept, because to register anew for each token costs a lock.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     meter: Meter,
+}
+
+/// What the answers to one prompt have in common.
+pub(crate) struct Common {
+    router: Arc<Router>,
+    model: Arc<Model>,
+    options: Arc<Options>,
+    caller: Caller,
+    /// The first one's.
+    request: Request,
 }
 
 /// Everything that a leader needs to go on with the next token, whichever leader it is.
@@ -44,16 +58,6 @@ struct Progress {
     request: Request,
     /// Everything drawn so far.
     tokens: Vec<TokenId>,
-}
-
-/// A request at a leader.
-struct Run {
-    place: Place,
-    events: Streaming<v1::RunEvent>,
-    /// The first event, which was awaited before the leader was believed in.
-    first: Option<Event>,
-    /// Ends with it.
-    _span: Span,
 }
 
 /// What one event adds to an answer.
@@ -67,14 +71,24 @@ pub(crate) struct Delta {
     pub(crate) finish: Option<FinishReason>,
 }
 
-/// Why a leader did not go on.
-enum Trouble {
-    /// It cannot be reached, or says that its group is lost.
-    Lost,
-    /// It leads another incarnation than the fleet's view shows.
-    Stale,
-    /// No other group would do better.
-    Final(Failure),
+impl Common {
+    /// Turns a prompt into the request that is sent to leaders, once for each of its answers.
+    pub(crate) async fn new(
+        router: &Arc<Router>,
+        model: &Arc<Model>,
+        prompt: Prompt,
+        options: &Arc<Options>,
+        each: u32,
+        caller: &Caller,
+    ) -> Result<Self, Failure> {
+        let card = router.groups.card(&model.name);
+        let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
+        let prompt = router.tokenize(model, prompt).await?;
+        let request = options.request(model, prompt, card.context_tokens_max, caller)?;
+        caller.reserve(options.estimate(&request, each))?;
+        let (router, model, options) = (router.clone(), model.clone(), options.clone());
+        Ok(Self { router, model, options, caller: caller.clone(), request })
+    }
 }
 
 impl Answer {
@@ -85,29 +99,43 @@ impl Answer {
         let model = router.model(&model)?;
         caller.begin()?;
         let mut meter = Meter::new(model.metrics.clone());
-        let mut closing = Box::pin(router.closing.clone().cancelled_owned());
-        let span = meter.span();
-        let begun = async {
-            let progress = Progress::new(router, model, prompt, &options, &caller).await?;
-            let run = progress.open().instrument(span).await?;
-            Ok((progress, run))
+        let options = Arc::new(options);
+        let common = async {
+            options.check()?;
+            Common::new(router, &model, prompt, &options, 1, &caller).await
         };
-        let begun = tokio::select! {
-            begun = begun => begun,
+        let common = common.await.inspect_err(|_| meter.end(FinishReason::Error))?;
+        Self::open(&common, 0, meter).await
+    }
+
+    /// Begins the answer of that number to a prompt, and returns when its first token is there.
+    pub(crate) async fn open(common: &Common, number: u32, mut meter: Meter) -> Result<Self, Failure> {
+        let Common { router, model, options, caller, request } = common;
+        let mut request = request.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
+        meter.prompt(request.prompt.len());
+        let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: Vec::new() };
+        let mut closing = Box::pin(router.closing.clone().cancelled_owned());
+        let run = tokio::select! {
+            run = progress.open().instrument(meter.span()) => run,
             () = &mut closing => Err(Failure::Closing),
         };
-        let (progress, run) = begun.inspect_err(|_| meter.end(FinishReason::Error))?;
-        let request = &progress.request;
-        meter.prompt(request.prompt.len());
-        caller.used(request.prompt.len() as u64);
-        let tokenizer = progress.model.tokenizer.clone();
-        let detokenizer = Detokenizer::new(tokenizer, &request.prompt, options.stop, options.skip_special)
-            .with_min_tokens(request.min_tokens as usize);
+        let mut run = run.inspect_err(|_| meter.end(FinishReason::Error))?;
+        if number == 0 {
+            caller.used(progress.request.prompt.len() as u64); // once, as in a client's usage
+        }
+        let (prompt, stop) = (&progress.request.prompt, options.stop.clone());
+        let detokenizer = Detokenizer::new(model.tokenizer.clone(), prompt, stop, options.skip_special)
+            .with_min_tokens(progress.request.min_tokens as usize)
+            .spelling_out(&options.spelled_out)
+            .including_stop(options.include_stop);
         Ok(Self {
-            caller,
+            caller: caller.clone(),
             progress,
             detokenizer,
             card: run.place.model.clone(),
+            scores: std::mem::take(&mut run.scores),
+            silent: matches!(options.max_tokens, MaxTokens::Nothing),
             run: Some(run),
             closing,
             meter,
@@ -127,6 +155,11 @@ impl Answer {
         &self.progress.request.prompt
     }
 
+    /// The log probabilities of the prompt's tokens, from its second one on; empty if nobody asked for them.
+    pub(crate) fn prompt_scores(&self) -> &[TokenOut] {
+        &self.scores
+    }
+
     /// Tokens generated so far, the one that ends the answer included.
     pub(crate) fn generated(&self) -> usize {
         self.progress.tokens.len()
@@ -134,18 +167,27 @@ impl Answer {
 
     /// The next delta, or an error, which is the last that comes; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Result<Delta, Failure>> {
-        let run = self.run.as_mut()?;
-        let event = tokio::select! {
-            event = run.next(NEXT_TOKEN_S_MAX) => event,
-            () = &mut self.closing => Err(Trouble::Final(Failure::Closing)),
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`next`](Self::next).
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delta, Failure>>> {
+        let Some(run) = self.run.as_mut() else { return Poll::Ready(None) };
+        let event = match run.poll_next(context) {
+            Poll::Ready(event) => event,
+            Poll::Pending if self.closing.as_mut().poll(context).is_ready() => {
+                Err(Trouble::Final(Failure::Closing))
+            }
+            Poll::Pending => return Poll::Pending,
         };
         if let Err(Trouble::Lost) = event {
             self.progress.router.groups.lost(&run.place); // for the requests to come; this one may not start over yet
         }
         let delta = match event {
+            Ok(Event::Token(_)) if self.silent => Ok(Delta::end(FinishReason::Length)),
             Ok(Event::Token(token)) => self.token(token),
             Ok(Event::Finished(reason)) => self.finished(reason),
-            Ok(Event::Scored(_)) => Err(Failure::Engine("it sent scores that were not asked for".to_owned())),
+            Ok(Event::Scored(_)) => Err(Failure::Engine("it scored the prompt behind a token".to_owned())),
             Err(trouble) => Err(self.progress.failure(trouble)),
         };
         let end = match &delta {
@@ -156,7 +198,7 @@ impl Answer {
             self.run = None;
             self.meter.end(reason);
         }
-        Some(delta)
+        Poll::Ready(Some(delta))
     }
 
     fn token(&mut self, token: v1::RunToken) -> Result<Delta, Failure> {
@@ -181,7 +223,7 @@ impl Answer {
         let reason = v1::FinishReason::try_from(reason).ok().and_then(v1::FinishReason::into_type);
         match reason {
             Some(reason @ (FinishReason::Stop | FinishReason::Length)) => {
-                Ok(Delta { text: self.detokenizer.finish(), token: None, finish: Some(reason) })
+                Ok(Delta { text: self.detokenizer.finish(), ..Delta::end(reason) })
             }
             Some(FinishReason::Cancelled | FinishReason::Error) | None => {
                 Err(Failure::Engine("it gave the request up".to_owned()))
@@ -190,23 +232,13 @@ impl Answer {
     }
 }
 
-impl Progress {
-    async fn new(
-        router: &Arc<Router>,
-        model: Arc<Model>,
-        prompt: Prompt,
-        options: &Options,
-        caller: &Caller,
-    ) -> Result<Self, Failure> {
-        options.check()?;
-        let card = router.groups.card(&model.name);
-        let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
-        let prompt = router.tokenize(&model, prompt).await?;
-        let request = options.request(&model, prompt, card.context_tokens_max, caller)?;
-        caller.reserve(options.estimate(&request))?;
-        Ok(Self { router: router.clone(), model, request, tokens: Vec::new() })
+impl Delta {
+    fn end(reason: FinishReason) -> Self {
+        Self { text: String::new(), token: None, finish: Some(reason) }
     }
+}
 
+impl Progress {
     /// Finds a group that goes on with the answer, from the prompt and the tokens so far.
     async fn open(&self) -> Result<Run, Failure> {
         let groups = &self.router.groups;
@@ -241,65 +273,5 @@ impl Progress {
             Trouble::Final(Failure::TooSlow { .. }) => Failure::TooSlow { tokens },
             Trouble::Final(failure) => failure,
         }
-    }
-}
-
-impl Run {
-    /// Sends a request to its place's leader and waits for the first event. The place comes back with a trouble.
-    async fn open(mut place: Place, request: v1::RunRequest) -> Result<Self, (Trouble, Place)> {
-        let mut request = tonic::Request::new(request);
-        if let Err(status) = show_secret(&mut request, &place.secret) {
-            return Err((Trouble::of(&status), place));
-        }
-        let span = trace::call(&mut request, &place);
-        let events = match timeout(FIRST_TOKEN_S_MAX, place.leader.run(request)).await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err((Trouble::of(&status), place)),
-            Err(_) => return Err((Trouble::silent(FIRST_TOKEN_S_MAX), place)),
-        };
-        let mut run = Self { place, events, first: None, _span: span };
-        match run.next(FIRST_TOKEN_S_MAX).await {
-            Ok(first) => {
-                run.first = Some(first);
-                Ok(run)
-            }
-            Err(trouble) => Err((trouble, run.place)),
-        }
-    }
-
-    async fn next(&mut self, wait: Duration) -> Result<Event, Trouble> {
-        if let Some(first) = self.first.take() {
-            return Ok(first);
-        }
-        match timeout(wait, self.events.message()).await {
-            Ok(Ok(Some(v1::RunEvent { event: Some(event) }))) => Ok(event),
-            Ok(Ok(Some(v1::RunEvent { event: None }))) => {
-                Err(Trouble::Final(Failure::Engine("it sent an event that says nothing".to_owned())))
-            }
-            Ok(Ok(None)) => Err(Trouble::Lost), // a leader ends a stream with an event or a status
-            Ok(Err(status)) => Err(Trouble::of(&status)),
-            Err(_) => Err(Trouble::silent(wait)),
-        }
-    }
-}
-
-impl Trouble {
-    fn of(status: &Status) -> Self {
-        let message = status.message().to_owned();
-        if std::error::Error::source(status).is_some() {
-            return Self::Lost; // the transport failed; no leader said this
-        }
-        match status.code() {
-            Code::Unavailable => Self::Lost,
-            Code::FailedPrecondition => Self::Stale,
-            Code::ResourceExhausted => Self::Final(Failure::Overloaded(message)),
-            Code::InvalidArgument => Self::Final(Failure::Invalid { field: None, message }),
-            Code::Aborted => Self::Final(Failure::TooSlow { tokens: 0 }),
-            _ => Self::Final(Failure::Engine(message)),
-        }
-    }
-
-    fn silent(wait: Duration) -> Self {
-        Self::Final(Failure::Engine(format!("it sent no token for {} s", wait.as_secs())))
     }
 }

@@ -1,0 +1,210 @@
+//! A chat's answer as JSON: whole, or in chunks.
+
+use bytes::{Bytes, BytesMut};
+use galerne_text::Part;
+use galerne_types::TokenId;
+use serde::Serialize;
+
+use super::logprobs::{self, Logprobs};
+use super::reply::{Beside, Form, Usage};
+use crate::answer::{Answer, Delta};
+use crate::choices::Choices;
+use crate::failure::Failure;
+use crate::http::gather::{Call, Gathered};
+use crate::http::shape::{Calls, Finish, Shaped, Shaper};
+use crate::http::stream::Dialect;
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: usize,
+    message: Message<'a>,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: Option<&'a str>,
+    refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall<'a>>,
+}
+
+#[derive(Serialize)]
+struct ToolCall<'a> {
+    id: &'a str,
+    r#type: &'static str,
+    function: Function<'a>,
+}
+
+#[derive(Serialize)]
+struct Function<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice<'a> {
+    index: usize,
+    delta: ChunkDelta<'a>,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Serialize, Default)]
+struct ChunkDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCallDelta<'a>>,
+}
+
+#[derive(Serialize)]
+struct ToolCallDelta<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: Function<'a>,
+}
+
+/// The one body of a chat that is not streamed.
+pub(in crate::http) fn whole(form: &Form, choices: &Choices, all: &[Gathered]) -> Result<Bytes, Failure> {
+    let view = form.view;
+    let spelling = form.spelling(choices);
+    let list: Vec<_> =
+        all.iter().enumerate().map(|(index, one)| Choice::new(index, one, form, choices)).collect();
+    let answer = choices.answer(0);
+    let scores = answer.filter(|_| view.prompt_logprobs).map(Answer::prompt_scores);
+    let beside = Beside {
+        prompt_token_ids: answer.filter(|_| view.token_ids).map(Answer::prompt),
+        prompt_logprobs: scores.map(|scores| logprobs::of_prompt(spelling, scores)),
+    };
+    form.whole("chat.completion", &list, Usage::of(choices), &beside)
+}
+
+impl<'a> Choice<'a> {
+    fn new(index: usize, one: &'a Gathered, form: &Form, choices: &Choices) -> Self {
+        let tool_calls: Vec<_> = one.calls.iter().map(ToolCall::of).collect();
+        let content = (!one.text.is_empty() || tool_calls.is_empty()).then_some(one.text.as_str());
+        let view = form.view;
+        Self {
+            index,
+            message: Message { role: "assistant", content, refusal: None, tool_calls },
+            logprobs: view.logprobs.then(|| Logprobs::chat(form.spelling(choices), &one.tokens)),
+            finish_reason: one.finish.map(Finish::name),
+            token_ids: view.token_ids.then(|| one.tokens.iter().map(|token| token.id).collect()),
+        }
+    }
+}
+
+impl<'a> ToolCall<'a> {
+    fn of(call: &'a Call) -> Self {
+        let function = Function { name: Some(&call.name), arguments: &call.arguments };
+        Self { id: &call.id, r#type: "function", function }
+    }
+}
+
+/// A chat in chunks.
+pub(in crate::http) struct ChatStream {
+    form: Form,
+    head: Bytes,
+    voices: Vec<Voice>,
+    /// The prompt has been shown, if anybody wanted to see it.
+    begun: bool,
+}
+
+/// One choice.
+struct Voice {
+    shaper: Shaper,
+    /// It has been said who speaks.
+    begun: bool,
+}
+
+impl ChatStream {
+    pub(in crate::http) fn new(form: Form, calls: &Calls, choices: &Choices) -> Result<Self, Failure> {
+        let head = form.head("chat.completion.chunk")?;
+        let voice = |_| Ok(Voice { shaper: Shaper::new(calls)?, begun: false });
+        let voices = (0..choices.len()).map(voice).collect::<Result<_, Failure>>()?;
+        Ok(Self { form, head, voices, begun: false })
+    }
+
+    /// Who speaks: the first chunk of a choice.
+    fn opening(&mut self, index: usize, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
+        let delta = ChunkDelta { role: Some("assistant"), content: Some(""), ..ChunkDelta::default() };
+        let choice = ChunkChoice { index, delta, logprobs: None, finish_reason: None, token_ids: None };
+        let shown = self.form.view.token_ids && !std::mem::replace(&mut self.begun, true);
+        let prompt = choices.answer(index).filter(|_| shown).map(Answer::prompt);
+        let beside = Beside { prompt_token_ids: prompt, prompt_logprobs: None };
+        self.form.chunk(&self.head, Some(&choice), &beside, choices, out)
+    }
+}
+
+impl Dialect for ChatStream {
+    fn delta(
+        &mut self,
+        at: usize,
+        delta: Delta,
+        choices: &Choices,
+        out: &mut BytesMut,
+    ) -> Result<(), Failure> {
+        let voice = &mut self.voices[at];
+        let Shaped { text, calls, token, finish } = voice.shaper.push(delta)?;
+        if !std::mem::replace(&mut voice.begun, true) {
+            self.opening(at, choices, out)?;
+        }
+        let view = self.form.view;
+        let token = token.as_ref().filter(|_| view.logprobs || view.token_ids);
+        if text.is_empty() && calls.is_empty() && token.is_none() && finish.is_none() {
+            return Ok(()); // it would tell its client nothing
+        }
+        let ids = token.map(|token| token.id);
+        let tokens = token.map_or(&[][..], std::slice::from_ref);
+        let choice = ChunkChoice {
+            index: at,
+            delta: ChunkDelta {
+                role: None,
+                content: (!text.is_empty()).then_some(text.as_str()),
+                tool_calls: calls.iter().filter_map(ToolCallDelta::of).collect(),
+            },
+            logprobs: (view.logprobs && !tokens.is_empty())
+                .then(|| Logprobs::chat(self.form.spelling(choices), tokens)),
+            finish_reason: finish.map(Finish::name),
+            token_ids: view.token_ids.then_some(ids.as_slice()),
+        };
+        self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+    }
+
+    fn end(&mut self, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
+        self.form.end(&self.head, choices, out)
+    }
+}
+
+impl<'a> ToolCallDelta<'a> {
+    fn of(part: &'a Part) -> Option<Self> {
+        match part {
+            Part::Content(_) => None,
+            Part::Call { index, id, name } => Some(Self {
+                index: *index,
+                id: Some(id),
+                r#type: Some("function"),
+                function: Function { name: Some(name), arguments: "" },
+            }),
+            Part::Arguments { index, text } => Some(Self {
+                index: *index,
+                id: None,
+                r#type: None,
+                function: Function { name: None, arguments: text },
+            }),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Fields of OpenAI's API, of vLLM's additions to it, and of older versions of both, that are not taken.
+
+use crate::http::fields::Known;
+
+/// What is known of fields that neither body takes.
+pub(in crate::http) const KNOWN: Known = Known { harmless: HARMLESS, neutral: NEUTRAL, advice: ADVICE };
+
+const HARMLESS: &[&str] = &[
+    "cache_salt",                // nothing is cached between requests
+    "guided_decoding_backend",   // there is one
+    "guided_whitespace_pattern", // whitespace is as the grammar says
+    "include_reasoning",         // no reasoning is told apart
+    "length_penalty",            // of beam search only
+    "metadata",
+    "parallel_tool_calls", // without tools there are no calls
+    "prediction",          // for speed only
+    "priority",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "request_id",
+    "safety_identifier",
+    "service_tier",
+    "spaces_between_special_tokens", // fast tokenizers put none
+    "store",
+    "user",
+];
+
+const NEUTRAL: &[(&str, &[&str])] = &[
+    ("add_generation_prompt", &["true"]),
+    ("add_special_tokens", &["false"]),
+    ("allowed_token_ids", &["[]"]),
+    ("audio", &[]),
+    ("bad_words", &["[]"]),
+    ("best_of", &["1"]),
+    ("chat_template", &[]),
+    ("chat_template_kwargs", &["{}"]),
+    ("continue_final_message", &["false"]),
+    ("documents", &["[]"]),
+    ("early_stopping", &["false"]),
+    ("echo", &["false"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("kv_transfer_params", &["{}"]),
+    ("logits_processors", &["[]"]),
+    ("max_repetition_pattern_size", &["0"]),
+    ("media_io_kwargs", &["{}"]),
+    ("min_repetition_pattern_size", &["0"]),
+    ("mm_processor_kwargs", &["{}"]),
+    ("modalities", &["[\"text\"]"]),
+    ("moderation", &[]),
+    ("prompt_embeds", &[]),
+    ("reasoning_effort", &["\"none\""]),
+    ("repetition_detection", &[]),
+    ("repetition_min_count", &["0"]),
+    ("suffix", &["\"\""]),
+    ("thinking_token_budget", &[]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("tools", &["[]"]),
+    ("use_beam_search", &["false"]),
+    ("verbosity", &["\"medium\""]),
+    ("vllm_xargs", &["{}"]),
+    ("web_search_options", &[]),
+];
+
+const ADVICE: &[(&str, &str)] = &[
+    ("allowed_token_ids", "leave it out, or say what the answer must be with guided_choice or guided_regex"),
+    ("bad_words", "leave it out, or lower single tokens with logit_bias"),
+    ("chat_template", "the model's own is used; forced at the router's start with --chat-format"),
+    ("function_call", "it is OpenAI's older form: use tool_choice"),
+    ("functions", "it is OpenAI's older form: use tools"),
+    ("use_beam_search", "leave it out, or use best_of with a text completion"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fields::Fields;
+
+    #[test]
+    fn leftovers_are_judged_by_name_and_value() {
+        for (body, refused) in [
+            (r#"{"user":"u","metadata":{"a":1}}"#, None),
+            (r#"{"best_of":1.0,"echo":false,"bad_words":[],"suffix":null}"#, None),
+            (r#"{"use_beam_search":false,"kv_transfer_params":{}}"#, None),
+            (r#"{"best_of":2}"#, Some("best_of")),
+            (r#"{"functions":[{}]}"#, Some("functions")),
+            (r#"{"temprature":0}"#, Some("temprature")),
+            (r#"{"logits_processors":["a"]}"#, Some("logits_processors")),
+        ] {
+            let outcome = Fields::parse(body.as_bytes()).unwrap().finish(&KNOWN);
+            assert_eq!(outcome.err().and_then(|error| error.param), refused.map(str::to_owned), "{body}");
+        }
+    }
+
+    #[test]
+    fn lists_are_sorted_and_without_doubles() {
+        assert!(HARMLESS.is_sorted_by(|a, b| a < b));
+        assert!(NEUTRAL.is_sorted_by(|a, b| a.0 < b.0));
+        assert!(ADVICE.iter().all(|(name, _)| NEUTRAL.iter().any(|(known, _)| known == name)));
+    }
+}

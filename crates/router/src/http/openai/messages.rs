@@ -1,0 +1,127 @@
+//! The turns of a conversation, checked and in one form.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::http::error::ApiError;
+
+#[derive(Deserialize)]
+pub(in crate::http) struct Message {
+    role: String,
+    content: Option<Content>,
+    name: Option<String>,
+    tool_calls: Option<Vec<ToolCall>>,
+    tool_call_id: Option<String>,
+    function_call: Option<Value>,
+}
+
+/// What messages are, to complete "messages must be …".
+pub(in crate::http) const EXPECTED: &str =
+    "a list of objects, each with a role and a content that is a string or a list of text parts";
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    r#type: String,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ToolCall {
+    id: Option<String>,
+    function: Function,
+}
+
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+    /// A text that holds JSON; some clients send the JSON itself.
+    arguments: Option<Value>,
+}
+
+/// The turns as templates and Mistral's formats expect them.
+pub(in crate::http) fn turns(messages: Vec<Message>) -> Result<Vec<Value>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid(Some("messages"), "messages must have at least one"));
+    }
+    messages.into_iter().enumerate().map(|(at, message)| turn(at, message)).collect()
+}
+
+fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
+    let invalid = |what: &str| ApiError::invalid(Some("messages"), format!("messages[{at}]{what}"));
+    let Message { role, content, name, tool_calls, tool_call_id, function_call } = message;
+    if function_call.is_some_and(|call| !call.is_null()) || role == "function" {
+        return Err(invalid(" has OpenAI's older form of calls: use tool_calls and the role tool"));
+    }
+    let role = match role.as_str() {
+        "developer" => "system", // OpenAI's newer word for it, which templates do not know
+        "system" | "user" | "assistant" | "tool" => &role,
+        _ => return Err(invalid(".role must be system, developer, user, assistant or tool")),
+    };
+    let calls = tool_calls.unwrap_or_default();
+    if !calls.is_empty() && role != "assistant" {
+        return Err(invalid(".tool_calls belong to the assistant"));
+    }
+    let content = match content {
+        Some(content) => content.text().ok_or_else(|| invalid(".content must have text parts only"))?,
+        None if role == "assistant" => String::new(),
+        None => return Err(invalid(".content is missing")),
+    };
+    let mut turn = json!({ "role": role, "content": content });
+    if let Some(name) = name {
+        turn["name"] = name.into();
+    }
+    if role == "tool" {
+        let id =
+            tool_call_id.ok_or_else(|| invalid(".tool_call_id is missing: say which call this answers"))?;
+        turn["tool_call_id"] = id.into();
+    }
+    if !calls.is_empty() {
+        let calls =
+            calls.into_iter().map(|call| {
+                call.object().ok_or_else(|| {
+            invalid(".tool_calls must each have a function with a name and arguments that are a JSON object")
+        })
+            });
+        turn["tool_calls"] = calls.collect::<Result<_, _>>()?;
+    }
+    Ok(turn)
+}
+
+impl Content {
+    /// Its text, if it has nothing else.
+    fn text(self) -> Option<String> {
+        let parts = match self {
+            Self::Text(text) => return Some(text),
+            Self::Parts(parts) => parts,
+        };
+        let texts = parts.into_iter().map(|Part { r#type, text, refusal }| match r#type.as_str() {
+            "text" => text,
+            "refusal" => refusal,
+            _ => None,
+        });
+        Some(texts.collect::<Option<Vec<_>>>()?.join("\n"))
+    }
+}
+
+impl ToolCall {
+    /// As OpenAI writes it, but with arguments that are an object and not a text that holds one: templates expect that.
+    fn object(self) -> Option<Value> {
+        let Self { id, function: Function { name, arguments } } = self;
+        let arguments = match arguments {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
+            Some(Value::String(text)) => serde_json::from_str(&text).ok()?,
+            Some(Value::Object(object)) => object,
+            Some(_) => return None,
+        };
+        Some(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
+    }
+}

@@ -1,0 +1,55 @@
+//! The models that are served.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use galerne_types::ModelCard;
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::http::error::ApiError;
+use crate::serve::Router;
+
+/// `GET /v1/models`
+pub(in crate::http) async fn models(State(router): State<Arc<Router>>) -> Json<Value> {
+    let cards = router.models.keys().filter_map(|name| router.groups.card(name));
+    Json(json!({ "object": "list", "data": cards.map(|card| model_object(&card)).collect::<Vec<_>>() }))
+}
+
+/// `GET /v1/models/{id}`
+pub(in crate::http) async fn model(
+    State(router): State<Arc<Router>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let model = router.model(&name)?;
+    let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name })?;
+    Ok(Json(model_object(&card)))
+}
+
+fn model_object(card: &ModelCard) -> Value {
+    let permission = json!({
+        "id": format!("modelperm-{}", card.name),
+        "object": "model_permission",
+        "created": 0,
+        "allow_create_engine": false,
+        "allow_sampling": true,
+        "allow_logprobs": true,
+        "allow_search_indices": false,
+        "allow_view": true,
+        "allow_fine_tuning": false,
+        "organization": "*",
+        "group": null,
+        "is_blocking": false,
+    });
+    json!({
+        "id": card.name,
+        "object": "model",
+        "created": 0, // when its weights were made is not known
+        "owned_by": "galerne",
+        "root": card.name,
+        "parent": null,
+        "max_model_len": card.context_tokens_max,
+        "permission": [permission],
+    })
+}

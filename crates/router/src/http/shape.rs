@@ -1,0 +1,214 @@
+//! What the text of one choice is: words for the user, or calls of tools.
+
+use galerne_text::{Part, ToolFormat, ToolParser};
+use galerne_types::{FinishReason, TokenOut};
+use serde_json::Value;
+
+use crate::answer::Delta;
+use crate::ask::random_seed;
+use crate::failure::Failure;
+
+/// How calls of tools stand in an answer's text.
+#[derive(Clone, Debug)]
+pub(super) enum Calls {
+    /// There are none.
+    Never,
+    /// As the model was taught to write them.
+    Taught(ToolFormat),
+    /// The whole answer is the arguments of one call of this function.
+    Arguments(String),
+    /// The whole answer is a JSON list of objects with `name` and `arguments`.
+    List,
+}
+
+/// Takes one choice's deltas and tells what their text is.
+pub(super) struct Shaper {
+    state: State,
+    /// A call has begun.
+    called: bool,
+}
+
+enum State {
+    Words,
+    Taught(Box<ToolParser>),
+    Arguments { name: String, begun: bool },
+    List(String),
+}
+
+/// What one delta adds to a choice.
+#[derive(Debug, Default)]
+pub(super) struct Shaped {
+    /// Words for the user; may be empty.
+    pub(super) text: String,
+    /// Calls that begin, and more of their arguments.
+    pub(super) calls: Vec<Part>,
+    pub(super) token: Option<TokenOut>,
+    /// Set in the last one.
+    pub(super) finish: Option<Finish>,
+}
+
+/// Why a choice ended, as its client may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    Stop,
+    Length,
+    ToolCalls,
+    Error,
+}
+
+impl Shaper {
+    pub(super) fn new(calls: &Calls) -> Result<Self, Failure> {
+        let state = match calls {
+            Calls::Never => State::Words,
+            Calls::Taught(format) => State::Taught(Box::new(ToolParser::new(format, ids()?))),
+            Calls::Arguments(name) => State::Arguments { name: name.clone(), begun: false },
+            Calls::List => State::List(String::new()),
+        };
+        Ok(Self { state, called: false })
+    }
+
+    /// Takes the next delta.
+    pub(super) fn push(&mut self, delta: Delta) -> Result<Shaped, Failure> {
+        let Delta { text, token, finish } = delta;
+        let mut shaped = Shaped { text: String::new(), calls: Vec::new(), token, finish: None };
+        match &mut self.state {
+            State::Words => shaped.text = text,
+            State::Taught(parser) => {
+                shaped.take(parser.push(&text));
+                if finish.is_some() {
+                    shaped.take(parser.finish());
+                }
+            }
+            State::Arguments { name, begun } => {
+                if !text.is_empty() && !std::mem::replace(begun, true) {
+                    shaped.calls.push(Part::Call { index: 0, id: ids()?(), name: name.clone() });
+                }
+                if !text.is_empty() {
+                    shaped.calls.push(Part::Arguments { index: 0, text });
+                }
+            }
+            State::List(all) => {
+                all.push_str(&text);
+                if finish.is_some() {
+                    match listed(all)? {
+                        Some(calls) => shaped.calls = calls,
+                        None => shaped.text = std::mem::take(all), // cut before its end
+                    }
+                }
+            }
+        }
+        self.called |= !shaped.calls.is_empty();
+        shaped.finish = finish.map(|reason| Finish::of(reason, self.called));
+        Ok(shaped)
+    }
+}
+
+impl Shaped {
+    fn take(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Content(text) if self.text.is_empty() => self.text = text,
+                Part::Content(text) => self.text.push_str(&text),
+                call => self.calls.push(call),
+            }
+        }
+    }
+}
+
+impl Finish {
+    fn of(reason: FinishReason, called: bool) -> Self {
+        match reason {
+            FinishReason::Stop if called => Self::ToolCalls,
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::Cancelled | FinishReason::Error => Self::Error,
+        }
+    }
+
+    /// OpenAI's word for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The calls in a JSON list of them; `None` if it is not complete.
+fn listed(text: &str) -> Result<Option<Vec<Part>>, Failure> {
+    let Ok(calls) = serde_json::from_str::<Vec<Value>>(text) else { return Ok(None) };
+    let mut new_id = ids()?;
+    let mut parts = Vec::with_capacity(2 * calls.len());
+    for (index, call) in calls.iter().enumerate() {
+        let (Some(name), Some(arguments)) = (call["name"].as_str(), call.get("arguments")) else {
+            return Ok(None);
+        };
+        parts.push(Part::Call { index, id: new_id(), name: name.to_owned() });
+        parts.push(Part::Arguments { index, text: arguments.to_string() });
+    }
+    Ok(Some(parts))
+}
+
+/// Characters of a call's id: what Mistral's models were taught, and any client takes.
+const ID_CHARS: usize = 9;
+
+/// Gives calls their ids: nine letters and digits, from the system's random numbers.
+fn ids() -> Result<impl FnMut() -> String + Send + 'static, Failure> {
+    let mut state = random_seed()?;
+    Ok(move || {
+        let digit = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(LETTERS[(state >> 33) as usize % LETTERS.len()])
+        };
+        (0..ID_CHARS).map(digit).collect()
+    })
+}
+
+const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(calls: &Calls, texts: &[&str]) -> (String, Vec<(usize, String)>, Finish) {
+        let mut shaper = Shaper::new(calls).unwrap();
+        let (mut text, mut found, mut end) = (String::new(), Vec::new(), None);
+        for (at, piece) in texts.iter().enumerate() {
+            let finish = (at + 1 == texts.len()).then_some(FinishReason::Stop);
+            let shaped = shaper.push(Delta { text: (*piece).to_owned(), token: None, finish }).unwrap();
+            text.push_str(&shaped.text);
+            for part in shaped.calls {
+                match part {
+                    Part::Call { index, id, name } => {
+                        assert!(id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric()), "{id}");
+                        found.push((index, format!("{name}:")));
+                    }
+                    Part::Arguments { index, text } => found[index].1.push_str(&text),
+                    Part::Content(_) => unreachable!(),
+                }
+            }
+            end = shaped.finish;
+        }
+        (text, found, end.unwrap())
+    }
+
+    #[test]
+    fn an_answer_that_is_all_arguments() {
+        let calls = Calls::Arguments("add".to_owned());
+        let (text, found, finish) = shape(&calls, &["", "{\"a\"", ": 1}", ""]);
+        assert_eq!((text.as_str(), finish), ("", Finish::ToolCalls));
+        assert_eq!(found, [(0, "add:{\"a\": 1}".to_owned())]);
+    }
+
+    #[test]
+    fn an_answer_that_is_a_list_of_calls() {
+        let list = r#"[{"name": "a", "arguments": {"x": [1, 2]}}, {"name": "b", "arguments": {}}]"#;
+        let (text, found, finish) = shape(&Calls::List, &[&list[..20], &list[20..]]);
+        assert_eq!((text.as_str(), finish), ("", Finish::ToolCalls));
+        assert_eq!(found, [(0, "a:{\"x\":[1,2]}".to_owned()), (1, "b:{}".to_owned())]);
+        let (text, found, finish) = shape(&Calls::List, &[&list[..20]]);
+        assert_eq!((text.as_str(), found.len(), finish), (&list[..20], 0, Finish::Stop));
+    }
+}

@@ -1,0 +1,94 @@
+//! Answers as server-sent events.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::Stream;
+use serde::Serialize;
+
+use super::error::ApiError;
+use crate::answer::Delta;
+use crate::choices::Choices;
+use crate::failure::Failure;
+use crate::limits::WRITE_BYTES_MAX;
+
+/// How an API writes choices as events.
+pub(super) trait Dialect: Send + Unpin + 'static {
+    /// Writes what one delta of a choice adds: no event, one or several.
+    fn delta(
+        &mut self,
+        at: usize,
+        delta: Delta,
+        choices: &Choices,
+        out: &mut BytesMut,
+    ) -> Result<(), Failure>;
+
+    /// Writes what follows the last delta.
+    fn end(&mut self, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure>;
+}
+
+/// Pulled by the connection: nothing is queued here, and a connection that is gone drops it. What is ready at once
+/// is written at once.
+struct Events<D> {
+    dialect: D,
+    choices: Choices,
+    out: BytesMut,
+    /// The last event has been written.
+    ended: bool,
+}
+
+/// The body that streams choices.
+pub(super) fn body(dialect: impl Dialect, choices: Choices) -> Body {
+    Body::from_stream(Events { dialect, choices, out: BytesMut::new(), ended: false })
+}
+
+impl<D: Dialect> Stream for Events<D> {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let events = &mut *self;
+        while !events.ended && events.out.len() < WRITE_BYTES_MAX {
+            let Poll::Ready(news) = events.choices.poll_next(context) else { break };
+            if let Err(failure) = events.write(news.transpose()) {
+                events.ended = true;
+                tracing::debug!(%failure, "a stream ended early");
+                let error = ApiError::from(failure);
+                let written = serde_json::to_vec(&error.body()).unwrap_or_default();
+                event(&mut events.out, &written);
+            }
+        }
+        match (events.out.is_empty(), events.ended) {
+            (false, _) => Poll::Ready(Some(Ok(events.out.split().freeze()))),
+            (true, true) => Poll::Ready(None),
+            (true, false) => Poll::Pending,
+        }
+    }
+}
+
+impl<D: Dialect> Events<D> {
+    fn write(&mut self, news: Result<Option<(usize, Delta)>, Failure>) -> Result<(), Failure> {
+        match news? {
+            Some((at, delta)) => self.dialect.delta(at, delta, &self.choices, &mut self.out),
+            None => {
+                self.ended = true;
+                self.dialect.end(&self.choices, &mut self.out)
+            }
+        }
+    }
+}
+
+/// Writes one event.
+pub(super) fn event(out: &mut BytesMut, data: &[u8]) {
+    out.put_slice(b"data: ");
+    out.put_slice(data);
+    out.put_slice(b"\n\n");
+}
+
+/// Writes a value as JSON.
+pub(super) fn json(out: &mut BytesMut, value: &impl Serialize) -> Result<(), Failure> {
+    serde_json::to_writer(out.writer(), value)
+        .map_err(|error| Failure::Engine(format!("its answer cannot be written as JSON: {error}")))
+}
