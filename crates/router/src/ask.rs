@@ -227,6 +227,16 @@ impl Options {
         request.prompt.len() as u64 + u64::from(answer) * u64::from(answers)
     }
 
+    /// Names the field of a grammar that a leader refused; what else it could refuse has been checked before.
+    pub(crate) fn blame(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Invalid { field: None, message } if self.grammar.is_some() => {
+                Failure::Invalid { field: Some(self.grammar_field), message }
+            }
+            failure => failure,
+        }
+    }
+
     /// The request to a leader: `context` is the number of tokens of prompt and answer together.
     pub(crate) fn request(
         &self,

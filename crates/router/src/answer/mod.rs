@@ -120,6 +120,7 @@ impl Answer {
             run = progress.open().instrument(meter.span()) => run,
             () = &mut closing => Err(Failure::Closing),
         };
+        let run = run.map_err(|failure| options.blame(failure));
         let mut run = run.inspect_err(|_| meter.end(FinishReason::Error))?;
         if number == 0 {
             caller.used(progress.request.prompt.len() as u64); // once, as in a client's usage

@@ -21,6 +21,10 @@ pub(crate) const SECRET: &str = "5ec2e7";
 pub(crate) enum Act {
     /// Sends a token.
     Token(v1::Token),
+    /// Sends the token whose place in the list is the request's seed.
+    Seeded(Vec<v1::Token>),
+    /// Sends scores of the prompt, from this position on.
+    Score(u32, Vec<v1::Token>),
     /// Sends a finished event.
     Finish(v1::FinishReason),
     /// Ends the stream with a status.
@@ -109,16 +113,24 @@ impl Engine for Service {
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
         let script = self.script.lock().unwrap().clone(); // before the test hears of it, and plays another one
-        let _ = self.requests.send(request.into_inner());
+        let request = request.into_inner();
+        let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed).unwrap_or(0) as usize;
+        let _ = self.requests.send(request);
         let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())), self.acts.clone());
-        let events = stream::unfold(state, |(mut script, mut index, mut guard, acts)| async move {
+        let events = stream::unfold(state, move |(mut script, mut index, mut guard, acts)| async move {
             loop {
                 acts.fetch_add(1, Ordering::Relaxed);
-                let item = match script.next() {
+                let act = match script.next() {
+                    Some(Act::Seeded(tokens)) => Some(Act::Token(tokens[seed].clone())),
+                    act => act,
+                };
+                let item = match act {
                     Some(Act::Token(token)) => {
                         index += 1;
                         Ok(Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None }))
                     }
+                    Some(Act::Seeded(_)) => unreachable!("turned into a token above"),
+                    Some(Act::Score(position, scores)) => Ok(Event::Scored(v1::Scored { position, scores })),
                     Some(Act::Finish(reason)) => Ok(Event::Finished(reason.into())),
                     Some(Act::Fail(status)) => Err(status),
                     Some(Act::Wait(gate)) => {

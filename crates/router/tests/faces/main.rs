@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_requests;
+mod choices;
 mod failover;
 mod grpc;
 mod leader;
@@ -9,4 +10,5 @@ mod lifecycle;
 mod limits;
 mod openai;
 mod operation;
+mod shaped;
 mod stage;
