@@ -56,11 +56,11 @@ async fn streamed_choices_are_told_apart() {
     let stage = Stage::with(&[&leader]).await;
     let wanted = json!({ "n": 3, "seed": 0, "stream": true, "stream_options": { "include_usage": true } });
     let chunks = stage.post(CHAT, &chat(&wanted)).await.chunks();
-    for at in 0..3_usize {
+    for (at, &token) in drawn.iter().enumerate().take(3) {
         let own: Vec<_> = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == at).collect();
         assert_eq!(own[0]["delta"]["role"], "assistant");
         let said: String = own.iter().filter_map(|c| c["delta"]["content"].as_str()).collect();
-        assert_eq!((said, &own.last().unwrap()["finish_reason"]), (text(drawn[at]), &json!("stop")));
+        assert_eq!((said, &own.last().unwrap()["finish_reason"]), (text(token), &json!("stop")));
     }
     assert_eq!(chunks.last().unwrap()["usage"]["completion_tokens"], 3);
 }
