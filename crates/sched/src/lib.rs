@@ -10,5 +10,6 @@ mod blocks;
 mod check;
 mod scheduler;
 mod sequence;
+mod tenants;
 
 pub use scheduler::{Limits, Load, Scheduler};

@@ -1,6 +1,4 @@
-//! Continuous batching, first come first served.
-
-use std::collections::{BTreeSet, VecDeque};
+//! Continuous batching, fair between tenants.
 
 use galerne_types::limits::{STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
@@ -8,6 +6,11 @@ use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Sl
 use crate::blocks::BlockPool;
 use crate::check::check;
 use crate::sequence::{Sequence, blocks_needed};
+use crate::tenants::{Held, Tenants};
+
+/// Among several tenants, the prompts of all but the least served fill at most this part of a step: a step with many
+/// tokens takes long, and whoever comes waits for it.
+const OTHERS_PROMPT_PART: u32 = 32;
 
 /// What a group's ranks can hold and run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,14 +46,17 @@ pub struct Load {
 
 /// Decides, step by step, which tokens of which requests the ranks of one epoch run.
 ///
-/// **Admission** is first come, first served: the oldest waiting request is admitted once a slot and all blocks
-/// that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. What was
-/// admitted therefore always runs to its end: no deadlock over blocks and nothing to preempt, at the price of
-/// blocks that stay empty when an answer ends early.
+/// **Admission**: the oldest request of the tenant that was served least (`tenants`) is admitted once a slot and all
+/// blocks that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. With one
+/// tenant that is first come, first served. What was admitted always runs to its end: no deadlock over blocks and
+/// nothing to preempt, at the price of blocks that stay empty when an answer ends early. Since nobody is preempted, slots
+/// and blocks are kept free for whoever comes: among several tenants, one that holds more than an equal share is passed
+/// over unless it leaves to each of the others what that one wanted lately, and a quarter of all to whoever comes.
 ///
-/// **A step** holds one token of every answer under way, and then, in order of admission, chunks of prompts
-/// until `step_tokens_max`. A prompt is completed only with tokens that the answers leave, so the answers never
-/// outgrow a step, and none waits for another.
+/// **A step** holds one token of every answer under way, and then chunks of prompts until `step_tokens_max`: those of the
+/// least served tenant first, within a tenant in order of admission. While several tenants are present, the prompts of
+/// all but the least served take at most a thirty-second of a step. A prompt is completed only with tokens that the
+/// answers leave, so the answers never outgrow a step, and none waits for another.
 ///
 /// **Planning overlaps execution**: up to [`STEPS_IN_FLIGHT_MAX`] steps may be planned and not yet committed. A
 /// request that turns out to have ended in one step may then stand in the next one too; that draw is ignored, and
@@ -61,7 +67,7 @@ pub struct Scheduler {
     limits: Limits,
     steps_planned: u64,
     steps_committed: u64,
-    waiting: VecDeque<Request>,
+    tenants: Tenants,
     slots: Vec<Option<Sequence>>,
     /// Slots in use, in order of admission.
     admitted: Vec<u32>,
@@ -84,7 +90,7 @@ impl Scheduler {
             epoch,
             steps_planned: 0,
             steps_committed: 0,
-            waiting: VecDeque::new(),
+            tenants: Tenants::new(step_tokens_max),
             slots: (0..sequences_max).map(|_| None).collect(),
             admitted: Vec::new(),
             admitted_since: Vec::new(),
@@ -108,19 +114,14 @@ impl Scheduler {
         if needed > available {
             return Err(Refusal::NeverFits { needed: needed as usize, available: available as usize });
         }
-        let waiting = self.waiting.len();
-        if waiting >= self.limits.waiting_max {
-            return Err(Refusal::Overloaded { waiting });
-        }
-        self.waiting.push_back(request);
-        Ok(())
+        self.tenants.submit(request, needed, self.limits.waiting_max)
     }
 
     /// Ends a request without another word: no event of it follows. Its slot and blocks are free at once, or, if
     /// steps under way hold them, when the last of those is committed. A request that is not here is ignored:
     /// it may have ended by itself a moment ago.
     pub fn cancel(&mut self, id: RequestId) {
-        self.waiting.retain(|request| request.id != id);
+        self.tenants.cancel(id);
         let is_it = |sequence: &Sequence| sequence.request.id == id;
         if let Some(slot) = self.slots.iter().position(|slot| slot.as_ref().is_some_and(is_it)) {
             let slot = slot as u32;
@@ -134,6 +135,7 @@ impl Scheduler {
         if self.steps_planned - self.steps_committed == STEPS_IN_FLIGHT_MAX as u64 {
             return None;
         }
+        self.tenants.begin_step(self.steps_planned + 1);
         self.admit();
         let slices = self.plan_slices();
         if slices.is_empty() {
@@ -181,23 +183,23 @@ impl Scheduler {
 
     /// How busy it is now.
     pub fn load(&self) -> Load {
-        let running = || self.slots.iter().flatten().filter(|sequence| !sequence.ended);
-        let tenants = running().map(|sequence| sequence.request.tenant);
-        let tenants: BTreeSet<_> = tenants.chain(self.waiting.iter().map(|request| request.tenant)).collect();
         Load {
-            running: running().count(),
-            waiting: self.waiting.len(),
-            tenants: tenants.len(),
+            running: self.slots.iter().flatten().filter(|sequence| !sequence.ended).count(),
+            waiting: self.tenants.waiting(),
+            tenants: self.tenants.busy(),
             kv_blocks_free: self.pool.free(),
             kv_blocks: self.pool.total(),
         }
     }
 
     fn admit(&mut self) {
-        while let Some(oldest) = self.waiting.front() {
-            let Some(slot) = self.slots.iter().position(Option::is_none) else { break };
-            let Some(blocks) = self.pool.take(blocks_needed(oldest, &self.limits)) else { break };
-            let request = self.waiting.pop_front().expect("the oldest is still there");
+        while let Some(slot) = self.slots.iter().position(Option::is_none) {
+            let slots_free = self.slots.iter().filter(|slot| slot.is_none()).count() as u32;
+            let free = Held { slots: slots_free, kv_blocks: self.pool.free() };
+            let total = Held { slots: self.limits.sequences_max, kv_blocks: self.pool.total() };
+            let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
+            let Some(blocks) = self.pool.take(needed) else { break };
+            let request = self.tenants.admit(tenant).expect("whose turn it is has a request");
             self.admitted_since.push(request.id);
             self.slots[slot] = Some(Sequence::new(request, blocks, &self.limits));
             self.admitted.push(slot as u32);
@@ -209,19 +211,38 @@ impl Scheduler {
         for &slot in &self.admitted {
             let sequence = occupied(&mut self.slots, slot);
             if sequence.decodes() {
+                self.tenants.serve_answer(sequence.request.tenant);
                 slices.push(sequence.plan_decode(slot));
             }
         }
+        self.plan_prompts(&mut slices);
+        slices
+    }
+
+    fn plan_prompts(&mut self, slices: &mut Vec<Slice>) {
         let mut tokens_left = self.limits.step_tokens_max - slices.len() as u32;
+        let least_service = self.tenants.least_service();
+        let mut prefilling: Vec<(u64, u32)> = Vec::new();
         for &slot in &self.admitted {
             let sequence = occupied(&mut self.slots, slot);
-            if tokens_left > 0 && sequence.prefills() {
-                let tokens = sequence.prompt_left().min(tokens_left);
+            if sequence.prefills() {
+                prefilling.push((self.tenants.service(sequence.request.tenant), slot));
+            }
+        }
+        prefilling.sort_by_key(|&(service, _)| service); // in order of admission where it is equal
+        let mut others_left = self.limits.step_tokens_max.div_ceil(OTHERS_PROMPT_PART);
+        for (service, slot) in prefilling {
+            let sequence = occupied(&mut self.slots, slot);
+            let others = service > least_service;
+            let most = if others { others_left.min(tokens_left) } else { tokens_left };
+            let tokens = sequence.prompt_left().min(most);
+            if tokens > 0 {
                 tokens_left -= tokens;
+                others_left -= if others { tokens } else { 0 };
+                self.tenants.serve_prompt(sequence.request.tenant, tokens);
                 slices.push(sequence.plan_prefill(slot, tokens));
             }
         }
-        slices
     }
 
     /// The traces of a step's requests; for a step without traced ones that allocates nothing.
@@ -258,6 +279,8 @@ impl Scheduler {
             return;
         }
         let blocks = std::mem::take(&mut sequence.blocks);
+        let (tenant, unplanned) = (sequence.request.tenant, sequence.prompt_left());
+        self.tenants.release(tenant, blocks.len() as u32, unplanned);
         self.pool.give_back(&blocks);
         self.slots[slot as usize] = None;
         self.admitted.retain(|&other| other != slot);
@@ -267,7 +290,7 @@ impl Scheduler {
 
     fn holds(&self, id: RequestId) -> bool {
         let running = self.slots.iter().flatten().any(|sequence| sequence.request.id == id);
-        running || self.waiting.iter().any(|request| request.id == id)
+        running || self.tenants.holds(id)
     }
 
     fn sequence(&mut self, slot: u32) -> &mut Sequence {

@@ -190,6 +190,56 @@ fn nobody_overtakes_the_oldest_that_waits() {
     assert_eq!(scheduler.load().waiting, 0, "the queue moves up when the oldest gives up");
 }
 
+/// Plans and commits until the request has its first token; says which requests were admitted on the way.
+fn until_first_token(scheduler: &mut Scheduler, id: u64) -> Vec<u64> {
+    let mut admitted = Vec::new();
+    loop {
+        let step = scheduler.plan().unwrap();
+        admitted.extend(scheduler.take_admitted().iter().map(|request| request.0));
+        if told(&scheduler.commit(&step, &draws(&step, PLAIN))).contains(&(id, Ok(0))) {
+            return admitted;
+        }
+    }
+}
+
+#[test]
+fn a_tenant_that_was_served_less_is_next() {
+    let mut scheduler = Scheduler::new(Epoch(1), Limits { sequences_max: 1, ..limits() });
+    let of = |tenant: u64, id: u64| Request { tenant: TenantId(tenant), ..request(id, 10, 20) };
+    for request in [of(1, 0), of(1, 1), of(1, 2), of(2, 3), of(2, 4)] {
+        scheduler.submit(request).unwrap();
+    }
+    assert_eq!(until_first_token(&mut scheduler, 2), [0, 3, 1, 4, 2]);
+}
+
+#[test]
+fn a_tenant_does_not_take_the_last_slots_and_places_while_others_are_about() {
+    let mut scheduler = scheduler([request(0, 4, 1)]);
+    until_first_token(&mut scheduler, 0);
+    let greedy = |id: u64| Request { tenant: TenantId(2), ..request(id, 4, 100) };
+    let accepted = (1..20).take_while(|&id| scheduler.submit(greedy(id)).is_ok()).count();
+    assert_eq!(accepted, 6, "of 8 places");
+    let step = scheduler.plan().unwrap();
+    assert_eq!(step.slices.len(), 3, "of 4 slots");
+    scheduler.commit(&step, &draws(&step, PLAIN));
+    scheduler.submit(request(30, 4, 1)).unwrap();
+    assert_eq!(until_first_token(&mut scheduler, 30), [1, 2, 3, 30]);
+}
+
+#[test]
+fn the_prompts_of_one_who_was_served_more_take_little_of_a_step() {
+    let mut scheduler = scheduler([request(0, 4, 1)]);
+    until_first_token(&mut scheduler, 0);
+    scheduler.submit(Request { tenant: TenantId(2), ..request(1, 130, 9) }).unwrap();
+    let first = scheduler.plan().unwrap();
+    assert_eq!(shape(&first), [(0, 0, 64)], "served less than the one that is away");
+    let second = scheduler.plan().unwrap();
+    assert_eq!(shape(&second), [(0, 64, 2)]);
+    scheduler.commit(&first, &draws(&first, PLAIN));
+    scheduler.submit(request(2, 20, 9)).unwrap();
+    assert_eq!(shape(&scheduler.plan().unwrap()), [(1, 0, 20), (0, 66, 2)], "it does not wait");
+}
+
 #[test]
 fn a_cancelled_request_is_silent_and_its_blocks_are_free_after_the_steps_that_hold_them() {
     let mut scheduler = scheduler([request(0, 40, 9), request(1, 4, 9)]);

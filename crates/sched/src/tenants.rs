@@ -1,0 +1,390 @@
+//! Who is served next, so that a greedy tenant does not make the others wait.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use galerne_types::{Refusal, Request, RequestId, TenantId};
+
+/// Service of one token of a prompt, and of one drawn token: a prompt's tokens share the reading of the weights.
+const PROMPT_TOKEN_SERVICE: u64 = 1;
+const DRAWN_TOKEN_SERVICE: u64 = 2;
+
+/// Steps for which a tenant counts as present after its last request.
+const PRESENT_STEPS: u64 = 4096;
+
+/// Tenants without a request that are remembered all the same.
+const IDLE_TENANTS_MAX: usize = 1024;
+
+/// A tenant may hold this many times what it leaves free for the others: alone 3/4 of all, two of them 3/7 each.
+const HELD_PER_FREE: u64 = 3;
+
+/// After so many steps a tenant is trusted to need one slot fewer than it once did.
+const PEAK_STEPS: u64 = 4096;
+
+/// A tenant that had nothing to ask comes back ahead of the others by the service of so many full steps, so that a short
+/// burst of a tenant that asks little does not wait.
+const CREDIT_STEPS: u64 = 4;
+
+/// The queues of all tenants, and how much each was served.
+///
+/// A tenant's service is counted in tokens (the virtual token counter of Sheng et al., "Fairness in Serving Large
+/// Language Models", OSDI 2024), and the one with the least is served next; within a tenant the order is that of arrival.
+/// Who comes back from idleness is lifted to the least of those who wait, less a small credit, so that nobody saves up.
+#[derive(Debug)]
+pub(crate) struct Tenants {
+    /// Tenants that are present: with a request here, or not long ago.
+    accounts: BTreeMap<TenantId, Account>,
+    waiting: usize,
+    arrivals: u64,
+    /// What whoever was admitted last had been served: where a tenant starts that comes while nobody waits.
+    virtual_time: u64,
+    credit: u64,
+}
+
+/// One tenant.
+#[derive(Debug, Default)]
+struct Account {
+    waiting: VecDeque<Arrived>,
+    service: u64,
+    /// Prompt tokens of admitted requests that no step holds yet.
+    outstanding: u64,
+    /// By those of its requests that run.
+    held: Held,
+    /// By all of its requests, the waiting ones included.
+    asked: Held,
+    /// The most that it asked for at once, not long ago.
+    peak: Held,
+    /// The last step before which it had a request.
+    seen: u64,
+}
+
+/// A waiting request.
+#[derive(Debug)]
+struct Arrived {
+    /// In the order of arrival.
+    number: u64,
+    /// What it can need.
+    kv_blocks: u32,
+    request: Request,
+}
+
+/// Slots, and KV blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) slots: u32,
+    pub(crate) kv_blocks: u32,
+}
+
+impl Held {
+    fn of_one(kv_blocks: u32) -> Self {
+        Self { slots: 1, kv_blocks }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.slots += other.slots;
+        self.kv_blocks += other.kv_blocks;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.slots -= other.slots;
+        self.kv_blocks -= other.kv_blocks;
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self { slots: self.slots.max(other.slots), kv_blocks: self.kv_blocks.max(other.kv_blocks) }
+    }
+}
+
+impl Account {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.held.slots == 0
+    }
+
+    /// Lowers the peak by one request of mean size, but not below what it asks for now.
+    fn forget_peak(&mut self) {
+        let Held { slots, kv_blocks } = self.peak;
+        let one = kv_blocks.checked_div(slots).unwrap_or(0);
+        let lower = Held { slots: slots.saturating_sub(1), kv_blocks: kv_blocks - one };
+        self.peak = lower.max(self.asked);
+    }
+}
+
+impl Tenants {
+    pub(crate) fn new(step_tokens_max: u32) -> Self {
+        let credit = CREDIT_STEPS * u64::from(step_tokens_max);
+        Self { accounts: BTreeMap::new(), waiting: 0, arrivals: 0, virtual_time: 0, credit }
+    }
+
+    /// Requests that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the request waits.
+    pub(crate) fn holds(&self, id: RequestId) -> bool {
+        self.accounts.values().flat_map(|account| &account.waiting).any(|arrived| arrived.request.id == id)
+    }
+
+    /// Tenants that have a request here.
+    pub(crate) fn busy(&self) -> usize {
+        self.accounts.values().filter(|account| !account.is_idle()).count()
+    }
+
+    /// Puts a request that can need so many blocks at the end of its tenant's queue.
+    ///
+    /// # Errors
+    /// [`Refusal::Overloaded`] if none of `waiting_max` places is free, or too few for the tenant to take another one.
+    pub(crate) fn submit(
+        &mut self,
+        request: Request,
+        kv_blocks: u32,
+        waiting_max: usize,
+    ) -> Result<(), Refusal> {
+        let tenant = request.tenant;
+        let waiting = self.accounts.get(&tenant).map_or(0, |account| account.waiting.len());
+        let free = waiting_max.saturating_sub(self.waiting);
+        if free == 0 || waiting as u64 >= HELD_PER_FREE * free as u64 {
+            return Err(Refusal::Overloaded { waiting });
+        }
+        let start = self.start().saturating_sub(self.credit);
+        let account = self.accounts.entry(tenant).or_default();
+        if waiting == 0 {
+            account.service = account.service.max(start);
+        }
+        account.asked.add(Held::of_one(kv_blocks));
+        account.peak = account.peak.max(account.asked);
+        self.waiting += 1;
+        self.arrivals += 1;
+        account.waiting.push_back(Arrived { number: self.arrivals, kv_blocks, request });
+        Ok(())
+    }
+
+    /// Where a tenant starts that comes now: level with the least served of those who wait.
+    fn start(&self) -> u64 {
+        let waiting = self.accounts.values().filter(|account| !account.waiting.is_empty());
+        waiting.map(|account| account.service).min().unwrap_or(self.virtual_time)
+    }
+
+    /// Takes a request out of its queue.
+    pub(crate) fn cancel(&mut self, id: RequestId) {
+        for account in self.accounts.values_mut() {
+            let position = account.waiting.iter().position(|arrived| arrived.request.id == id);
+            if let Some(arrived) = position.and_then(|position| account.waiting.remove(position)) {
+                account.asked.subtract(Held::of_one(arrived.kv_blocks));
+                self.waiting -= 1;
+            }
+        }
+    }
+
+    /// Whose turn it is, and how many blocks the request can need: the oldest one of the least served tenant that does
+    /// not hold too much of `total` already.
+    pub(crate) fn due(&self, free: Held, total: Held) -> Option<(TenantId, u32)> {
+        let slots = Stock::new(self, |held| held.slots, free, total);
+        let kv_blocks = Stock::new(self, |held| held.kv_blocks, free, total);
+        let may_hold = |account: &Account, arrived: &Arrived| {
+            self.accounts.len() == 1
+                || account.held.slots == 0
+                || slots.may_take(account, 1) && kv_blocks.may_take(account, arrived.kv_blocks)
+        };
+        let next = |(&tenant, account): (&TenantId, &Account)| {
+            let arrived = account.waiting.front()?;
+            let turn = (account.service + account.outstanding, account.held.slots, arrived.number);
+            may_hold(account, arrived).then_some((turn, tenant, arrived.kv_blocks))
+        };
+        self.accounts.iter().filter_map(next).min().map(|(_, tenant, kv_blocks)| (tenant, kv_blocks))
+    }
+
+    /// Gives out the oldest request of a tenant, which from now on holds a slot and its blocks.
+    pub(crate) fn admit(&mut self, tenant: TenantId) -> Option<Request> {
+        let account = self.accounts.get_mut(&tenant)?;
+        let Arrived { request, kv_blocks, .. } = account.waiting.pop_front()?;
+        self.waiting -= 1;
+        self.virtual_time = self.virtual_time.max(account.service);
+        account.held.add(Held::of_one(kv_blocks));
+        account.outstanding += PROMPT_TOKEN_SERVICE * request.prompt.len() as u64;
+        Some(request)
+    }
+
+    /// Takes back a slot and blocks; `unplanned` tokens of the prompt were never run.
+    pub(crate) fn release(&mut self, tenant: TenantId, kv_blocks: u32, unplanned: u32) {
+        let account = self.accounts.entry(tenant).or_default();
+        account.held.subtract(Held::of_one(kv_blocks));
+        account.asked.subtract(Held::of_one(kv_blocks));
+        account.outstanding -= PROMPT_TOKEN_SERVICE * u64::from(unplanned);
+    }
+
+    /// A step holds so many tokens of a tenant's prompt.
+    pub(crate) fn serve_prompt(&mut self, tenant: TenantId, tokens: u32) {
+        let service = PROMPT_TOKEN_SERVICE * u64::from(tokens);
+        let account = self.accounts.entry(tenant).or_default();
+        account.service += service;
+        account.outstanding -= service;
+    }
+
+    /// A step draws a token of a tenant's answer.
+    pub(crate) fn serve_answer(&mut self, tenant: TenantId) {
+        self.accounts.entry(tenant).or_default().service += DRAWN_TOKEN_SERVICE;
+    }
+
+    /// How much a tenant was served.
+    pub(crate) fn service(&self, tenant: TenantId) -> u64 {
+        self.accounts.get(&tenant).map_or(0, |account| account.service)
+    }
+
+    /// The least that a present tenant was served.
+    pub(crate) fn least_service(&self) -> u64 {
+        self.accounts.values().map(|account| account.service).min().unwrap_or(0)
+    }
+
+    /// Step `number` is being planned: forgets who has been away for long.
+    pub(crate) fn begin_step(&mut self, number: u64) {
+        self.accounts.retain(|_, account| {
+            if !account.is_idle() {
+                account.seen = number;
+            }
+            if number.is_multiple_of(PEAK_STEPS) {
+                account.forget_peak();
+            }
+            number - account.seen <= PRESENT_STEPS
+        });
+        let idle = self.accounts.iter().filter(|(_, account)| account.is_idle());
+        let mut idle: Vec<_> = idle.map(|(&tenant, account)| (account.seen, tenant)).collect();
+        if idle.len() > IDLE_TENANTS_MAX {
+            idle.sort_unstable();
+            for (_, tenant) in &idle[..idle.len() - IDLE_TENANTS_MAX] {
+                self.accounts.remove(tenant);
+            }
+        }
+    }
+}
+
+/// Slots or blocks, and who may take of them.
+struct Stock<F> {
+    of: F,
+    free: u32,
+    /// An equal share.
+    share: u32,
+    /// What the tenants may yet want, each of its equal share.
+    wanted: u32,
+}
+
+impl<F: Fn(&Held) -> u32> Stock<F> {
+    fn new(tenants: &Tenants, of: F, free: Held, total: Held) -> Self {
+        let share = of(&total) / (tenants.accounts.len() as u32).max(1);
+        let mut stock = Self { free: of(&free), share, wanted: 0, of };
+        stock.wanted = tenants.accounts.values().map(|account| stock.wanted_by(account)).sum();
+        stock
+    }
+
+    fn wanted_by(&self, account: &Account) -> u32 {
+        (self.of)(&account.peak).min(self.share).saturating_sub((self.of)(&account.held))
+    }
+
+    /// Whether a tenant may take so many more: up to an equal share always; beyond it while it leaves to the others what
+    /// they wanted lately, and something for whoever comes (the dynamic thresholds of Choudhury and Hahne, IEEE/ACM
+    /// Transactions on Networking, 1998).
+    fn may_take(&self, account: &Account, more: u32) -> bool {
+        let holds = (self.of)(&account.held) + more;
+        let left = self.free.saturating_sub(more);
+        let wanted = self.wanted - self.wanted_by(account);
+        holds <= self.share || left >= wanted && u64::from(holds) <= HELD_PER_FREE * u64::from(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::Sampling;
+
+    use super::*;
+
+    const A: TenantId = TenantId(1);
+    const B: TenantId = TenantId(2);
+
+    fn request(id: u64, tenant: TenantId) -> Request {
+        Request {
+            id: RequestId(id),
+            tenant,
+            prompt: vec![1; 10],
+            first_index: 0,
+            sampling: Sampling::greedy(),
+            max_tokens: 10,
+            min_tokens: 0,
+            stop_tokens: Vec::new(),
+            prompt_logprobs: None,
+            grammar: None,
+            trace: None,
+        }
+    }
+
+    fn run(tenants: &mut Tenants, id: u64, tenant: TenantId, answers: u64) {
+        tenants.submit(request(id, tenant), 1, 100).unwrap();
+        tenants.admit(tenant).unwrap();
+        tenants.serve_prompt(tenant, 10);
+        (0..answers).for_each(|_| tenants.serve_answer(tenant));
+        tenants.release(tenant, 1, 0);
+    }
+
+    #[test]
+    fn a_prompts_tokens_count_once_and_drawn_ones_twice() {
+        let mut tenants = Tenants::new(64);
+        run(&mut tenants, 0, A, 7);
+        assert_eq!(tenants.service(A), 10 + 14);
+    }
+
+    #[test]
+    fn nobody_saves_up_more_than_the_credit() {
+        let mut tenants = Tenants::new(64);
+        run(&mut tenants, 0, B, 1);
+        run(&mut tenants, 1, A, 5000);
+        tenants.submit(request(2, A), 1, 100).unwrap();
+        tenants.submit(request(3, B), 1, 100).unwrap();
+        assert_eq!(tenants.service(A) - tenants.service(B), 4 * 64);
+        let newcomer = TenantId(3);
+        tenants.submit(request(4, newcomer), 1, 100).unwrap();
+        assert_eq!(tenants.service(newcomer), tenants.service(B) - 4 * 64);
+    }
+
+    #[test]
+    fn who_holds_much_leaves_what_others_wanted_lately() {
+        let mut tenants = Tenants::new(64);
+        let total = Held { slots: 16, kv_blocks: 160 };
+        let fill = |tenants: &mut Tenants, from: u64| {
+            let mut free = total;
+            for id in from..from + 20 {
+                tenants.submit(request(id, A), 1, 1000).unwrap();
+            }
+            while let Some((tenant, kv_blocks)) = tenants.due(free, total) {
+                tenants.admit(tenant).unwrap();
+                free.subtract(Held::of_one(kv_blocks));
+                if free.slots == 0 {
+                    break;
+                }
+            }
+            free.slots
+        };
+        assert_eq!(fill(&mut tenants, 0), 0, "alone it may have all");
+
+        let mut tenants = Tenants::new(64);
+        run(&mut tenants, 90, B, 1);
+        assert_eq!(fill(&mut tenants, 0), 4, "a quarter for whoever comes");
+
+        let mut tenants = Tenants::new(64);
+        for id in 90..96 {
+            tenants.submit(request(id, B), 1, 1000).unwrap();
+        }
+        (90..96).for_each(|id| tenants.cancel(RequestId(id)));
+        assert_eq!(fill(&mut tenants, 0), 6, "the other wanted six");
+    }
+
+    #[test]
+    fn tenants_are_forgotten() {
+        let mut tenants = Tenants::new(64);
+        for id in 0..3000 {
+            run(&mut tenants, id, TenantId(id), 1);
+        }
+        tenants.begin_step(1);
+        assert_eq!(tenants.accounts.len(), IDLE_TENANTS_MAX);
+        tenants.submit(request(5000, A), 1, 100).unwrap();
+        tenants.begin_step(PRESENT_STEPS + 2);
+        assert_eq!(tenants.accounts.keys().collect::<Vec<_>>(), [&A]);
+    }
+}
