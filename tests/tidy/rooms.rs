@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("text", &["checkpoint"]),
     ("grammar", &["types"]),
     ("wire", &["types"]),
+    ("tls", &[]),
     ("coord", &["types"]),
     (
         "worker",
@@ -27,13 +28,14 @@ const ROOMS: &[(&str, &[&str])] = &[
             "checkpoint",
             "coord",
             "wire",
+            "tls",
             "telemetry",
             "text",
             "grammar",
         ],
     ),
-    ("router", &["types", "dispatch", "text", "checkpoint", "wire", "telemetry"]),
-    ("cli", &["types", "checkpoint", "coord", "wire", "worker", "router", "telemetry"]),
+    ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
+    ("cli", &["types", "checkpoint", "coord", "wire", "tls", "worker", "router", "telemetry"]),
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.

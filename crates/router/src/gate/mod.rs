@@ -1,7 +1,7 @@
 //! Who may use the faces: API keys from a file, and what each tenant may use.
 //!
 //! Without a key file everybody is the same nameless tenant, without limits; that is the default on loopback only. The
-//! file is read again every [`RELOAD_INTERVAL`], so keys come and go without a restart; one that is broken is not
+//! file is read again every few seconds, so keys come and go without a restart; one that is broken is not
 //! taken in, and the last good one holds. Quotas are counted by each router on its own: n routers together let
 //! through n times as much.
 
@@ -11,21 +11,19 @@ mod key;
 mod visit;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
 use galerne_dispatch::Quotas;
+use galerne_tls::keep_fresh;
 use galerne_types::TenantId;
 
 use file::KeyTable;
 pub use file::{KeyFileError, key_entry};
 pub use key::ApiKey;
 pub(crate) use visit::Caller;
-
-/// How often the key file is looked at.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Who may use the faces, as it was told at start.
 #[derive(Clone, Debug, Default)]
@@ -123,22 +121,10 @@ impl Gate {
 
     /// Reloads for ever.
     pub(crate) async fn keep(self: Arc<Self>) {
-        let Some(file) = self.file.clone() else { return std::future::pending().await };
-        let mut told = String::new();
-        loop {
-            tokio::time::sleep(RELOAD_INTERVAL).await;
-            let gate = self.clone();
-            match tokio::task::spawn_blocking(move || gate.reload()).await {
-                Ok(Ok(changed)) => {
-                    if changed {
-                        tracing::info!(file = %file.display(), "API keys were read again");
-                    }
-                    told.clear();
-                }
-                Ok(Err(error)) => warn_once(&mut told, &file, &error),
-                Err(error) => tracing::warn!(%error, "reading the API keys failed"),
-            }
+        if self.file.is_none() {
+            return std::future::pending().await;
         }
+        keep_fresh("API keys", move || self.reload()).await;
     }
 
     /// Who sends a request with these headers.
@@ -171,13 +157,4 @@ impl Gate {
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
-}
-
-/// Says what is wrong with the file, once for each thing that is.
-fn warn_once(told: &mut String, file: &Path, error: &KeyFileError) {
-    let sentence = error.to_string();
-    if *told != sentence {
-        tracing::warn!(file = %file.display(), "{sentence}; the keys read before hold on");
-        *told = sentence;
-    }
 }
