@@ -8,8 +8,10 @@
 
 mod blocks;
 mod check;
+mod cost;
 mod scheduler;
 mod sequence;
 mod tenants;
 
+pub use cost::Cost;
 pub use scheduler::{Limits, Load, Scheduler};

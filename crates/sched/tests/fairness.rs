@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use galerne_sched::{Limits, Scheduler};
+use galerne_sched::{Cost, Limits, Scheduler};
 use galerne_types::{
     Epoch, Event, Input, Request, RequestId, Sampled, Sampling, Step, TenantId, TokenId, TokenOut,
 };
@@ -26,19 +26,21 @@ const REQUESTS: usize = 500;
 /// The first of these do not count: nobody is preempted, so before it is known what a tenant needs, it may wait.
 const FIRST: usize = 50;
 
-/// A step takes `step + token * tokens`, in microseconds.
 #[derive(Clone, Copy)]
 struct Machine {
     name: &'static str,
-    step_us: u64,
-    token_us: u64,
+    cost: Cost,
     step_tokens_max: u32,
+}
+
+const fn cost(step_ns: u64, token_ns: u64) -> Cost {
+    Cost { step_ns, token_ns, key_ns: 0, logits_ns: 0, window_tokens: None }
 }
 
 /// A large model on a CPU, and on a GPU.
 const MACHINES: [Machine; 2] = [
-    Machine { name: "CPU", step_us: 40_000, token_us: 10_000, step_tokens_max: 512 },
-    Machine { name: "GPU", step_us: 8_000, token_us: 60, step_tokens_max: 2048 },
+    Machine { name: "CPU", cost: cost(40_000_000, 10_000_000), step_tokens_max: 512 },
+    Machine { name: "GPU", cost: cost(8_000_000, 60_000), step_tokens_max: 2048 },
 ];
 
 /// Tokens of a prompt and its answer.
@@ -132,7 +134,7 @@ impl World {
     }
 
     fn duration_us(&self, step: &Step) -> u64 {
-        self.machine.step_us + self.machine.token_us * step.tokens() as u64
+        self.machine.cost.predict(step).as_micros() as u64
     }
 
     fn commit(&mut self) {
@@ -191,7 +193,8 @@ fn arrivals(machine: Machine, percent: u64, seed: u64) -> Vec<(u64, Size)> {
         let size = Size { prompt: 50 + noise.below(400) as u32, answer: 16 + noise.below(100) as u32 };
         // Its prompt in a step of its own, and its answer with three others beside it.
         let tokens = u64::from(size.prompt + size.answer);
-        let work_us = machine.token_us * tokens + machine.step_us * (1 + u64::from(size.answer) / 4);
+        let steps = 1 + u64::from(size.answer) / 4;
+        let work_us = (machine.cost.token_ns * tokens + machine.cost.step_ns * steps) / 1000;
         at_us += noise.below(2 * work_us * 100 / percent); // uniform, so with this mean
         (at_us, size)
     };

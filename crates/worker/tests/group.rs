@@ -89,6 +89,37 @@ async fn strangers_and_latecomers_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_is_scored_before_the_first_token_which_tells_where_the_time_went() {
+    let cluster = Cluster::start().await;
+    let _ranks = [start(cluster.options("h", 0, 2)), start(cluster.options("h", 1, 2))];
+    let health = cluster.serving(Epoch(0)).await;
+    // Longer than a step of 64 tokens: it is scored in two parts.
+    let prompt: Vec<u32> = (0..100).map(|at| at * 37 % 1000).collect();
+    let mut request = cluster.request(health.epoch, &prompt, 3);
+    request.get_mut().prompt_logprobs = Some(2);
+    let sampling = request.get_mut().sampling.as_mut().unwrap();
+    (sampling.presence_penalty, sampling.repetition_penalty) = (0.5, Some(1.2));
+    let mut engine = client(&health).await;
+    let mut stream = engine.run(request).await.unwrap().into_inner();
+    let (mut scored, mut tokens) = (vec![prompt[0]], 0);
+    while let Some(event) = stream.message().await.unwrap() {
+        match event.event.unwrap() {
+            v1::run_event::Event::Scored(v1::Scored { position, scores }) => {
+                assert_eq!((position as usize, tokens), (scored.len(), 0));
+                assert!(scores.iter().all(|score| score.top.len() == 2 && score.logprob < 0.0));
+                scored.extend(scores.iter().map(|score| score.id));
+            }
+            v1::run_event::Event::Token(token) => {
+                assert_eq!(token.timing.is_some(), tokens == 0);
+                tokens += 1;
+            }
+            v1::run_event::Event::Finished(_) => {}
+        }
+    }
+    assert_eq!((scored, tokens), (prompt, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_makes_room_for_the_next() {
     let cluster = Cluster::start().await;
     let mut options = cluster.options("h", 0, 1);

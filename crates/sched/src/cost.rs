@@ -1,0 +1,86 @@
+//! How long a step takes, by a simple law: for rehearsals, which run no model.
+
+use std::time::Duration;
+
+use galerne_types::{Slice, Step};
+
+/// What the parts of a step take, in nanoseconds. The law is that of a memory-bound pass with work on top: weights are
+/// read once a step, every token costs its products, every key that a token attends to its share of attention, and
+/// every position whose logits are wanted its share of the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Any step.
+    pub step_ns: u64,
+    /// Each token.
+    pub token_ns: u64,
+    /// Each key that a token attends to.
+    pub key_ns: u64,
+    /// Each position that is drawn from or scored.
+    pub logits_ns: u64,
+    /// Keys that a token sees at most: the sliding window.
+    pub window_tokens: Option<u32>,
+}
+
+impl Cost {
+    /// How long `step` takes; never longer than some 500 years.
+    pub fn predict(&self, step: &Step) -> Duration {
+        let of_slice = |slice: &Slice| {
+            let tokens = slice.input.len() as u64;
+            let scored = slice.score.as_ref().map_or(0, |score| score.targets.len() as u64);
+            let logits = u64::from(slice.draw.is_some()) + scored;
+            [
+                tokens.saturating_mul(self.token_ns),
+                self.keys(slice.start.into(), tokens).saturating_mul(self.key_ns),
+                logits.saturating_mul(self.logits_ns),
+            ]
+        };
+        let parts = step.slices.iter().flat_map(of_slice);
+        Duration::from_nanos(parts.fold(self.step_ns, u64::saturating_add))
+    }
+
+    /// Keys that `tokens` tokens from position `start` on see, each itself and those before it, together.
+    fn keys(&self, start: u64, tokens: u64) -> u64 {
+        let window = self.window_tokens.map_or(u64::MAX, u64::from);
+        let end = start.saturating_add(tokens);
+        let growing = end.min(window).saturating_sub(start); // tokens that see everything before them
+        let all = growing.saturating_mul(start).saturating_add(growing.saturating_mul(growing + 1) / 2);
+        all.saturating_add((tokens - growing).saturating_mul(window))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::{Draw, Epoch, Input, Sampling, Score};
+
+    use super::*;
+
+    fn slice(start: u32, tokens: usize) -> Slice {
+        let input = Input::Tokens(vec![1; tokens]);
+        Slice { slot: 0, start, input, blocks: Vec::new(), draw: None, score: None }
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let cost =
+            Cost { step_ns: 1_000_000, token_ns: 1000, key_ns: 1, logits_ns: 50_000, window_tokens: None };
+        let draw = Some(Draw::new(Sampling::greedy(), 0));
+        let score = Some(Score { top: 0, targets: vec![1, 1] });
+        let slices = vec![slice(10, 3), Slice { draw, score, ..slice(0, 2) }];
+        let step = Step { epoch: Epoch(1), number: 1, slices, traces: Vec::new() };
+        let keys = 11 + 12 + 13 + 1 + 2;
+        assert_eq!(cost.predict(&step), Duration::from_nanos(1_000_000 + 5 * 1000 + keys + 3 * 50_000));
+    }
+
+    #[test]
+    fn keys_are_those_of_a_plain_count() {
+        for window_tokens in [None, Some(1), Some(7), Some(40)] {
+            let cost = Cost { window_tokens, ..Cost::default() };
+            for (start, tokens) in (0..50).flat_map(|start| (0..60).map(move |tokens| (start, tokens))) {
+                let sees = |position: u64| (position + 1).min(window_tokens.map_or(u64::MAX, u64::from));
+                let expected: u64 = (start..start + tokens).map(sees).sum();
+                assert_eq!(cost.keys(start, tokens), expected, "{window_tokens:?}, {tokens} from {start}");
+            }
+        }
+        assert_eq!(Cost::default().keys(u64::MAX, 3), u64::MAX);
+    }
+}
