@@ -1,17 +1,17 @@
 """Drives a running cluster with the official `openai` package, unmodified.
 
-    python3 openai_client.py http://HOST:PORT MODEL
+    python3 openai_client.py http://HOST:PORT MODEL http://HOST:ADMIN_PORT
 """
 import json, sys, urllib.error, urllib.request
 import openai
 
-base, model = sys.argv[1:]
+base, model, admin = sys.argv[1:]
 client = openai.OpenAI(base_url=base + "/v1", api_key="none", max_retries=0, timeout=120)
 question = [{"role": "user", "content": "What is the capital of France?"}]
 greedy = {"temperature": 0, "max_tokens": 24}
 
 
-def get(path):
+def get(path, base=base):
     with urllib.request.urlopen(base + path, timeout=10) as answer:
         return answer.read().decode()
 
@@ -81,11 +81,16 @@ for field, value in (("temperature", -1), ("top_p", 0), ("max_tokens", 0), ("top
 
 # What operators look at
 assert get("/healthz") and get("/readyz")
-metrics = get("/metrics")
+metrics = get("/metrics", admin)
 for name in ("vllm:generation_tokens", "vllm:time_to_first_token_seconds", "vllm:request_success"):
     assert name in metrics, name
-try:
-    get("/nowhere")
-except urllib.error.HTTPError as error:
-    assert error.code == 404 and json.load(error)["error"]["message"]
+assert json.loads(get("/fleet", admin))["groups"][0]["state"] == "ready"
+urllib.request.urlopen(urllib.request.Request(admin + "/log", data=b"info", method="PUT"), timeout=10)
+assert get("/log", admin) == "info\n"
+for path in ("/nowhere", "/metrics"):
+    try:
+        get(path)
+        raise AssertionError(path)
+    except urllib.error.HTTPError as error:
+        assert error.code == 404 and json.load(error)["error"]["message"]
 print("openai", openai.__version__, "is content")

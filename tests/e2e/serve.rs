@@ -1,5 +1,6 @@
 //! Clusters that are well: real clients, real etcd, several ranks and replicas.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use galerne_wire::v1::galerne_client::GalerneClient;
@@ -26,8 +27,11 @@ fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
         assert!(peak <= share + REST_BYTES_MAX, "rank {pid} took {peak} bytes for a share of {share}");
     }
 
-    let mut client =
-        Process::start(setup::python("openai_client.py").args([&cluster.http, "SmolLM2-135M-Instruct.Q4_1"]));
+    let mut client = Process::start(setup::python("openai_client.py").args([
+        &cluster.http,
+        "SmolLM2-135M-Instruct.Q4_1",
+        &cluster.admin,
+    ]));
     let status = client.exit_within(process::PATIENCE);
     assert!(status.success(), "{}", client.output());
 
@@ -116,7 +120,7 @@ fn replicas_share_the_load() {
 
 #[test]
 fn chat_and_status_show_a_running_cluster() {
-    let cluster = Cluster::up(&setup::demo_model(), &["--model-name", "smol"]);
+    let mut cluster = Cluster::up(&setup::demo_model(), &["--model-name", "smol"]);
     let run = |arguments: &[&str]| {
         let output =
             setup::galerne().args(arguments).args(["--grpc", &cluster.grpc]).output().expect("it runs");
@@ -128,4 +132,14 @@ fn chat_and_status_show_a_running_cluster() {
     let chat = ["chat", "--model", "smol", "--max-tokens", "12", "What is the capital of France?"];
     assert!(run(&chat).contains("Paris"));
     assert_eq!(run(&chat), run(&chat), "greedy answers repeat");
+
+    // Drained without a request under way, it ends at once, and well.
+    let mut operator =
+        std::net::TcpStream::connect(cluster.admin.trim_start_matches("http://")).expect("admin");
+    operator.write_all(b"POST /drain HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    operator.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("\"draining\":true"), "{answer}");
+    let status = cluster.process.exit_within(Duration::from_secs(20));
+    assert!(status.success(), "{}", cluster.process.output());
 }

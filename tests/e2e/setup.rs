@@ -16,7 +16,9 @@ pub(crate) fn galerne() -> Command {
     let test = std::env::current_exe().expect("this test's path");
     let binary = test.ancestors().nth(2).expect("target/release").join("galerne");
     assert!(binary.exists(), "{} is missing: run `make build` first", binary.display());
-    Command::new(binary)
+    let mut command = Command::new(binary);
+    command.env("GALERNE_ADMIN", "127.0.0.1:0"); // the default port is one for all tests
+    command
 }
 
 fn cache(member: &str) -> PathBuf {
@@ -88,6 +90,8 @@ pub(crate) struct Cluster {
     pub(crate) process: Process,
     pub(crate) http: String,
     pub(crate) grpc: String,
+    /// Of the operator's port, with its scheme.
+    pub(crate) admin: String,
 }
 
 impl Cluster {
@@ -104,7 +108,9 @@ impl Cluster {
         let after = |word: &str| words[words.iter().position(|found| *found == word).expect("the word") + 1];
         let http = after("HTTP").trim_end_matches("/v1").to_owned();
         let grpc = after("gRPC").to_owned();
-        Self { process, http, grpc }
+        let line = process.line_with("admin on ");
+        let admin = line.split_once("admin on ").expect("an address").1.to_owned();
+        Self { process, http, grpc, admin }
     }
 
     /// Greedy continuation of `prompt`, token ids only.

@@ -1,15 +1,15 @@
-//! Flags for what the connections of a router may take.
+//! Flags for what connections and requests may take of a router.
 
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::ServerLimits;
+use galerne_router::{RequestLimits, ServerLimits};
 
 const DEFAULT: ServerLimits = ServerLimits::DEFAULT;
 
-/// Limits of each face's connections.
+/// Limits of each face's connections, and of requests.
 #[derive(Args, Clone)]
-#[command(next_help_heading = "Limits of connections")]
+#[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
     /// Connections at once on each face; one more is answered 503.
     #[arg(long, default_value_t = DEFAULT.connections_max, value_name = "COUNT", value_parser = count)]
@@ -53,10 +53,14 @@ pub(crate) struct LimitArgs {
     /// Time between two pings on a gRPC connection; one that answers none for as long is closed.
     #[arg(long, default_value_t = seconds_of(DEFAULT.ping_s), value_name = "SECONDS", value_parser = seconds)]
     ping_s: f64,
+    /// Requests that the router works on at once; one more is answered 429.
+    #[arg(long, default_value_t = RequestLimits::DEFAULT.requests_max, value_name = "COUNT", value_parser = count)]
+    requests_max: usize,
 }
 
 impl LimitArgs {
-    pub(crate) fn limits(&self) -> ServerLimits {
+    /// Of connections.
+    pub(crate) fn connections(&self) -> ServerLimits {
         ServerLimits {
             connections_max: self.connections_max,
             connections_per_peer_max: self.connections_per_peer_max,
@@ -73,6 +77,11 @@ impl LimitArgs {
             streams_per_connection_max: self.streams_per_connection_max,
             ping_s: Duration::from_secs_f64(self.ping_s),
         }
+    }
+
+    /// Of requests.
+    pub(crate) fn requests(&self) -> RequestLimits {
+        RequestLimits { requests_max: self.requests_max }
     }
 }
 

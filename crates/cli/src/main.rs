@@ -58,10 +58,11 @@ fn main() -> ExitCode {
 fn run(Cli { telemetry, command }: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let telemetry = runtime.block_on(async { telemetry.start(&command) })?;
+    let log = telemetry.log().clone();
     let result = runtime.block_on(async {
         match command {
-            Command::Up(up) => up.run().await,
-            Command::Router(router) => router.run().await,
+            Command::Up(up) => up.run(log).await,
+            Command::Router(router) => router.run(log).await,
             Command::Worker(worker) => worker.run().await,
             Command::Rank(rank) => rank.run().await,
             Command::Chat(chat) => chat.run().await,

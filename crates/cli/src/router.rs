@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::{ChatFormatKind, Gate, GateOptions, ModelSource, RouterOptions};
-use tokio::net::TcpListener;
+use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions};
+use galerne_telemetry::LogHandle;
 
 use crate::args::{self, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
@@ -20,6 +20,10 @@ pub(crate) struct FaceArgs {
     /// Address of the gRPC API (galerne.v1, health, reflection); port 0 takes a free one and prints it.
     #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDR")]
     pub(crate) grpc: String,
+    /// Address of the operator's port (metrics, fleet, drain, what goes on inside), which clients must not reach;
+    /// port 0 takes a free one and prints it, `off` has none.
+    #[arg(long, default_value = "127.0.0.1:8002", value_name = "ADDR", env = "GALERNE_ADMIN")]
+    pub(crate) admin: String,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     /// How conversations become prompts: mistral-v1, mistral-v2, mistral-v3 or jinja; by default what the model's
@@ -35,21 +39,24 @@ pub(crate) struct FaceArgs {
     no_auth: bool,
 }
 
-/// A router's open faces.
-pub(crate) struct Faces {
-    pub(crate) http: TcpListener,
-    pub(crate) grpc: TcpListener,
-    pub(crate) gate: Arc<Gate>,
-}
-
 impl FaceArgs {
-    /// Listens, or says why not.
-    pub(crate) async fn open(&self) -> anyhow::Result<Faces> {
+    /// Binds all ports, or says why not, and tells where the operator's is.
+    pub(crate) async fn open(&self) -> anyhow::Result<(Listeners, Arc<Gate>)> {
         let http = args::listen(&self.http, "--http").await?;
         let grpc = args::listen(&self.grpc, "--grpc").await?;
+        let mut faces = vec![("--http", http.local_addr()?), ("--grpc", grpc.local_addr()?)];
+        let admin = match self.admin.as_str() {
+            "off" => None,
+            address => Some(args::listen(address, "--admin").await?),
+        };
+        if let Some(admin) = &admin {
+            let address = admin.local_addr()?;
+            faces.push(("--admin", address));
+            println!("admin on http://{address}");
+        }
         let options = GateOptions { keys: self.api_keys.clone(), no_auth: self.no_auth };
-        let gate = Gate::open(options, &[("--http", http.local_addr()?), ("--grpc", grpc.local_addr()?)])?;
-        Ok(Faces { http, grpc, gate })
+        let gate = Gate::open(options, &faces)?;
+        Ok((Listeners { http, grpc, admin }, gate))
     }
 }
 
@@ -68,13 +75,13 @@ pub(crate) struct RouterCommand {
 }
 
 impl RouterCommand {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Faces { http, grpc, gate } = self.faces.open().await?;
-        let options = options(&self.model, &self.faces, gate);
+    pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
+        let (listeners, gate) = self.faces.open().await?;
+        let options = options(&self.model, &self.faces, gate, log);
         let coord = args::connect(&self.etcd.etcd, &self.etcd.cluster).await?;
-        println!("HTTP on http://{}  gRPC on {}", http.local_addr()?, grpc.local_addr()?);
+        println!("HTTP on http://{}  gRPC on {}", listeners.http.local_addr()?, listeners.grpc.local_addr()?);
         let shutdown = args::shutdown_on_signal()?.cancelled_owned();
-        galerne_router::serve(options, coord.watch_fleet(), http, grpc, shutdown).await?;
+        galerne_router::serve(options, coord.watch_fleet(), listeners, shutdown).await?;
         Ok(())
     }
 }
@@ -83,13 +90,15 @@ impl RouterCommand {
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// A router that serves one model.
-pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs, gate: Arc<Gate>) -> RouterOptions {
+pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs, gate: Arc<Gate>, log: LogHandle) -> RouterOptions {
     let chat_format = faces.chat_format;
     let source = ModelSource { path: model.model.clone(), name: model.model_name.clone(), chat_format };
     RouterOptions {
         models: vec![source],
         shutdown_grace: SHUTDOWN_GRACE,
-        limits: faces.limits.limits(),
         gate,
+        limits: faces.limits.connections(),
+        requests: faces.limits.requests(),
+        log: Some(log),
     }
 }

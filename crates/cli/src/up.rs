@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use galerne_coord::{Coord, embedded};
+use galerne_telemetry::LogHandle;
 use galerne_types::GroupId;
 use galerne_wire::v1::{ChatMessage, Sampling};
 use galerne_worker::SupervisorOptions;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, EngineArgs, ModelArgs, Place};
 use crate::client::ClientArgs;
-use crate::router::{FaceArgs, Faces};
+use crate::router::FaceArgs;
 use crate::{chat, fleet, status};
 
 /// Tokens of the answer to --prompt.
@@ -53,13 +54,13 @@ pub(crate) struct Up {
 type Parts = JoinSet<anyhow::Result<()>>;
 
 impl Up {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
         let shutdown = args::shutdown_on_signal()?;
         let cut = self.engine.cut(&self.model)?;
-        let Faces { http, grpc, gate } = self.faces.open().await?;
-        let http_address = http.local_addr()?.to_string();
+        let (listeners, gate) = self.faces.open().await?;
+        let http_address = listeners.http.local_addr()?.to_string();
         let own = ClientArgs {
-            grpc: grpc.local_addr()?.to_string(),
+            grpc: listeners.grpc.local_addr()?.to_string(),
             api_key: gate.own_key().map(|key| key.reveal().to_owned()),
         };
 
@@ -72,11 +73,11 @@ impl Up {
             let shutdown = shutdown.clone();
             parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
         }
-        let options = crate::router::options(&self.model, &self.faces, gate);
+        let options = crate::router::options(&self.model, &self.faces, gate, log);
         let fleet = coord.watch_fleet();
         parts.spawn({
             let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());
-            async move { Ok(galerne_router::serve(options, fleet, http, grpc, shutdown).await?) }
+            async move { Ok(galerne_router::serve(options, fleet, listeners, shutdown).await?) }
         });
         println!("{cut}, {} group(s)", self.replicas);
 

@@ -47,14 +47,17 @@ pub(crate) async fn serve(
         GalerneServer::new(Service(router.clone())).max_decoding_message_size(router.limits.body_bytes_max);
     let routes = Routes::new(galerne).add_service(health).add_service(reflection).prepare();
     let routes = access::guarded(routes.into_axum_router(), &router.gate);
-    let served = server::serve(listener, Protocol::Http2, router.limits.clone(), routes, stop.clone());
+    let served = {
+        let (places, limits) = (router.grpc_places.clone(), router.limits.clone());
+        server::serve(listener, Protocol::Http2, places, limits, routes, stop.clone())
+    };
     tokio::join!(served, report_health(&router, reporter, &stop));
     Ok(())
 }
 
 /// Keeps `grpc.health.v1` in step with the fleet until `stop`.
 async fn report_health(router: &Router, mut reporter: HealthReporter, stop: &CancellationToken) {
-    let mut seen = router.groups.watch();
+    let (mut seen, mut draining) = (router.groups.watch(), router.traffic.watch());
     loop {
         let status = if router.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in HEALTH_OF {
@@ -62,6 +65,7 @@ async fn report_health(router: &Router, mut reporter: HealthReporter, stop: &Can
         }
         tokio::select! {
             () = router.groups.changed(&mut seen) => {}
+            Ok(()) = draining.changed() => {}
             () = stop.cancelled() => break,
         }
     }

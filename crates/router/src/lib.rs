@@ -14,6 +14,7 @@
 //!
 //! A router holds nothing that the client's request and the fleet do not give back.
 
+mod admin;
 mod answer;
 mod ask;
 mod choices;
@@ -29,9 +30,11 @@ mod serve;
 mod server;
 mod standing;
 mod trace;
+mod traffic;
 
 pub use galerne_text::ChatFormatKind;
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
+pub use limits::RequestLimits;
 pub use model::ModelSource;
-pub use serve::{RouterError, RouterOptions, serve};
+pub use serve::{Listeners, RouterError, RouterOptions, serve};
 pub use server::ServerLimits;

@@ -2,6 +2,24 @@
 
 use std::time::Duration;
 
+/// What requests may take of a router; each is a flag.
+#[derive(Clone, Debug)]
+pub struct RequestLimits {
+    /// Requests that this router works on at once; beyond it they are refused until one has ended.
+    pub requests_max: usize,
+}
+
+impl RequestLimits {
+    /// The limits that hold unless flags say otherwise.
+    pub const DEFAULT: Self = Self { requests_max: 16_384 };
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// Groups that are tried for one request before its first token.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
 

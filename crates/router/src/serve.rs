@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use galerne_telemetry::LogHandle;
 use galerne_types::{Fleet, TokenId};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -15,11 +16,12 @@ use crate::ask::Prompt;
 use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::groups::{Groups, Listed};
-use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX};
+use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX, RequestLimits};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
-use crate::server::ServerLimits;
-use crate::{grpc, http, standing, trace};
+use crate::server::{Places, ServerLimits};
+use crate::traffic::Traffic;
+use crate::{admin, grpc, http, standing, trace};
 
 /// What a router is told at start.
 #[derive(Clone, Debug)]
@@ -33,6 +35,21 @@ pub struct RouterOptions {
     pub limits: ServerLimits,
     /// Who may use the faces.
     pub gate: Arc<Gate>,
+    /// What requests may take.
+    pub requests: RequestLimits,
+    /// Changes what this process logs, if an operator may.
+    pub log: Option<LogHandle>,
+}
+
+/// Where a router listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// OpenAI's API.
+    pub http: TcpListener,
+    /// `galerne.v1`.
+    pub grpc: TcpListener,
+    /// The operator's port: metrics, the fleet, draining, what goes on inside.
+    pub admin: Option<TcpListener>,
 }
 
 /// Why a router did not start, or did not go on.
@@ -59,28 +76,62 @@ pub(crate) struct Router {
     pub(crate) metrics: Metrics,
     pub(crate) limits: ServerLimits,
     pub(crate) gate: Arc<Gate>,
+    /// Connections of each face.
+    pub(crate) http_places: Arc<Places>,
+    pub(crate) grpc_places: Arc<Places>,
+    /// Requests under way.
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) log: Option<LogHandle>,
+    pub(crate) began: Instant,
     /// Cancelled when running answers have to end.
     pub(crate) closing: CancellationToken,
     /// Prompts that are turned into tokens at once: as many as there are cores.
     tokenizing: Arc<Semaphore>,
 }
 
-/// Serves both faces until `shutdown` resolves and the running answers have ended.
+/// Serves all ports until `shutdown` resolves, or an operator drains the router, and the running answers have ended.
 ///
 /// `fleet` is the cluster as etcd tells of it. The listeners are bound by the caller, who thereby knows their ports
 /// and that nobody else holds them; connections that come while the models are read wait.
 ///
 /// # Errors
-/// A sentence, when a model cannot be read or a face stops by itself.
+/// A sentence, when a model cannot be read or a face cannot start.
 pub async fn serve(
     options: RouterOptions,
     fleet: watch::Receiver<Fleet>,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RouterError> {
+    let shutdown_grace = options.shutdown_grace;
+    let router = Router::new(options, fleet).await?;
+    let Listeners { http, grpc, admin } = listeners;
+    let end = CancellationToken::new();
+    let faces = async {
+        let ended = serve_faces(&router, http, grpc, shutdown, shutdown_grace).await;
+        end.cancel();
+        ended
+    };
+    let operator = async {
+        let Some(listener) = admin else { return };
+        let flushed = async {
+            end.cancelled().await;
+            tokio::time::sleep(FLUSH_MS_MAX).await;
+        };
+        tokio::select! {
+            () = admin::serve(router.clone(), listener, end.clone()) => {}
+            () = flushed => {} // a profile that still runs is not waited for
+        }
+    };
+    tokio::join!(faces, operator).0
+}
+
+async fn serve_faces(
+    router: &Arc<Router>,
     http: TcpListener,
     grpc: TcpListener,
     shutdown: impl Future<Output = ()>,
+    shutdown_grace: Duration,
 ) -> Result<(), RouterError> {
-    let RouterOptions { models, shutdown_grace, limits, gate } = options;
-    let router = Router::new(models, limits, fleet, gate).await?;
     let stop = CancellationToken::new();
     let _keys = AbortOnDropHandle::new(tokio::spawn(router.gate.clone().keep()));
     let faces = async {
@@ -96,6 +147,7 @@ pub async fn serve(
     tokio::select! {
         ended = &mut faces => return ended.map(|_| ()),
         () = shutdown => {}
+        () = router.traffic.drained() => tracing::warn!("this router is drained: it ends"),
     }
     stop.cancel();
     if let Ok(ended) = timeout(shutdown_grace, &mut faces).await {
@@ -113,12 +165,8 @@ pub async fn serve(
 }
 
 impl Router {
-    async fn new(
-        sources: Vec<ModelSource>,
-        limits: ServerLimits,
-        fleet: watch::Receiver<Fleet>,
-        gate: Arc<Gate>,
-    ) -> Result<Arc<Self>, RouterError> {
+    async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
+        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, requests, log } = options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
@@ -135,8 +183,13 @@ impl Router {
             models,
             groups: Groups::new(fleet, digests),
             metrics,
+            http_places: Places::new(&limits),
+            grpc_places: Places::new(&limits),
             limits,
             gate,
+            traffic: Traffic::new(requests.requests_max),
+            log,
+            began: Instant::now(),
             closing: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(cores)),
         }))
@@ -175,6 +228,9 @@ impl Router {
 
     /// Whether any model takes requests; if none does, why not.
     pub(crate) fn ready(&self) -> Result<(), Vec<String>> {
+        if self.traffic.draining() {
+            return Err(vec!["this router is draining".to_owned()]);
+        }
         if self.models.keys().any(|name| self.groups.card(name).is_some()) {
             return Ok(());
         }

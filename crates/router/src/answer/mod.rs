@@ -21,6 +21,7 @@ use crate::limits::ATTEMPTS_MAX;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
+use crate::traffic::Passage;
 
 /// An answer under way. Dropping it cancels the request at its leader and gives the place there back.
 pub(crate) struct Answer {
@@ -38,6 +39,8 @@ pub(crate) struct Answer {
     /// Resolves when running answers have to end; kept, because to register anew for each token costs a lock.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     meter: Meter,
+    /// Counts as a request under way.
+    passage: Passage,
 }
 
 /// What the answers to one prompt have in common.
@@ -81,6 +84,7 @@ impl Common {
         each: u32,
         caller: &Caller,
     ) -> Result<Self, Failure> {
+        router.traffic.admits()?; // before the work of tokenizing
         let card = router.groups.card(&model.name);
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(model, prompt).await?;
@@ -115,6 +119,7 @@ impl Answer {
         request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
         meter.prompt(request.prompt.len());
         let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: Vec::new() };
+        let passage = router.traffic.enter(&model.name).inspect_err(|_| meter.end(FinishReason::Error))?;
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());
         let run = tokio::select! {
             run = progress.open().instrument(meter.span()) => run,
@@ -125,6 +130,7 @@ impl Answer {
         if number == 0 {
             caller.used(progress.request.prompt.len() as u64); // once, as in a client's usage
         }
+        passage.placed(progress.request.prompt.len(), &run.place.group.0);
         let (prompt, stop) = (&progress.request.prompt, options.stop.clone());
         let detokenizer = Detokenizer::new(model.tokenizer.clone(), prompt, stop, options.skip_special)
             .with_min_tokens(progress.request.min_tokens as usize)
@@ -140,6 +146,7 @@ impl Answer {
             run: Some(run),
             closing,
             meter,
+            passage,
         })
     }
 
@@ -211,6 +218,7 @@ impl Answer {
         self.progress.tokens.push(token.id);
         self.meter.token();
         self.caller.used(1);
+        self.passage.token();
         if self.progress.request.stop_tokens.contains(&token.id) {
             // The engine ends the answer with it, and it is no part of the text.
             return Ok(Delta { text: String::new(), token: Some(token), finish: None });

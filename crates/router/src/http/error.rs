@@ -39,7 +39,7 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code, retry_after_s: RETRY_AFTER_S.into() }
     }
 
-    pub(super) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
         Self { param: param.map(str::to_owned), ..Self::new(StatusCode::BAD_REQUEST, None, message) }
     }
 

@@ -1,4 +1,4 @@
-//! The HTTP face: OpenAI's API, and what operates a router.
+//! The HTTP face: OpenAI's API, and whether this router takes requests.
 
 mod access;
 mod body;
@@ -28,8 +28,8 @@ use crate::server::{self, Protocol};
 
 /// Serves until `stop`, and then until the running answers have ended.
 pub(crate) async fn serve(router: Arc<Router>, listener: TcpListener, stop: CancellationToken) {
-    let limits = router.limits.clone();
-    server::serve(listener, Protocol::Http1, limits, routes(router), stop).await;
+    let (places, limits) = (router.http_places.clone(), router.limits.clone());
+    server::serve(listener, Protocol::Http1, places, limits, routes(router), stop).await;
 }
 
 fn routes(router: Arc<Router>) -> axum::Router {
@@ -38,13 +38,16 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .route("/v1/completions", post(openai::completion))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model)) // names may hold slashes
-        .route("/metrics", get(metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(router.gate.clone(), access::check))
-        .route("/healthz", get(|| async { "ok\n" })) // these two stand behind the layer: no key is asked for
-        .route("/readyz", get(ready))
+        .merge(probes()) // behind the layer: no key is asked for
         .with_state(router)
+}
+
+/// What a load balancer asks; on the admin port, too.
+pub(crate) fn probes() -> axum::Router<Arc<Router>> {
+    axum::Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
 }
 
 /// Ready when at least one model takes requests; says what is missing otherwise.
@@ -59,23 +62,12 @@ async fn ready(State(router): State<Arc<Router>>) -> Response {
     }
 }
 
-async fn metrics(State(router): State<Arc<Router>>) -> Response {
-    match router.metrics.encode(&router.groups) {
-        Ok(text) => {
-            let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, openmetrics)], text).into_response()
-        }
-        Err(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the metrics cannot be written")
-            .into_response(),
-    }
-}
-
-async fn no_route(uri: Uri) -> ApiError {
+pub(crate) async fn no_route(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(ECHO_CHARS_MAX).collect();
     ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), format!("there is nothing at {path}"))
 }
 
-async fn no_method(method: Method, uri: Uri) -> ApiError {
+pub(crate) async fn no_method(method: Method, uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(ECHO_CHARS_MAX).collect();
     let message = format!("{path} does not answer {method}");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)

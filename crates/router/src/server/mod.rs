@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::limits::ServerLimits;
-use self::places::{Place, Places};
+use self::places::Place;
+pub(crate) use self::places::Places;
 use self::refusal::refuse;
 use crate::trace;
 
@@ -62,11 +63,11 @@ struct Face {
 pub(crate) async fn serve(
     listener: TcpListener,
     protocol: Protocol,
+    places: Arc<Places>,
     limits: ServerLimits,
     routes: axum::Router,
     stop: CancellationToken,
 ) {
-    let places = Places::new(&limits);
     let routes = routes.layer(from_fn(trace::serve));
     let face = Arc::new(Face { protocol, limits, routes, stop });
     let mut connections = JoinSet::new();

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::ServerLimits;
 
 /// The places for connections of one face.
-pub(super) struct Places {
+pub(crate) struct Places {
     connections_max: usize,
     connections_per_peer_max: usize,
-    taken: Mutex<Taken>,
+    state: Mutex<Taken>,
 }
 
 #[derive(Default)]
@@ -35,14 +35,14 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(limits: &ServerLimits) -> Arc<Self> {
+    pub(crate) fn new(limits: &ServerLimits) -> Arc<Self> {
         let &ServerLimits { connections_max, connections_per_peer_max, .. } = limits;
-        Arc::new(Self { connections_max, connections_per_peer_max, taken: Mutex::default() })
+        Arc::new(Self { connections_max, connections_per_peer_max, state: Mutex::default() })
     }
 
     pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
         let peer = holder(address);
-        let mut taken = self.taken();
+        let mut taken = self.lock();
         if taken.all >= self.connections_max {
             return Err(Full::All(self.connections_max));
         }
@@ -55,14 +55,19 @@ impl Places {
         Ok(Place { places: self.clone(), peer })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Places that are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.lock().all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
+        let mut taken = self.places.lock();
         taken.all -= 1;
         if let Some(count) = taken.of_peer.get_mut(&self.peer) {
             *count -= 1;
@@ -98,6 +103,6 @@ mod tests {
         assert_eq!(take("::ffff:10.0.0.1").err(), Some(Full::All(3)));
         drop(one);
         let _four = take("::ffff:10.0.0.1").ok().unwrap();
-        assert_eq!(places.taken().of_peer.len(), 2, "an IPv4 address has one name");
+        assert_eq!(places.lock().of_peer.len(), 2, "an IPv4 address has one name");
     }
 }

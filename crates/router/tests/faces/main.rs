@@ -1,6 +1,7 @@
 //! A router on real sockets, between real clients and scripted leaders.
 
 mod access;
+mod admin;
 mod bad_requests;
 mod choices;
 mod failover;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::time::Duration;
 
-use galerne_router::{Gate, GateOptions, ModelSource, RouterError, RouterOptions, ServerLimits};
+use galerne_router::{
+    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, ServerLimits,
+};
 use galerne_types::Fleet;
 use galerne_wire::v1::FinishReason;
 use serde_json::json;
@@ -71,9 +73,12 @@ async fn a_router_that_cannot_serve_says_why() {
             shutdown_grace: Duration::ZERO,
             limits: ServerLimits::default(),
             gate: Gate::open(GateOptions::default(), &[]).unwrap(),
+            requests: RequestLimits::default(),
+            log: None,
         };
+        let listeners = Listeners { http, grpc, admin: None };
         let (_fleet, view) = watch::channel(Fleet::default());
-        galerne_router::serve(options, view, http, grpc, pending()).await.unwrap_err()
+        galerne_router::serve(options, view, listeners, pending()).await.unwrap_err()
     };
     assert!(matches!(start(Vec::new()).await, RouterError::NoModels));
     let nowhere = ModelSource { path: "/nowhere/at-all".into(), name: None, chat_format: None };

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
-use galerne_router::{Gate, GateOptions, ModelSource, RouterError, RouterOptions, ServerLimits};
+use galerne_router::{
+    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, ServerLimits,
+};
 use galerne_text::Tokenizer;
 use galerne_types::{
     Epoch, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
@@ -64,6 +66,7 @@ pub(crate) struct Stage {
     pub(crate) fleet: watch::Sender<Fleet>,
     pub(crate) http: String,
     pub(crate) grpc: String,
+    pub(crate) admin: String,
     shutdown: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), RouterError>>,
 }
@@ -80,42 +83,66 @@ impl Stage {
     }
 
     pub(crate) async fn with_grace(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration) -> Self {
-        Self::build(groups, shutdown_grace, ServerLimits::default(), open()).await
+        Self::build(groups, shutdown_grace, ServerLimits::default(), RequestLimits::default(), anybody())
+            .await
     }
 
     /// A router in front of one leader whose connections may take no more than this.
     pub(crate) async fn limited(leader: &Leader, limits: ServerLimits) -> Self {
-        Self::build(BTreeMap::from([group("g0", 7, &leader.address)]), PATIENCE, limits, open()).await
+        Self::build(
+            BTreeMap::from([group("g0", 7, &leader.address)]),
+            PATIENCE,
+            limits,
+            RequestLimits::default(),
+            anybody(),
+        )
+        .await
+    }
+
+    /// A router that works on no more requests than this.
+    pub(crate) async fn busy(leader: &Leader, requests: RequestLimits) -> Self {
+        Self::build(
+            BTreeMap::from([group("g0", 7, &leader.address)]),
+            PATIENCE,
+            ServerLimits::default(),
+            requests,
+            anybody(),
+        )
+        .await
     }
 
     /// A router behind a gate, with one leader.
     pub(crate) async fn behind(gate: &Arc<Gate>, leader: &Leader) -> Self {
         let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
-        Self::build(groups, PATIENCE, ServerLimits::default(), gate.clone()).await
+        Self::build(groups, PATIENCE, ServerLimits::default(), RequestLimits::default(), gate.clone()).await
     }
 
     async fn build(
         groups: BTreeMap<GroupId, Group>,
         shutdown_grace: Duration,
         limits: ServerLimits,
+        requests: RequestLimits,
         gate: Arc<Gate>,
     ) -> Self {
         let (fleet, view) = watch::channel(Fleet { groups });
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addresses = [&http, &grpc].map(|listener| listener.local_addr().unwrap().to_string());
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [&http, &grpc, &admin].map(|listener| listener.local_addr().unwrap().to_string());
         let (shutdown, asked) = oneshot::channel::<()>();
         let model = ModelSource {
             path: BARD.dir.path().to_owned(),
             name: Some("bard".to_owned()),
             chat_format: None,
         };
-        let options = RouterOptions { models: vec![model], shutdown_grace, limits, gate };
-        let served = tokio::spawn(galerne_router::serve(options, view, http, grpc, async {
+        let options =
+            RouterOptions { models: vec![model], shutdown_grace, limits, requests, gate, log: None };
+        let listeners = Listeners { http, grpc, admin: Some(admin) };
+        let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;
         }));
-        let [http, grpc] = addresses;
-        Self { fleet, http, grpc, shutdown: Some(shutdown), served }
+        let [http, grpc, admin] = addresses;
+        Self { fleet, http, grpc, admin, shutdown: Some(shutdown), served }
     }
 
     pub(crate) fn shut_down(&mut self) {
@@ -127,7 +154,17 @@ impl Stage {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
+        if path == "/metrics" {
+            return self.operate("GET", path, "").await;
+        }
         self.open(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await.rest().await
+    }
+
+    /// Asks the operator's port.
+    pub(crate) async fn operate(&self, method: &str, path: &str, body: &str) -> Reply {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close");
+        let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        open(&self.admin, &request).await.rest().await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
@@ -146,9 +183,7 @@ impl Stage {
     }
 
     pub(crate) async fn open(&self, request: &str) -> Connection {
-        let mut stream = TcpStream::connect(&self.http).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        Connection { stream, read: Vec::new() }
+        open(&self.http, request).await
     }
 
     pub(crate) async fn client(&self) -> GalerneClient<Channel> {
@@ -161,8 +196,14 @@ impl Stage {
 }
 
 /// A gate that lets everybody in.
-fn open() -> Arc<Gate> {
+fn anybody() -> Arc<Gate> {
     Gate::open(GateOptions::default(), &[]).unwrap()
+}
+
+async fn open(address: &str, request: &str) -> Connection {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    Connection { stream, read: Vec::new() }
 }
 
 /// One HTTP/1.1 connection with one request on it.
