@@ -1,7 +1,9 @@
 //! The real binary in real processes: what a user would start, ask, kill and mistype.
 
 mod bad_start;
+mod commands;
 mod hosts;
+mod hub;
 mod loss;
 mod process;
 mod serve;

@@ -35,7 +35,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
-    ("cli", &["types", "checkpoint", "coord", "wire", "tls", "worker", "router", "telemetry"]),
+    (
+        "cli",
+        &["types", "checkpoint", "model", "text", "coord", "wire", "tls", "worker", "router", "telemetry"],
+    ),
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.

@@ -1,6 +1,9 @@
 //! `galerne chat`: a conversation with a running cluster.
 
-use std::io::{BufRead, Write};
+mod terminal;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Instant;
 
 use clap::Args;
 use galerne_wire::v1::generate_request::Prompt;
@@ -8,7 +11,12 @@ use galerne_wire::v1::{Chat as Conversation, ChatMessage, FinishReason, Generate
 
 use crate::client::{Client, ClientArgs};
 
-/// Talks with the model: one answer to PROMPT, or a conversation from standard input.
+use terminal::{Line, Terminal};
+
+/// Talks with the model: one answer to PROMPT, or a conversation.
+///
+/// In a terminal, lines are edited and remembered; Ctrl-C stops an answer, Ctrl-D or /quit ends the conversation, /new
+/// begins another one. Elsewhere each line of standard input is a turn.
 #[derive(Args)]
 pub(crate) struct Chat {
     #[command(flatten)]
@@ -16,6 +24,9 @@ pub(crate) struct Chat {
     /// Model to ask; by default the only one that is served.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     model: String,
+    /// What the model is told before the conversation.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
     /// 0 is greedy: the same answer each time.
     #[arg(long, default_value_t = 0.0, value_name = "T")]
     temperature: f32,
@@ -25,17 +36,22 @@ pub(crate) struct Chat {
     /// Most tokens of an answer.
     #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     max_tokens: u32,
-    /// What to ask; without it each line of standard input is a turn.
+    /// Remember no lines for the next conversation.
+    #[arg(long)]
+    no_history: bool,
+    /// What to ask; without it, a conversation.
     prompt: Option<String>,
 }
 
 impl Chat {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let mut client = self.router.connect().await?;
-        let mut messages = Vec::new();
+        let mut messages = self.opening();
         if let Some(prompt) = &self.prompt {
-            self.turn(&mut client, &mut messages, prompt.clone()).await?;
-            return Ok(());
+            return self.turn(&mut client, &mut messages, prompt.clone()).await;
+        }
+        if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+            return self.converse(client, messages).await;
         }
         for line in std::io::stdin().lock().lines() {
             self.turn(&mut client, &mut messages, line?).await?;
@@ -43,22 +59,54 @@ impl Chat {
         Ok(())
     }
 
+    /// A conversation in a terminal; an answer that fails does not end it.
+    async fn converse(&self, mut client: Client, mut messages: Vec<ChatMessage>) -> anyhow::Result<()> {
+        let mut terminal = Terminal::open(!self.no_history)?;
+        println!("Ctrl-C stops an answer; /new begins anew; Ctrl-D or /quit ends.");
+        loop {
+            match terminal.line()? {
+                Line::Text(text) => {
+                    if let Err(error) = self.turn(&mut client, &mut messages, text).await {
+                        eprintln!("error: {error}");
+                    }
+                }
+                Line::New => messages = self.opening(),
+                Line::End => return terminal.close(),
+            }
+        }
+    }
+
+    fn opening(&self) -> Vec<ChatMessage> {
+        self.system.iter().map(|text| message("system", text.clone())).collect()
+    }
+
+    /// One question and its answer, both of which stay in `messages` unless there is none.
     async fn turn(
         &self,
         client: &mut Client,
         messages: &mut Vec<ChatMessage>,
         content: String,
     ) -> anyhow::Result<()> {
-        messages.push(ChatMessage { role: "user".to_owned(), content });
+        messages.push(message("user", content));
         let sampling =
             Sampling { temperature: Some(self.temperature), seed: self.seed, ..Sampling::default() };
-        let answer = ask(client, &self.model, messages.clone(), sampling, self.max_tokens).await?;
-        messages.push(ChatMessage { role: "assistant".to_owned(), content: answer });
+        match ask(client, &self.model, messages.clone(), sampling, self.max_tokens).await {
+            Ok(answer) => messages.push(message("assistant", answer)),
+            Err(error) => {
+                messages.pop();
+                return Err(error);
+            }
+        }
         Ok(())
     }
 }
 
-/// Streams one answer to standard output and returns it.
+fn message(role: &str, content: String) -> ChatMessage {
+    ChatMessage { role: role.to_owned(), content }
+}
+
+/// Streams one answer to standard output and returns it, or as much of it as there was before Ctrl-C. On a terminal its
+/// speed follows.
 pub(crate) async fn ask(
     client: &mut Client,
     model: &str,
@@ -74,9 +122,20 @@ pub(crate) async fn ask(
         ..GenerateRequest::default()
     };
     let said = |status: tonic::Status| anyhow::anyhow!("the router answered: {}", status.message());
+    let mut pace = Pace::begin();
     let mut stream = client.generate(request).await.map_err(said)?.into_inner();
     let (mut answer, mut out) = (String::new(), std::io::stdout());
-    while let Some(delta) = stream.message().await.map_err(said)? {
+    loop {
+        let delta = tokio::select! {
+            delta = stream.message() => delta.map_err(said)?,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                write!(out, " [stopped]")?; // dropping the stream cancels it at the router
+                break;
+            }
+        };
+        let Some(delta) = delta else { break };
+        pace.tokens(delta.tokens.len());
         out.write_all(delta.text.as_bytes())?;
         out.flush()?;
         answer.push_str(&delta.text);
@@ -85,5 +144,42 @@ pub(crate) async fn ask(
         }
     }
     writeln!(out)?;
+    if out.is_terminal() {
+        writeln!(out, "\x1b[2m{}\x1b[0m", pace.told())?;
+    }
     Ok(answer)
+}
+
+/// How fast an answer comes.
+struct Pace {
+    asked: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    tokens: usize,
+}
+
+impl Pace {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { asked: now, first: None, last: now, tokens: 0 }
+    }
+
+    fn tokens(&mut self, count: usize) {
+        if count > 0 {
+            self.last = Instant::now();
+            self.first.get_or_insert(self.last);
+            self.tokens += count;
+        }
+    }
+
+    fn told(&self) -> String {
+        let Some(first) = self.first else { return "no tokens".to_owned() };
+        let to_first = (first - self.asked).as_secs_f64();
+        let since = (self.last - first).as_secs_f64();
+        let mut told = format!("{} token(s), the first after {to_first:.2} s", self.tokens);
+        if since > 0.0 {
+            told.push_str(&format!(", then {:.1} tok/s", (self.tokens - 1) as f64 / since));
+        }
+        told
+    }
 }

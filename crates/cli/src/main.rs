@@ -3,18 +3,21 @@
 mod args;
 mod chat;
 mod client;
+mod config;
 mod fleet;
 mod key;
 mod limits;
+mod model;
 mod router;
 mod status;
 mod telemetry;
 mod up;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use galerne_worker::{ERROR_PREFIX, EXIT_FAILURE, WorkerError};
 
 /// Serves Mistral 7B (and models of its architecture) from tensor-parallel groups of rank processes.
@@ -24,6 +27,9 @@ use galerne_worker::{ERROR_PREFIX, EXIT_FAILURE, WorkerError};
 #[derive(Parser)]
 #[command(name = "galerne", version, max_term_width = 110)]
 struct Cli {
+    /// TOML file with settings: a table for each command, a key for each flag.
+    #[arg(long, global = true, env = "GALERNE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     telemetry: telemetry::TelemetryArgs,
     #[command(subcommand)]
@@ -40,12 +46,17 @@ enum Command {
     Chat(chat::Chat),
     Status(status::Status),
     Key(key::Key),
+    Model(model::ModelCommand),
+    Config(config::ConfigCommand),
+    /// Prints a script that completes this program's commands and flags in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    cli.telemetry.pass_on();
-    match run(cli) {
+    match parse().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error names its cause already: the chain of sources would say it twice.
@@ -55,7 +66,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Cli { telemetry, command }: Cli) -> anyhow::Result<()> {
+/// What the command line, the environment and the configuration file say together.
+fn parse() -> anyhow::Result<Cli> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let matches = config::parse(Cli::command(), &arguments)?;
+    Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
+    telemetry.pass_on();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let telemetry = runtime.block_on(async { telemetry.start(&command) })?;
     let log = telemetry.log().clone();
@@ -68,6 +87,12 @@ fn run(Cli { telemetry, command }: Cli) -> anyhow::Result<()> {
             Command::Chat(chat) => chat.run().await,
             Command::Status(status) => status.run().await,
             Command::Key(key) => key.run(),
+            Command::Model(model) => model.run(),
+            Command::Config(check) => check.run(&config::with_variables(Cli::command(), true), config),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "galerne", &mut std::io::stdout());
+                Ok(())
+            }
         }
     });
     telemetry.end();

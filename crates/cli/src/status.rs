@@ -1,7 +1,11 @@
 //! `galerne status`: the fleet as a router sees it.
 
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
 use clap::Args;
-use galerne_wire::v1::FleetRequest;
+use galerne_wire::v1::{FleetRequest, FleetResponse};
+use serde_json::{Value, json};
 
 use crate::client::ClientArgs;
 use crate::fleet;
@@ -11,19 +15,88 @@ use crate::fleet;
 pub(crate) struct Status {
     #[command(flatten)]
     router: ClientArgs,
+    /// Show it again and again, every so many seconds (2 by default), until Ctrl-C.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    watch: Option<u64>,
+    /// As JSON: one object, with --watch one a line.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Status {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        println!("{}", table(&self.router).await?);
-        Ok(())
+        let Some(period) = self.watch.map(Duration::from_secs) else {
+            let fleet = ask(&self.router).await?;
+            let shown = if self.json {
+                serde_json::to_string_pretty(&as_json(&fleet))?
+            } else {
+                fleet::table(&fleet)
+            };
+            println!("{shown}");
+            return Ok(());
+        };
+        loop {
+            self.show(ask(&self.router).await)?;
+            tokio::select! {
+                () = tokio::time::sleep(period) => {}
+                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            }
+        }
+    }
+
+    /// One look of several; a router that is away for a while is looked for again.
+    fn show(&self, fleet: anyhow::Result<FleetResponse>) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        let shown = match (fleet, self.json) {
+            (Ok(fleet), true) => as_json(&fleet).to_string(),
+            (Ok(fleet), false) => fleet::table(&fleet),
+            (Err(error), true) => json!({ "error": error.to_string() }).to_string(),
+            (Err(error), false) => format!("error: {error}"),
+        };
+        if out.is_terminal() && !self.json {
+            write!(out, "\x1b[H\x1b[2J")?; // to the corner of an empty screen
+        }
+        writeln!(out, "{shown}")?;
+        Ok(out.flush()?)
     }
 }
 
 /// The fleet's table, as a router tells it.
 pub(crate) async fn table(router: &ClientArgs) -> anyhow::Result<String> {
+    Ok(fleet::table(&ask(router).await?))
+}
+
+async fn ask(router: &ClientArgs) -> anyhow::Result<FleetResponse> {
     let mut client = router.connect().await?;
     let answer = client.fleet(FleetRequest {}).await;
     let answer = answer.map_err(|status| anyhow::anyhow!("the router answered: {}", status.message()))?;
-    Ok(fleet::table(&answer.into_inner()))
+    Ok(answer.into_inner())
+}
+
+fn as_json(fleet: &FleetResponse) -> Value {
+    let groups = fleet.groups.iter().map(|group| {
+        let ranks = group.ranks.iter().map(|rank| {
+            json!({
+                "id": rank.id,
+                "address": rank.address,
+                "pid": rank.pid,
+                "device": rank.device,
+                "state": rank.state,
+                "first_shard": rank.first_shard,
+                "shards": rank.shards,
+                "memory_bytes": rank.memory_bytes,
+            })
+        });
+        json!({
+            "name": group.name,
+            "state": group.state,
+            "epoch": group.epoch,
+            "model": group.model,
+            "virtual_shards": group.virtual_shards,
+            "world_size": group.world_size,
+            "requests": group.requests,
+            "ranks": ranks.collect::<Vec<_>>(),
+        })
+    });
+    json!({ "groups": groups.collect::<Vec<_>>() })
 }

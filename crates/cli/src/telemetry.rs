@@ -57,7 +57,7 @@ impl TelemetryArgs {
             Command::Up(_) | Command::Router(_) => ("galerne-router", on_host()),
             Command::Worker(_) => ("galerne-worker", on_host()),
             Command::Rank(rank) => ("galerne-worker", rank.name()),
-            Command::Chat(_) | Command::Status(_) | Command::Key(_) => ("galerne-cli", on_host()),
+            _ => ("galerne-cli", on_host()),
         };
         let serves = service != "galerne-cli";
         let endpoint = self.otlp_endpoint.filter(|endpoint| serves && !endpoint.is_empty());

@@ -90,6 +90,19 @@ impl Weights {
         Ok(Self { config, shards, rank, cut, bytes, layers, embedding, head, final_norm })
     }
 
+    /// Bytes that the matrices of `rank` will take; nothing is read.
+    ///
+    /// # Errors
+    /// As [`Weights::load`], but for reading.
+    ///
+    /// # Panics
+    /// If `rank` is not below N.
+    pub fn bytes_of(checkpoint: &Checkpoint, shards: Shards, rank: usize) -> Result<usize, ModelError> {
+        let cut = Cut::new(checkpoint.config(), shards)?;
+        let share = Share { checkpoint, cut: &cut, shards: shards.of_rank(rank) };
+        Ok(share.parts()?.iter().map(Part::packed_bytes).sum())
+    }
+
     /// The model's numbers.
     pub fn config(&self) -> &Config {
         &self.config
