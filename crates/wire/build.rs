@@ -2,8 +2,16 @@
 
 fn main() -> std::io::Result<()> {
     let root = std::path::Path::new("../../proto");
-    let files =
-        ["galerne", "engine", "rank", "sampling"].map(|name| root.join(format!("galerne/v1/{name}.proto")));
+    let files = [
+        "galerne/v1/galerne",
+        "galerne/v1/engine",
+        "galerne/v1/rank",
+        "galerne/v1/sampling",
+        "vllm/inference",
+        "vllm/control",
+        "vllm/grpc/engine/vllm_engine",
+    ]
+    .map(|name| root.join(format!("{name}.proto")));
     println!("cargo:rerun-if-changed=../../proto");
     let descriptor = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     tonic_prost_build::configure()

@@ -102,7 +102,7 @@ impl Chat {
 }
 
 fn message(role: &str, content: String) -> ChatMessage {
-    ChatMessage { role: role.to_owned(), content }
+    ChatMessage { role: role.to_owned(), content, ..Default::default() }
 }
 
 /// Streams one answer to standard output and returns it, or as much of it as there was before Ctrl-C. On a terminal its
@@ -116,7 +116,7 @@ pub(crate) async fn ask(
 ) -> anyhow::Result<String> {
     let request = GenerateRequest {
         model: model.to_owned(),
-        prompt: Some(Prompt::Chat(Conversation { messages })),
+        prompt: Some(Prompt::Chat(Conversation { messages, ..Default::default() })),
         sampling: Some(sampling),
         max_tokens: Some(max_tokens),
         ..GenerateRequest::default()

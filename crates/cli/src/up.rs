@@ -140,7 +140,8 @@ impl Up {
         println!("ready after {:.1} s\n", started.elapsed().as_secs_f64());
         if let Some(prompt) = &self.prompt {
             println!("> {prompt}");
-            let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.clone() }];
+            let messages =
+                vec![ChatMessage { role: "user".to_owned(), content: prompt.clone(), ..Default::default() }];
             let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
             let mut client = router.connect().await?;
             tokio::select! {

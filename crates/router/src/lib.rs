@@ -29,6 +29,7 @@ mod model;
 mod serve;
 mod server;
 mod standing;
+mod tokens;
 mod trace;
 mod traffic;
 

@@ -52,6 +52,10 @@ pub(crate) struct Model {
     pub(crate) eos: Vec<TokenId>,
     /// Tokens of the vocabulary.
     pub(crate) vocab: usize,
+    /// Token that a sequence starts with.
+    pub(crate) bos: Option<TokenId>,
+    /// Tokens of prompt and answer together that the model was made for; its groups may serve fewer.
+    pub(crate) context_tokens_max: u32,
     pub(crate) metrics: ModelMetrics,
 }
 
@@ -76,6 +80,8 @@ pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models,
             chat,
             eos: checkpoint.config().eos.clone(),
             vocab: checkpoint.config().vocab,
+            bos: checkpoint.config().bos,
+            context_tokens_max: checkpoint.config().context_tokens_max as u32,
             metrics: metrics.of_model(&name),
             name: name.clone(),
         };

@@ -210,20 +210,30 @@ impl Router {
         }
     }
 
-    /// Turns a prompt into tokens; a long one on a thread that serves no connections.
+    /// Turns a prompt into tokens.
     pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
-        if prompt.text_bytes() <= INLINE_TEXT_BYTES_MAX {
-            return prompt.into_tokens(model);
+        let model = model.clone();
+        self.beside(prompt.text_bytes(), move || prompt.into_tokens(&model)).await
+    }
+
+    /// Does work on a text of that many bytes, or tokens; on a long one on a thread that serves no connections.
+    pub(crate) async fn beside<T: Send + 'static>(
+        &self,
+        length: usize,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        if length <= INLINE_TEXT_BYTES_MAX {
+            return work();
         }
-        let broken = || Failure::Engine("the prompt could not be tokenized".to_owned());
+        let broken = || Failure::Engine("the text could not be tokenized".to_owned());
         let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
-        let (model, span) = (model.clone(), trace::tokenize());
-        let tokens = tokio::task::spawn_blocking(move || {
+        let span = trace::tokenize();
+        let done = tokio::task::spawn_blocking(move || {
             let _span = span;
             let _permit = permit; // held to the end, even when the client has left meanwhile
-            prompt.into_tokens(&model)
+            work()
         });
-        tokens.await.map_err(|_| broken())?
+        done.await.map_err(|_| broken())?
     }
 
     /// Whether any model takes requests; if none does, why not.

@@ -15,5 +15,19 @@ pub mod v1 {
     tonic::include_proto!("galerne.v1");
 }
 
+/// Wire formats of vLLM's that the gRPC face speaks too: clients and servers generated from our description of them.
+pub mod vllm {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated code")]
+    tonic::include_proto!("vllm");
+
+    /// Between SMG's routers and vLLM's engines.
+    pub mod grpc {
+        /// The package's last part.
+        pub mod engine {
+            tonic::include_proto!("vllm.grpc.engine");
+        }
+    }
+}
+
 /// The encoded descriptors of all files, for gRPC reflection.
 pub const DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("galerne");

@@ -168,6 +168,12 @@ impl Answer {
         &self.scores
     }
 
+    /// Whether the engine ends the answer behind this token, which it drew last.
+    pub(crate) fn ends_with(&self, token: TokenId) -> bool {
+        let request = &self.progress.request;
+        request.stop_tokens.contains(&token) || self.generated() >= request.max_tokens as usize
+    }
+
     /// Tokens generated so far, the one that ends the answer included.
     pub(crate) fn generated(&self) -> usize {
         self.progress.tokens.len()

@@ -6,8 +6,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use tonic::Status;
 
+use super::errors::unauthenticated;
 use crate::gate::{Caller, Gate};
 
 /// Whether a router is well is told to whoever asks: load balancers have no keys. What it offers (reflection) is not.
@@ -24,7 +24,7 @@ async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) 
     }
     let caller = match gate.admit(request.headers()) {
         Ok(caller) => caller,
-        Err(stranger) => return Status::unauthenticated(stranger.to_string()).into_http(),
+        Err(stranger) => return unauthenticated(stranger.to_string()).into_http(),
     };
     let tenant = caller.tenant;
     request.extensions_mut().insert(caller);

@@ -46,6 +46,11 @@ impl<'a> Fields<'a> {
             .map_err(|_| ApiError::invalid(Some(name), format!("{name} must be {expected}")))
     }
 
+    /// Whether a field that was not taken is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|raw| raw.get() != "null")
+    }
+
     /// Takes an integer that is not negative.
     pub(super) fn take_u32(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
         self.take(name, "an integer of at least 0 and below 2^32")

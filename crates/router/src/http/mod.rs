@@ -8,6 +8,7 @@ mod gather;
 mod openai;
 mod shape;
 mod stream;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .route("/v1/completions", post(openai::completion))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model)) // names may hold slashes
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(router.gate.clone(), access::check))

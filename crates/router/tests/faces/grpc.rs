@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use galerne_types::Fleet;
 use galerne_wire::v1::{
-    Chat, ChatMessage, FinishReason, FleetRequest, GenerateRequest, GenerateResponse, ModelsRequest,
-    Sampling, TokenIds, generate_request::Prompt,
+    Chat, ChatMessage, FinishReason, FleetRequest, GenerateRequest, GenerateResponse, Grammar, ModelsRequest,
+    Sampling, TokenIds, generate_request::Prompt, grammar,
 };
 use tokio_stream::StreamExt;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -16,8 +16,9 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_types::StatusExt;
 
-use crate::leader::{Leader, token, tokens};
+use crate::leader::{Act, Leader, gate, scored, token, tokens};
 use crate::stage::{BARD, Stage, group, ids, patiently};
 
 fn asked(prompt: Prompt) -> GenerateRequest {
@@ -34,11 +35,14 @@ async fn generate_streams_text_tokens_and_usage() {
     let verse = ids("What's in a name?");
     let mut leader = Leader::start(tokens(&verse, FinishReason::Length)).await;
     let stage = Stage::with(&[&leader]).await;
-    let turn = ChatMessage { role: "user".to_owned(), content: "Speak".to_owned() };
+    let turn = ChatMessage { role: "user".to_owned(), content: "Speak".to_owned(), ..Default::default() };
     for (prompt, expected) in [
         (Prompt::Text("ROMEO".to_owned()), [vec![1], ids("ROMEO")].concat()),
         (Prompt::Tokens(TokenIds { ids: vec![5, 6] }), vec![5, 6]),
-        (Prompt::Chat(Chat { messages: vec![turn] }), ids("user:\nSpeak\n\nassistant:\n")),
+        (
+            Prompt::Chat(Chat { messages: vec![turn], ..Default::default() }),
+            ids("user:\nSpeak\n\nassistant:\n"),
+        ),
     ] {
         let deltas = generate(&stage, asked(prompt)).await;
         assert_eq!(deltas.iter().map(|delta| delta.text.as_str()).collect::<String>(), "What's in a name?");
@@ -152,7 +156,108 @@ async fn reflection_names_the_services() {
     else {
         panic!("{answers:?}")
     };
-    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    assert_eq!(names, ["galerne.v1.Galerne", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]);
+    let mut names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    names.sort_unstable();
+    let expected = [
+        "galerne.v1.Galerne",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "vllm.Control",
+        "vllm.Inference",
+        "vllm.grpc.engine.VllmEngine",
+    ];
+    assert_eq!(names, expected);
     assert!(!files.file_descriptor_proto.is_empty());
+}
+
+#[tokio::test]
+async fn grammars_scores_and_stop_strings_travel_both_ways() {
+    let verse = ids("What's in a name?");
+    let mut script = vec![scored(1, &[6, 7])];
+    script.extend(tokens(&verse, FinishReason::Length));
+    let mut leader = Leader::start(script).await;
+    let stage = Stage::with(&[&leader]).await;
+    let grammar = Grammar { grammar: Some(grammar::Grammar::Regex(".*".to_owned())) };
+    let request = GenerateRequest {
+        grammar: Some(grammar.clone()),
+        prompt_logprobs: Some(2),
+        stop: vec!["in a".to_owned()],
+        include_stop: true,
+        ..asked(Prompt::Tokens(TokenIds { ids: vec![5, 6, 7] }))
+    };
+    let deltas = generate(&stage, request).await;
+    assert_eq!(deltas[0].prompt, [token(6), token(7)]);
+    assert!(deltas[1..].iter().all(|delta| delta.prompt.is_empty()));
+    assert_eq!(deltas.iter().map(|delta| delta.text.as_str()).collect::<String>(), "What's in a");
+    let request = patiently(leader.requests.recv()).await.unwrap();
+    assert_eq!((request.grammar, request.prompt_logprobs), (Some(grammar), Some(2)));
+
+    leader.play(tokens(&[1, 40], FinishReason::Length));
+    let shown = GenerateRequest {
+        skip_special_tokens: Some(false),
+        ..asked(Prompt::Tokens(TokenIds { ids: vec![5] }))
+    };
+    let deltas = generate(&stage, shown).await;
+    assert!(deltas.iter().map(|delta| delta.text.as_str()).collect::<String>().starts_with("<s>"));
+}
+
+#[tokio::test]
+async fn errors_say_the_same_to_programs() {
+    let leader =
+        Leader::start(vec![Act::Fail(Status::resource_exhausted("1024 requests are waiting"))]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let text = || asked(Prompt::Text("x".to_owned()));
+    let hot = Some(Sampling { temperature: Some(-1.0), ..Default::default() });
+    for (request, reason, field, retry) in [
+        (GenerateRequest { sampling: hot, ..text() }, "INVALID_REQUEST", Some("temperature"), false),
+        (GenerateRequest { model: "hamlet".to_owned(), ..text() }, "MODEL_NOT_FOUND", None, false),
+        (text(), "OVERLOADED", None, true),
+    ] {
+        let status = stage.client().await.generate(request).await.unwrap_err();
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "galerne"));
+        let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
+        let violations: Vec<_> =
+            violations.iter().map(|v| (v.field.as_str(), v.description.as_str())).collect();
+        assert_eq!(violations, field.map(|field| (field, status.message())).into_iter().collect::<Vec<_>>());
+        assert_eq!(details.retry_info().is_some_and(|retry| retry.retry_delay.is_some()), retry);
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_request_at_its_leader() {
+    for script in [vec![Act::Token(token(40)), Act::Wait(gate())], vec![Act::Wait(gate())]] {
+        let begun = script.len() == 2;
+        let mut leader = Leader::start(script).await;
+        let stage = Stage::with(&[&leader]).await;
+        let mut request = tonic::Request::new(asked(Prompt::Text("x".to_owned())));
+        request.metadata_mut().insert("grpc-timeout", "500m".parse().unwrap());
+        let mut client = stage.client().await;
+        let status = match client.generate(request).await {
+            Ok(stream) => {
+                let mut stream = stream.into_inner(); // which no client watches over
+                patiently(stream.message()).await.unwrap().unwrap();
+                patiently(stream.message()).await.unwrap_err()
+            }
+            Err(status) => status,
+        };
+        patiently(leader.cancelled.recv()).await.unwrap();
+        if begun {
+            assert_eq!(status.code(), Code::DeadlineExceeded);
+            assert!(status.message().contains("deadline of 500 ms has passed"), "{status}");
+            assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_the_request_at_its_leader() {
+    let mut leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let mut client = stage.client().await;
+    let mut stream = client.generate(asked(Prompt::Text("x".to_owned()))).await.unwrap().into_inner();
+    patiently(stream.message()).await.unwrap().unwrap();
+    drop(stream);
+    patiently(leader.cancelled.recv()).await.unwrap();
 }

@@ -164,6 +164,11 @@ pub(crate) fn tokens(ids: &[u32], finish: v1::FinishReason) -> Vec<Act> {
     script
 }
 
+/// Scores tokens of the prompt, from that position on.
+pub(crate) fn scored(position: u32, ids: &[u32]) -> Act {
+    Act::Score(position, ids.iter().map(|&id| token(id)).collect())
+}
+
 /// A token with log probabilities that its id foretells: its own -id/100, then two alternatives.
 pub(crate) fn token(id: u32) -> v1::Token {
     let logprob = -(id as f32) / 100.0;

@@ -24,8 +24,7 @@ pub(in crate::http) struct Wanted {
 /// Reads a body; what tools need depends on the model.
 pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let messages: Option<Vec<Message>> = fields.take("messages", messages::EXPECTED)?;
-    let mut chat = conversation(&mut fields, messages::turns(messages.unwrap_or_default())?)?;
+    let mut chat = without_tools(&mut fields)?;
     let max_tokens = fields.take_u32("max_tokens")?;
     let max_tokens = fields.take_u32("max_completion_tokens")?.or(max_tokens);
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
@@ -45,8 +44,17 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     Ok(Wanted { asked, view, calls })
 }
 
-/// Takes what says how a conversation becomes a prompt.
-fn conversation(fields: &mut Fields<'_>, messages: Vec<Value>) -> Result<Chat, ApiError> {
+/// Takes a conversation with its tools, and nothing of how it is answered.
+pub(in crate::http) fn conversation(fields: &mut Fields<'_>) -> Result<Chat, ApiError> {
+    let chat = without_tools(fields)?;
+    let tools = Tools::take(fields)?.map_or_else(Vec::new, |tools| tools.list);
+    Ok(Chat { tools, ..chat })
+}
+
+/// Takes what says how a conversation becomes a prompt, but for its tools.
+fn without_tools(fields: &mut Fields<'_>) -> Result<Chat, ApiError> {
+    let messages: Option<Vec<Message>> = fields.take("messages", messages::EXPECTED)?;
+    let messages = messages::turns(messages.unwrap_or_default())?;
     let continue_final = fields.take_bool("continue_final_message")?;
     let add = fields.take::<bool>("add_generation_prompt", "true or false")?;
     if continue_final && add == Some(true) {

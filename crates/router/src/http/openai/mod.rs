@@ -34,6 +34,8 @@ use crate::ask::{Caller, Several};
 use crate::choices::Choices;
 use crate::serve::Router;
 
+pub(super) use self::chat::conversation;
+pub(super) use self::known::KNOWN;
 pub(super) use self::models::{model, models};
 
 /// The header that names an answer, also when its body does not.
