@@ -10,6 +10,7 @@ mod inference;
 mod leader;
 mod lifecycle;
 mod limits;
+mod malformed;
 mod openai;
 mod operation;
 mod shaped;
