@@ -1,5 +1,14 @@
 //! The byte-level alphabet of GPT-2: every byte as one printable character, so that BPE can work on text.
 
+use std::collections::{HashMap, HashSet};
+
+use regex::Regex;
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+
+use crate::merge::{Merges, Scratch};
+use crate::spellings::Spellings;
+
 /// The byte that `c` stands for. Printable Latin-1 stands for itself; the other 68 bytes, in order, are the
 /// characters from U+0100 on.
 fn byte_of(c: char) -> Option<u8> {
@@ -15,5 +24,260 @@ fn byte_of(c: char) -> Option<u8> {
 
 /// The bytes of a token of a byte-level vocabulary; a token that is not in that alphabet is ordinary text.
 pub(crate) fn token_bytes(token: &str) -> Vec<u8> {
-    token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
+    in_alphabet(token).unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+fn in_alphabet(token: &str) -> Option<Vec<u8>> {
+    token.chars().map(byte_of).collect()
+}
+
+fn char_of(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0..=0x20 => 0x100 + u32::from(byte),
+        0x7f..=0xa0 => 0x121 + u32::from(byte) - 0x7f,
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or_default()
+}
+
+/// Byte-level BPE as tokenizer.json files commonly describe it, done in near-linear time and without the offsets that
+/// the `tokenizers` crate keeps. Whatever is described otherwise is left to the crate.
+pub(crate) struct ByteLevel {
+    words: Words,
+    bytes: [u32; 256],
+    merges: Merges,
+    /// Words that are tokens as they stand, whatever merges would make of them.
+    whole: HashMap<Vec<u8>, u32>,
+    /// Added tokens that are found in the text before, and after, it is normalized.
+    added: [Spellings; 2],
+    special: HashSet<u32>,
+    /// What is put around a text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+}
+
+/// How text is cut into words.
+struct Words {
+    /// Each digit stands alone.
+    digits: bool,
+    /// A pattern without the look-ahead that keeps one space for the next word.
+    pattern: Option<Regex>,
+    /// A match that ends so is a run of white space.
+    is_space: fn(char) -> bool,
+}
+
+/// Patterns that leave the last of several spaces before a word to that word; all else in them is regular.
+const KEEP_ONE_SPACE: &str = r"\s+(?!\S)|\s+";
+const GPT_2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const NEW_LINES_APART: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|";
+
+/// The model of a tokenizer.json, as far as it matters here.
+#[derive(Deserialize)]
+struct Model {
+    r#type: String,
+    dropout: Option<f32>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+    vocab: HashMap<String, u32>,
+    merges: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum PreTokenizer {
+    Sequence {
+        pretokenizers: Vec<PreTokenizer>,
+    },
+    ByteLevel {
+        add_prefix_space: bool,
+        use_regex: bool,
+    },
+    Digits {
+        individual_digits: bool,
+    },
+    Split {
+        pattern: serde_json::Value,
+        behavior: String,
+        invert: bool,
+    },
+    #[serde(other)]
+    Other,
+}
+
+impl ByteLevel {
+    /// The same as `tokenizer`, if it is of the common kind.
+    pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
+        if tokenizer.get_normalizer().is_some() {
+            return None;
+        }
+        let words = Words::of(serde_json::to_value(tokenizer.get_pre_tokenizer()?).ok()?)?;
+        let model =
+            serde_json::from_value::<Model>(serde_json::to_value(tokenizer.get_model()).ok()?).ok()?;
+        let affixed = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
+        if model.r#type != "BPE"
+            || model.dropout.is_some_and(|dropout| dropout > 0.0)
+            || model.byte_fallback
+            || affixed.into_iter().flatten().any(|affix| !affix.is_empty())
+        {
+            return None;
+        }
+        let mut bytes = [0; 256];
+        for byte in 0..=u8::MAX {
+            bytes[usize::from(byte)] = *model.vocab.get(char_of(byte).encode_utf8(&mut [0; 4]))?;
+        }
+        let added = tokenizer.get_added_tokens_decoder();
+        if added.values().any(|token| token.single_word || token.lstrip || token.rstrip) {
+            return None;
+        }
+        let spellings = |normalized: bool| {
+            let tokens = added.iter().filter(|(_, token)| token.normalized == normalized);
+            Spellings::new(tokens.map(|(&id, token)| (token.content.clone(), id)).collect()).ok()
+        };
+        let (prefix, suffix) = surroundings(tokenizer)?;
+        let whole = if model.ignore_merges { &model.vocab } else { &HashMap::new() };
+        let whole = whole.iter().filter_map(|(token, &id)| Some((in_alphabet(token)?, id))).collect();
+        Some(Self {
+            merges: merges(&model, &bytes)?,
+            words,
+            bytes,
+            whole,
+            added: [spellings(false)?, spellings(true)?],
+            special: added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect(),
+            prefix,
+            suffix,
+        })
+    }
+
+    /// Ids of `text`; spellings of special tokens are those tokens if `parse_special`, else text.
+    pub(crate) fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        let (mut scratch, mut symbols) = (Scratch::default(), Vec::new());
+        let is_token = |id: u32| parse_special || !self.special.contains(&id);
+        if add_special {
+            ids.extend(&self.prefix);
+        }
+        self.added[0].split_where(text, &mut ids, is_token, |text, ids| {
+            self.added[1].split_where(text, ids, is_token, |text, ids| {
+                self.words.each(text, |word| {
+                    if let Some(&id) = self.whole.get(word.as_bytes()) {
+                        ids.push(id);
+                        return;
+                    }
+                    symbols.clear();
+                    symbols.extend(word.bytes().map(|byte| self.bytes[usize::from(byte)]));
+                    self.merges.merge(&symbols, &mut scratch, ids);
+                });
+            });
+        });
+        if add_special {
+            ids.extend(&self.suffix);
+        }
+        ids
+    }
+}
+
+/// What the post-processor puts before and behind a text.
+fn surroundings(tokenizer: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
+    let probe =
+        |special| tokenizer.encode_fast("a", special).ok().map(|encoding| encoding.get_ids().to_vec());
+    let (inner, whole) = (probe(false)?, probe(true)?);
+    let at = whole.windows(inner.len()).position(|ids| ids == inner)?;
+    Some((whole[..at].to_vec(), whole[at + inner.len()..].to_vec()))
+}
+
+fn merges(model: &Model, bytes: &[u32; 256]) -> Option<Merges> {
+    let mut edges = HashMap::new();
+    for (token, &id) in &model.vocab {
+        if let Some((&first, &last)) =
+            in_alphabet(token).as_deref().and_then(|b| Some((b.first()?, b.last()?)))
+        {
+            edges.insert(id, (bytes[usize::from(first)], bytes[usize::from(last)]));
+        }
+    }
+    let id = |token: &str| model.vocab.get(token).copied();
+    let merges = (0u32..)
+        .zip(&model.merges)
+        .map(|(rank, (left, right))| Some((id(left)?, id(right)?, rank, id(&format!("{left}{right}"))?)));
+    let merges = merges.collect::<Option<Vec<_>>>()?;
+    let ranks = merges.len();
+    Some(Merges::new(merges.into_iter(), ranks, false, |id| edges.get(&id).copied().unwrap_or((id, id))))
+}
+
+impl Words {
+    fn of(json: serde_json::Value) -> Option<Self> {
+        let stages = match serde_json::from_value(json).ok()? {
+            PreTokenizer::Sequence { pretokenizers } => pretokenizers,
+            alone => vec![alone],
+        };
+        let mut words = Self { digits: false, pattern: None, is_space: char::is_whitespace };
+        let (last, before) = stages.split_last()?;
+        let PreTokenizer::ByteLevel { add_prefix_space: false, use_regex } = last else { return None };
+        for stage in before {
+            match stage {
+                PreTokenizer::Digits { individual_digits: true } if words.pattern.is_none() => {
+                    words.digits = true;
+                }
+                PreTokenizer::Split { pattern, behavior, invert: false }
+                    if behavior == "Isolated" && words.pattern.is_none() && !use_regex =>
+                {
+                    // Runs with line ends match another part of the pattern, which keeps nothing back.
+                    let pattern =
+                        pattern["Regex"].as_str().filter(|pattern| pattern.contains(NEW_LINES_APART))?;
+                    words.is_space = |c| c.is_whitespace() && c != '\r' && c != '\n';
+                    words.pattern = Some(regular(pattern)?);
+                }
+                _ => return None,
+            }
+        }
+        if *use_regex {
+            words.pattern = Some(regular(GPT_2)?);
+        }
+        Some(words)
+    }
+
+    fn each(&self, text: &str, mut word: impl FnMut(&str)) {
+        if !self.digits {
+            return self.cut(text, &mut word);
+        }
+        let mut done = 0;
+        for (at, digit) in text.match_indices(char::is_numeric) {
+            self.cut(&text[done..at], &mut word);
+            word(digit);
+            done = at + digit.len();
+        }
+        self.cut(&text[done..], &mut word);
+    }
+
+    fn cut(&self, text: &str, word: &mut impl FnMut(&str)) {
+        let Some(pattern) = &self.pattern else {
+            if !text.is_empty() {
+                word(text);
+            }
+            return;
+        };
+        let mut rest = text;
+        while let Some(found) = pattern.find(rest).filter(|_| !rest.is_empty()) {
+            let mut end = found.end();
+            let mut back = found.as_str().chars().rev();
+            if let (Some(last), Some(_)) = (back.next(), back.next())
+                && (self.is_space)(last)
+                && end < rest.len()
+            {
+                end -= last.len_utf8();
+            }
+            word(&rest[..end]);
+            rest = &rest[end..];
+        }
+    }
+}
+
+/// The pattern at a text's beginning and without its look-ahead, if that is all that is not regular in it.
+fn regular(pattern: &str) -> Option<Regex> {
+    let (rest, "") = pattern.rsplit_once(KEEP_ONE_SPACE)? else { return None };
+    Regex::new(&format!(r"\A(?:{rest}\s+)")).ok()
 }

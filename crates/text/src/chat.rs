@@ -76,6 +76,7 @@ impl FromStr for ChatFormatKind {
 /// The chat format of one model.
 pub struct ChatFormat {
     format: Format,
+    tools: Option<ToolFormat>,
 }
 
 enum Format {
@@ -98,9 +99,16 @@ impl ChatFormat {
         tokenizer: &Tokenizer,
         forced: Option<ChatFormatKind>,
     ) -> Result<Option<Self>, TextError> {
-        let own = |version| Ok(Some(Self { format: Format::Mistral(Mistral::new(version, tokenizer)?) }));
+        let own = |version| {
+            let mistral = Mistral::new(version, tokenizer)?;
+            let tools = mistral.tool_calls().map(ToolFormat::mistral);
+            Ok(Some(Self { format: Format::Mistral(mistral), tools }))
+        };
         let jinja = || {
-            Ok(ChatTemplate::load(assets)?.map(|template| Self { format: Format::Jinja(template.into()) }))
+            let template = ChatTemplate::load(assets)?;
+            let source = assets.chat_template.as_deref().unwrap_or_default();
+            let tools = ToolFormat::of_template(source, tokenizer);
+            Ok(template.map(|template| Self { format: Format::Jinja(template.into()), tools }))
         };
         match forced {
             Some(ChatFormatKind::MistralV1) => own(MistralVersion::V1),
@@ -144,10 +152,7 @@ impl ChatFormat {
 
     /// How the model writes calls of tools; `None` if it was not taught to.
     pub fn tool_format(&self) -> Option<ToolFormat> {
-        match &self.format {
-            Format::Mistral(mistral) => mistral.tool_calls().map(ToolFormat::mistral),
-            Format::Jinja(_) => None,
-        }
+        self.tools.clone()
     }
 }
 

@@ -14,9 +14,10 @@ use tokenizers::{
     SplitDelimiterBehavior, Tokenizer,
 };
 
+use crate::byte_level::{self, ByteLevel as FastByteLevel};
 use crate::error::TextError;
+use crate::sentencepiece;
 use crate::vocabulary::Vocabulary;
-use crate::{byte_level, sentencepiece};
 
 /// A larger file is no tokenizer.
 const TOKENIZER_JSON_BYTES_MAX: u64 = 256 << 20;
@@ -33,6 +34,8 @@ pub(crate) struct HuggingFace {
     tokenizer: Tokenizer,
     /// The added tokens without the special ones.
     plain: AddedVocabulary,
+    /// The same, faster, where it is of the common kind.
+    byte_level: Option<FastByteLevel>,
 }
 
 impl HuggingFace {
@@ -84,15 +87,22 @@ impl HuggingFace {
     fn new(tokenizer: Tokenizer) -> Self {
         let mut plain = tokenizer.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
-        Self { tokenizer, plain }
+        let byte_level = FastByteLevel::of(&tokenizer);
+        Self { tokenizer, plain, byte_level }
     }
 
     pub(crate) fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+        if let Some(byte_level) = &self.byte_level {
+            return Ok(byte_level.encode(text, add_special, true));
+        }
         let encoding = self.tokenizer.encode_fast(text, add_special);
         Ok(encoding.map_err(|e| TextError::Encode(e.to_string()))?.get_ids().to_vec())
     }
 
     pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        if let Some(byte_level) = &self.byte_level {
+            return Ok(byte_level.encode(text, false, false));
+        }
         self.encode_words(text).map_err(|e| TextError::Encode(e.to_string()))
     }
 

@@ -1,13 +1,13 @@
 //! SentencePiece's BPE, as the vocabularies of Mistral and Llama 2 use it: pieces with scores, `▁` for a space,
 //! byte tokens for whatever no piece covers (Kudo and Richardson 2018; `bpe_model.cc`).
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 
-use aho_corasick::{AhoCorasick, MatchKind};
 use galerne_checkpoint::{GgufVocab, SentencePieceModel};
 
 use crate::error::TextError;
+use crate::merge::{Merges, Scratch};
+use crate::spellings::Spellings;
 use crate::vocabulary::Vocabulary;
 
 const SPACE: &str = "\u{2581}";
@@ -48,9 +48,14 @@ impl<'a> From<&'a SentencePieceModel> for Pieces<'a> {
 
 /// Encoder of one vocabulary.
 pub(crate) struct SentencePiece {
-    /// Pieces that merges can make, with the urgency of making them: the order of scores.
-    pieces: HashMap<Box<str>, (u32, u32)>,
-    piece_bytes_max: usize,
+    /// Symbols that a text begins as: pieces of one character, and characters that pieces are made of.
+    chars: HashMap<char, u32>,
+    /// The same for ASCII; [`NONE`] for a character that is no symbol.
+    ascii: [u32; 128],
+    /// Characters that are symbols but no pieces, from the symbol `first_bare` on.
+    bare: Vec<char>,
+    first_bare: u32,
+    merges: Merges,
     byte_ids: [u32; 256],
     /// Tokens that text can only name, as `<s>`.
     control: Spellings,
@@ -66,13 +71,13 @@ impl SentencePiece {
                 "a SentencePiece vocabulary needs one score for each token".into(),
             ));
         }
-        let mut pieces = HashMap::<Box<str>, _>::new();
+        let mut pieces = HashMap::<&str, _>::new();
         let mut byte_ids = [NONE; 256];
         let (mut control, mut user_defined) = (Vec::new(), Vec::new());
         for ((id, token), &score) in (0u32..).zip(from.tokens).zip(from.scores) {
             match from.kind(id) {
                 kind::NORMAL => {
-                    pieces.entry(token.as_str().into()).or_insert((id, urgency(score)));
+                    pieces.entry(token.as_str()).or_insert((id, score));
                 }
                 kind::CONTROL | kind::UNKNOWN => control.push((token.clone(), id)),
                 kind::USER_DEFINED => user_defined.push((token.replace(' ', SPACE), id)),
@@ -93,9 +98,20 @@ impl SentencePiece {
                 "it has no token for the byte 0x{byte:02X}; convert the model with byte fallback, or use its tokenizer.json"
             )));
         }
+        let first_bare = index(from.tokens.len());
+        let symbols = Symbols::of(&pieces, first_bare);
+        let merges = symbols.merges(&pieces);
+        let Symbols { chars, bare, .. } = symbols;
+        let mut ascii = [NONE; 128];
+        for (&c, &symbol) in chars.iter().filter(|(c, _)| c.is_ascii()) {
+            ascii[c as usize] = symbol;
+        }
         Ok(Self {
-            piece_bytes_max: pieces.keys().map(|p| p.len()).max().unwrap_or(0),
-            pieces,
+            chars,
+            ascii,
+            bare,
+            first_bare,
+            merges,
             byte_ids,
             control: Spellings::new(control)?,
             user_defined: Spellings::new(user_defined)?,
@@ -109,14 +125,14 @@ impl SentencePiece {
             return Err(TextError::Encode(format!("it is longer than {TEXT_BYTES_MAX} bytes")));
         }
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut symbols = Vec::new();
+        let mut work = Work::default();
         let mut encode_segment = |segment: &str, ids: &mut Vec<u32>| {
             if segment.is_empty() {
                 return;
             }
             let prefix = if self.space_prefix { SPACE } else { "" };
             let normalized = format!("{prefix}{}", segment.replace(' ', SPACE));
-            self.user_defined.split(&normalized, ids, |words, ids| self.merge(words, &mut symbols, ids));
+            self.user_defined.split(&normalized, ids, |words, ids| self.merge(words, &mut work, ids));
         };
         if parse_control {
             self.control.split(text, &mut ids, encode_segment);
@@ -126,52 +142,97 @@ impl SentencePiece {
         Ok(ids)
     }
 
-    /// Joins the characters of `text` into pieces, the best score first and of equals the leftmost, until no
-    /// two neighbours make a piece. O(n log n): a heap of possible merges over a linked list of symbols.
-    fn merge(&self, text: &str, symbols: &mut Vec<Symbol>, ids: &mut Vec<u32>) {
-        symbols.clear();
-        symbols.extend(text.char_indices().map(|(start, c)| Symbol::at(start, start + c.len_utf8())));
-        for (left, right) in (0..index(symbols.len())).zip(1..index(symbols.len())) {
-            symbols[left as usize].next = right;
-            symbols[right as usize].prev = left;
+    /// Joins the characters of `text` into pieces; what is part of none becomes its bytes.
+    fn merge(&self, text: &str, Work { symbols, joined, scratch }: &mut Work, ids: &mut Vec<u32>) {
+        let mut flush = |symbols: &mut Vec<u32>, ids: &mut Vec<u32>| {
+            joined.clear();
+            self.merges.merge(symbols, scratch, joined);
+            symbols.clear();
+            for &symbol in joined.iter() {
+                match symbol.checked_sub(self.first_bare) {
+                    None => ids.push(symbol),
+                    Some(bare) => self.push_bytes(self.bare[bare as usize], ids),
+                }
+            }
+        };
+        for c in text.chars() {
+            let symbol = match self.ascii.get(c as usize) {
+                Some(&symbol) => symbol,
+                None => self.chars.get(&c).copied().unwrap_or(NONE),
+            };
+            if symbol == NONE {
+                flush(symbols, ids);
+                self.push_bytes(c, ids);
+            } else {
+                symbols.push(symbol);
+            }
         }
-        let all = 0..index(symbols.len());
-        let mut heap = all.filter_map(|left| self.proposal(text, symbols, left)).collect::<BinaryHeap<_>>();
-        while let Some(merge) = heap.pop() {
-            let Reverse(at) = merge.left;
-            let left = symbols[at as usize];
-            let Some(right) = symbols.get_mut(left.next as usize) else { continue };
-            // Stale: one of the two has since become part of something longer.
-            if left.is_gone() || right.end != merge.end {
-                continue;
-            }
-            let next = right.next;
-            right.end = right.start;
-            symbols[at as usize] = Symbol { end: merge.end, next, ..left };
-            if let Some(next) = symbols.get_mut(next as usize) {
-                next.prev = at;
-            }
-            heap.extend(self.proposal(text, symbols, at));
-            heap.extend(self.proposal(text, symbols, left.prev));
+        flush(symbols, ids);
+    }
+
+    fn push_bytes(&self, c: char, ids: &mut Vec<u32>) {
+        ids.extend(c.encode_utf8(&mut [0; 4]).bytes().map(|byte| self.byte_ids[usize::from(byte)]));
+    }
+}
+
+/// Memory of one encoding.
+#[derive(Default)]
+struct Work {
+    symbols: Vec<u32>,
+    joined: Vec<u32>,
+    scratch: Scratch,
+}
+
+/// Numbers of the characters that pieces are made of.
+struct Symbols {
+    chars: HashMap<char, u32>,
+    bare: Vec<char>,
+}
+
+impl Symbols {
+    fn of(pieces: &HashMap<&str, (u32, f32)>, first_bare: u32) -> Self {
+        let mut symbols = Self { chars: HashMap::new(), bare: Vec::new() };
+        for c in pieces.keys().flat_map(|piece| piece.chars()) {
+            symbols.chars.entry(c).or_insert_with(|| match pieces.get(&*c.encode_utf8(&mut [0; 4])) {
+                Some(&(id, _)) => id,
+                None => {
+                    symbols.bare.push(c);
+                    first_bare + index(symbols.bare.len() - 1)
+                }
+            });
         }
-        for symbol in symbols.iter().filter(|s| !s.is_gone()) {
-            match self.pieces.get(symbol.text(text)) {
-                Some(&(id, _)) => ids.push(id),
-                None => ids.extend(symbol.text(text).bytes().map(|b| self.byte_ids[usize::from(b)])),
-            }
+        symbols
+    }
+
+    /// The symbol that is spelled so.
+    fn symbol(&self, pieces: &HashMap<&str, (u32, f32)>, text: &str) -> Option<u32> {
+        let mut chars = text.chars();
+        match (chars.next(), chars.next()) {
+            (Some(c), None) => self.chars.get(&c).copied(),
+            _ => pieces.get(text).map(|&(id, _)| id),
         }
     }
 
-    /// The merge of the symbol at `left` with its right neighbour, if there are both and they make a piece.
-    fn proposal(&self, text: &str, symbols: &[Symbol], left: u32) -> Option<Merge> {
-        let start = symbols.get(left as usize)?;
-        let Symbol { end, .. } = *symbols.get(start.next as usize)?;
-        let piece = &text[start.start as usize..end as usize];
-        if piece.len() > self.piece_bytes_max {
-            return None;
-        }
-        let &(_, urgency) = self.pieces.get(piece)?;
-        Some(Merge { urgency, left: Reverse(left), end })
+    /// Every way to put a piece together from two symbols; the higher its score, the sooner.
+    fn merges(&self, pieces: &HashMap<&str, (u32, f32)>) -> Merges {
+        let mut scores = pieces.values().map(|&(_, score)| score).collect::<Vec<_>>();
+        scores.sort_unstable_by(|a, b| b.total_cmp(a));
+        let all = scores.len();
+        scores.dedup_by(|a, b| a == b);
+        let rank = |score: f32| index(scores.partition_point(|&better| better > score));
+        let edges = pieces.iter().map(|(piece, &(id, _))| {
+            let char_symbol = |c: Option<char>| c.and_then(|c| self.chars.get(&c)).copied().unwrap_or(NONE);
+            (id, (char_symbol(piece.chars().next()), char_symbol(piece.chars().next_back())))
+        });
+        let edges = edges.collect::<HashMap<_, _>>();
+        let merges = pieces.iter().flat_map(|(piece, &(id, score))| {
+            piece.char_indices().skip(1).filter_map(move |(middle, _)| {
+                let (left, right) = piece.split_at(middle);
+                Some((self.symbol(pieces, left)?, self.symbol(pieces, right)?, rank(score), id))
+            })
+        });
+        let edges = |symbol| edges.get(&symbol).copied().unwrap_or((symbol, symbol));
+        Merges::new(merges, scores.len(), scores.len() < all, edges)
     }
 }
 
@@ -204,77 +265,7 @@ fn byte_of(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// Maps scores to integers of the same order.
-fn urgency(score: f32) -> u32 {
-    let bits = (score + 0.0).to_bits();
-    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
-}
-
-/// Symbols are fewer than the bytes of a text, which `encode` limits.
+/// A checkpoint's vocabulary fits into 32 bits by far.
 fn index(n: usize) -> u32 {
-    u32::try_from(n).expect("a text is limited to 32-bit offsets")
-}
-
-/// A stretch of the text that is one piece or one character so far; empty once it belongs to its left neighbour.
-#[derive(Clone, Copy)]
-struct Symbol {
-    start: u32,
-    end: u32,
-    prev: u32,
-    next: u32,
-}
-
-impl Symbol {
-    fn at(start: usize, end: usize) -> Self {
-        Self { start: index(start), end: index(end), prev: NONE, next: NONE }
-    }
-
-    fn is_gone(&self) -> bool {
-        self.start == self.end
-    }
-
-    fn text<'t>(&self, text: &'t str) -> &'t str {
-        &text[self.start as usize..self.end as usize]
-    }
-}
-
-/// A merge that was possible when it was proposed; the greatest is the next.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Merge {
-    urgency: u32,
-    left: Reverse<u32>,
-    /// Where the right symbol ended: tells whether it still is what it was.
-    end: u32,
-}
-
-/// Tokens found by their spelling, the longest first.
-struct Spellings {
-    finder: Option<AhoCorasick>,
-    ids: Vec<u32>,
-}
-
-impl Spellings {
-    fn new(mut tokens: Vec<(String, u32)>) -> Result<Self, TextError> {
-        tokens.retain(|(spelling, _)| !spelling.is_empty());
-        let ids = tokens.iter().map(|&(_, id)| id).collect::<Vec<_>>();
-        if ids.is_empty() {
-            return Ok(Self { finder: None, ids });
-        }
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(tokens.iter().map(|(spelling, _)| spelling))
-            .map_err(|e| TextError::Vocabulary(format!("its special tokens cannot be indexed: {e}")))?;
-        Ok(Self { finder: Some(finder), ids })
-    }
-
-    /// Appends the ids of the spellings in `text`, and what `other` makes of the text between them.
-    fn split(&self, text: &str, ids: &mut Vec<u32>, mut other: impl FnMut(&str, &mut Vec<u32>)) {
-        let mut done = 0;
-        for found in self.finder.iter().flat_map(|finder| finder.find_iter(text)) {
-            other(&text[done..found.start()], ids);
-            ids.push(self.ids[found.pattern().as_usize()]);
-            done = found.end();
-        }
-        other(&text[done..], ids);
-    }
+    u32::try_from(n).expect("a vocabulary is limited to 32-bit ids")
 }

@@ -8,7 +8,7 @@ use crate::sentencepiece::{Pieces, SentencePiece};
 use crate::vocabulary::{Utf8Stream, Vocabulary};
 
 /// The tokenizer of one model. Shared by all requests; encoding a long text blocks its thread for a while
-/// (0.1 to 2 s a MiB), so do it off the threads that serve connections.
+/// (a MiB takes up to some hundred milliseconds), so do it off the threads that serve connections.
 pub struct Tokenizer {
     engine: Engine,
     vocabulary: Vocabulary,

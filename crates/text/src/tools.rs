@@ -1,92 +1,70 @@
 //! Calls of tools: how a model writes them, and how to make it write one.
 
-use serde_json::Value;
+mod call;
+mod grammar;
+mod parser;
 
-use crate::error::TextError;
+use crate::tokenizer::Tokenizer;
+
+pub use grammar::ToolForce;
+pub use parser::{Part, ToolParser};
 
 /// How one model writes calls of tools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolFormat {
+    style: Style,
+    /// What stands before a call.
+    open: Mark,
+    /// What stands behind one.
+    close: Option<Mark>,
     markers: Vec<u32>,
 }
 
-/// Which tool the model must call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToolForce<'a> {
-    /// At least one, whichever (`tool_choice` required).
-    Any,
-    /// This one.
-    Named(&'a str),
+enum Style {
+    /// `[TOOL_CALLS] [{"name": …, "arguments": …}, …]`.
+    Mistral,
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, once for each call: Hermes, Qwen and their kin.
+    Hermes,
+    /// `{"name": …, "parameters": …}` and nothing else, behind `<|python_tag|>` or not: Llama 3.
+    Llama,
 }
 
-/// A part of an answer, in the order in which the model wrote it.
+/// A text that marks a call, and its token if that is a special one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Text for the user.
-    Content(String),
-    /// A call begins; comes once for each index, from 0.
-    Call {
-        /// Place of the call in the answer.
-        index: usize,
-        /// Its name in the conversation to come.
-        id: String,
-        /// The function.
-        name: String,
-    },
-    /// More of a call's arguments; the texts of one index make up one JSON text.
-    Arguments {
-        /// The call.
-        index: usize,
-        /// Some of its JSON.
-        text: String,
-    },
+struct Mark {
+    text: &'static str,
+    special: Option<u32>,
 }
 
 impl ToolFormat {
+    /// Mistral's own, from v2 on.
     pub(crate) fn mistral(tool_calls: u32) -> Self {
-        Self { markers: vec![tool_calls] }
+        Self::new(Style::Mistral, Mark { text: "[TOOL_CALLS]", special: Some(tool_calls) }, None)
+    }
+
+    /// The format that a chat template shows; `None` for one that shows none, or one that is not known here.
+    pub(crate) fn of_template(template: &str, tokenizer: &Tokenizer) -> Option<Self> {
+        let mark = |text| Mark { text, special: tokenizer.special_token(text) };
+        if template.contains("[TOOL_CALLS]") && !template.contains("[ARGS]") {
+            Some(Self::new(Style::Mistral, mark("[TOOL_CALLS]"), None))
+        } else if template.contains("<tool_call>") && !template.contains("<function=") {
+            Some(Self::new(Style::Hermes, mark("<tool_call>"), Some(mark("</tool_call>"))))
+        } else if template.contains("<|python_tag|>") || template.contains("\"parameters\": dictionary") {
+            Some(Self::new(Style::Llama, mark("<|python_tag|>"), None))
+        } else {
+            None
+        }
+    }
+
+    fn new(style: Style, open: Mark, close: Option<Mark>) -> Self {
+        let markers =
+            open.special.into_iter().chain(close.as_ref().and_then(|close| close.special)).collect();
+        Self { style, open, close, markers }
     }
 
     /// Special tokens that mark a call: the detokenizer must spell them out though it leaves out special tokens.
     pub fn markers(&self) -> &[u32] {
         &self.markers
-    }
-
-    /// A grammar, in llguidance's dialect of Lark, of the answers that call what `force` says, with arguments
-    /// that meet the schema of `tools`; several calls only if `parallel`.
-    ///
-    /// # Errors
-    /// [`TextError::Tools`] if `force` names no tool or a tool is not described as it should be.
-    pub fn grammar(
-        &self,
-        _tools: &[Value],
-        _force: ToolForce<'_>,
-        _parallel: bool,
-    ) -> Result<String, TextError> {
-        Err(TextError::Tools("this model's format of calls is not known".into()))
-    }
-}
-
-/// Takes an answer's text as it comes and parts the calls of tools from what is for the user.
-///
-/// However the text is cut into pieces, the parts put together are the same.
-pub struct ToolParser {
-    _new_id: Box<dyn FnMut() -> String + Send>,
-}
-
-impl ToolParser {
-    /// `new_id` names each call that has no name of its own.
-    pub fn new(_format: &ToolFormat, new_id: impl FnMut() -> String + Send + 'static) -> Self {
-        Self { _new_id: Box::new(new_id) }
-    }
-
-    /// Takes the next text; markers are spelled out in it.
-    pub fn push(&mut self, text: &str) -> Vec<Part> {
-        vec![Part::Content(text.to_owned())]
-    }
-
-    /// The answer ends here: what was held back.
-    pub fn finish(&mut self) -> Vec<Part> {
-        Vec::new()
     }
 }

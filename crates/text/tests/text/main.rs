@@ -6,3 +6,4 @@ mod models;
 mod stream;
 mod templates;
 mod tokens;
+mod tools;
