@@ -9,9 +9,10 @@
 //!   refused, and every refusal names the place in the schema, as in `$.properties.age`.
 //! * A keyword that would change the answer and that cannot be held is refused by its name. One that changes nothing
 //!   is ignored, as are formats of strings that no check here knows.
-//! * JSON is written with at most one blank, or one line break and its indentation, between two of its parts, so
+//! * JSON is written with at most one blank, or one line break and an indentation of up to 16, between two of its parts, so
 //!   no answer loops on white space; and characters in strings are escaped only where JSON demands it, so a name has
 //!   one spelling.
+//! * Dates and times are such as every year has: no 29th of February, no leap second.
 //! * Properties come in the order in which the schema names them.
 //!
 //! Compiling takes a thread of its own with a deep stack, and is bounded by [`Limits`]; panics of the parser end in

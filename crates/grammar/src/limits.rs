@@ -40,7 +40,7 @@ impl Default for Limits {
             depth_max: 64,
             reference_depth_max: 256,
             properties_max: 1024,
-            patterns_max: 64,
+            patterns_max: 256,
             schema_parts_max: 500_000,
             symbols_max: 200_000,
             lexer_parts_max: 1_000_000,

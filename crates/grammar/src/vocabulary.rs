@@ -144,7 +144,7 @@ pub(crate) fn with_options(mut schema: Value) -> Value {
     }
     if let Some(keywords) = schema.as_object_mut() {
         let options = json!({
-            "whitespace_pattern": r"( |\r?\n[ \t]{0,64})",
+            "whitespace_pattern": r"( |\r?\n[ \t]{0,16})",
             "json_allowed_escapes": "nrbtf\\\"",
         });
         keywords.insert("x-guidance".into(), options);

@@ -1,6 +1,7 @@
 //! Whole groups: real ranks, collective, gRPC and model, within one process.
 
 mod common;
+mod structured;
 
 use common::{Cluster, case, client, read, start, state};
 use galerne_types::{Epoch, Fleet, RankState};

@@ -13,6 +13,7 @@ pub(super) fn rewrite(schema: &mut Value) {
     drop_if(keywords, "unevaluatedProperties", |value| *value == Value::Bool(true));
     drop_if(keywords, "unevaluatedItems", |value| *value == Value::Bool(true));
     drop_if(keywords, "format", |value| value.as_str().is_some_and(|format| !FORMATS.contains(&format)));
+    every_year(keywords);
     for keyword in MAPS.into_iter().chain(DEFINITIONS) {
         if let Some(Value::Object(map)) = keywords.get_mut(keyword) {
             map.values_mut().for_each(rewrite);
@@ -33,5 +34,18 @@ pub(super) fn rewrite(schema: &mut Value) {
 fn drop_if(keywords: &mut Map<String, Value>, keyword: &str, drops: impl Fn(&Value) -> bool) {
     if keywords.get(keyword).is_some_and(drops) {
         keywords.shift_remove(keyword);
+    }
+}
+
+/// The parser lets any minute end in second 60 and any February in day 29. Not all do: neither is written.
+fn every_year(keywords: &mut Map<String, Value>) {
+    let pattern = match keywords.get("format").and_then(Value::as_str) {
+        Some("time") => "^.{6}[0-5]",
+        Some("date") => "^.{5}(0[13-9]|1|02-([01]|2[0-8]))",
+        Some("date-time") => "^.{5}(0[13-9]-..|1.-..|02-([01].|2[0-8])).{7}[0-5]",
+        _ => return,
+    };
+    if !keywords.contains_key("pattern") {
+        keywords.insert("pattern".into(), pattern.into());
     }
 }

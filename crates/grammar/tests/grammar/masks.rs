@@ -111,7 +111,7 @@ fn reads(text: &[u8], parts: &[Part<'_>], whole: bool) -> bool {
             let line = text.strip_prefix(b"\r").unwrap_or(text);
             let breaks = line.strip_prefix(b"\n").map(|line| {
                 let blanks = line.iter().take_while(|byte| b" \t".contains(byte)).count();
-                blanks <= 64 && reads(&line[blanks..], rest, whole)
+                blanks <= 16 && reads(&line[blanks..], rest, whole)
             });
             reads(text, rest, whole)
                 || text.strip_prefix(b" ").is_some_and(|text| reads(text, rest, whole))

@@ -87,6 +87,20 @@ fn what_changes_nothing_is_ignored() {
 }
 
 #[test]
+fn times_are_times() {
+    for (format, good, bad) in [
+        ("time", "\"23:59:59Z\"", "\"07:12:60Z\""),
+        ("date-time", "\"2024-02-28T00:00:00.5+01:00\"", "\"2024-01-01T00:00:60Z\""),
+        ("date-time", "\"2024-10-31T00:00:00z\"", "\"2023-02-29T00:00:00Z\""),
+        ("date", "\"2024-12-31\"", "\"2024-13-31\""),
+        ("date", "\"2024-02-28\"", "\"2023-02-29\""),
+    ] {
+        let grammar = schema(&format!("{{\"type\":\"string\",\"format\":\"{format}\"}}"));
+        assert!(accepts(&grammar, good) && !accepts(&grammar, bad), "{format}");
+    }
+}
+
+#[test]
 fn recursion_with_an_end_and_tagged_unions() {
     let list = schema(
         r##"{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","required":["next"],"additionalProperties":false,

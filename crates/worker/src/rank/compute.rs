@@ -9,6 +9,7 @@ use galerne_types::{Epoch, EpochRecord, Sampled, Step};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::desk::Desk;
 use super::engagement::{Engagement, Held};
 use super::error::EpochError;
 use super::setup::Setup;
@@ -50,7 +51,7 @@ pub(crate) struct Engaged {
 
 impl Compute {
     /// Starts the thread.
-    pub(crate) fn start(setup: Arc<Setup>) -> Result<Self, WorkerError> {
+    pub(crate) fn start(setup: Arc<Setup>, desk: Desk) -> Result<Self, WorkerError> {
         let (engagements, mut queue) = mpsc::channel::<Engagement>(1);
         let ended = CancellationToken::new();
         let ends = ended.clone().drop_guard();
@@ -58,7 +59,7 @@ impl Compute {
             let _tells_of_a_panic = ends;
             let mut held: Option<Held> = None;
             while let Some(engagement) = queue.blocking_recv() {
-                engagement.run(&setup, &mut held);
+                engagement.run(&setup, &desk, &mut held);
             }
         };
         std::thread::Builder::new().name("compute".into()).spawn(body).map_err(WorkerError::Spawn)?;

@@ -9,6 +9,7 @@ use galerne_types::{Draw, Epoch, EpochRecord, Input, Sampled, Sampling, Shards, 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::compute::Phase;
+use super::desk::Desk;
 use super::error::EpochError;
 use super::setup::Setup;
 use super::trace;
@@ -44,8 +45,8 @@ pub(crate) struct Held {
 
 impl Engagement {
     /// Works until the epoch is over. Its error is the last answer.
-    pub(crate) fn run(mut self, setup: &Setup, held: &mut Option<Held>) {
-        let outcome = self.work(setup, held);
+    pub(crate) fn run(mut self, setup: &Setup, desk: &Desk, held: &mut Option<Held>) {
+        let outcome = self.work(setup, desk, held);
         self.abort.abort();
         if let Err(error) = outcome {
             // Nobody listens when the epoch was given up from outside.
@@ -53,7 +54,7 @@ impl Engagement {
         }
     }
 
-    fn work(&mut self, setup: &Setup, held: &mut Option<Held>) -> Result<(), EpochError> {
+    fn work(&mut self, setup: &Setup, desk: &Desk, held: &mut Option<Held>) -> Result<(), EpochError> {
         let weights = self.load(setup, held)?;
         self.phase.send_replace(Phase::Loaded);
         let Some(Ok(())) = self.may_meet.take().map(oneshot::Receiver::blocking_recv) else { return Ok(()) };
@@ -66,7 +67,11 @@ impl Engagement {
         self.phase.send_replace(Phase::Ready);
         while let Some(step) = self.steps.blocking_recv() {
             let _span = trace::step(&step, self.rank);
-            let sampled = rank.step(&step, &mut |_| None).map_err(EpochError::Step)?;
+            let mask = &mut |request| Some(desk.mask(request));
+            let sampled = rank.step(&step, mask).map_err(EpochError::Step)?;
+            if self.rank == 0 {
+                desk.drawn(&step, &sampled);
+            }
             if self.answers.blocking_send(Ok(sampled)).is_err() {
                 break;
             }

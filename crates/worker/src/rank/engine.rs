@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
+use galerne_grammar::Constraint;
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
 use galerne_wire::{shows_secret, v1};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -10,6 +11,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::door::Door;
+use super::grammars::Grammars;
 use super::streams::{self, RunItem, StreamSender, lost};
 use super::trace::Traced;
 
@@ -20,6 +22,8 @@ pub(crate) const CALLS_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) request: RunRequest,
+    /// What its grammar was compiled to, if it has one.
+    pub(crate) constraint: Option<Box<Constraint>>,
     pub(crate) stream: StreamSender,
     pub(crate) verdict: oneshot::Sender<Result<(), Refusal>>,
 }
@@ -37,12 +41,13 @@ pub(crate) struct Inbox {
 /// The service: open while this rank leads a ready group.
 pub(crate) struct EngineService {
     door: Door<Inbox>,
+    grammars: Grammars,
     next_id: AtomicU64,
 }
 
 impl EngineService {
-    pub(crate) fn new(door: Door<Inbox>) -> Self {
-        Self { door, next_id: AtomicU64::new(1) }
+    pub(crate) fn new(door: Door<Inbox>, grammars: Grammars) -> Self {
+        Self { door, grammars, next_id: AtomicU64::new(1) }
     }
 
     /// The epoch under way, for callers who know it and its secret.
@@ -72,13 +77,14 @@ impl v1::engine_server::Engine for EngineService {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mut request =
             request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let constraint = self.grammars.constraint(&request).await?;
         let (mut stream, events) = streams::stream();
         if let Some(traced) = traced {
             traced.mark(&mut request);
             stream.trace(traced);
         }
         let (verdict, judged) = oneshot::channel();
-        inbox.calls.try_send(Call { request, stream, verdict }).map_err(|error| match error {
+        inbox.calls.try_send(Call { request, constraint, stream, verdict }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => refused(&Refusal::Overloaded { waiting: CALLS_MAX }),
             mpsc::error::TrySendError::Closed(_) => lost(),
         })?;

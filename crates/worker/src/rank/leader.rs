@@ -5,12 +5,14 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use galerne_sched::Scheduler;
-use galerne_types::{Epoch, Sampled, Step};
+use galerne_types::{Epoch, Event, RequestId, Sampled, Step};
 use galerne_wire::v1;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use tonic::Status;
 
 use super::compute::Steps;
+use super::desk::Desk;
 use super::digest::digest;
 use super::engine::Call;
 use super::error::EpochError;
@@ -35,6 +37,7 @@ pub(crate) struct Leader {
     steps: Steps,
     followers: Followers,
     streams: Streams,
+    desk: Desk,
     in_flight: VecDeque<InFlight>,
     /// Since when the oldest step in flight has been the oldest.
     oldest_since: tokio::time::Instant,
@@ -61,7 +64,13 @@ enum News {
 }
 
 impl Leader {
-    pub(crate) fn new(epoch: Epoch, scheduler: Scheduler, steps: Steps, followers: Followers) -> Self {
+    pub(crate) fn new(
+        epoch: Epoch,
+        scheduler: Scheduler,
+        steps: Steps,
+        followers: Followers,
+        desk: Desk,
+    ) -> Self {
         let stats = StepStats::default();
         let mut report_due = interval(REPORT_INTERVAL);
         report_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -73,6 +82,7 @@ impl Leader {
             steps,
             followers,
             streams: Streams::default(),
+            desk,
             in_flight: VecDeque::new(),
             oldest_since: tokio::time::Instant::now(),
             stats,
@@ -122,19 +132,23 @@ impl Leader {
         while let Ok(call) = calls.try_recv() {
             self.submit(call);
         }
+        self.end_failed();
         self.commit()?;
         for request in self.streams.take_left() {
-            self.scheduler.cancel(request);
+            self.cancel(request);
         }
         self.plan()
     }
 
     fn submit(&mut self, call: Call) {
-        let Call { request, stream, verdict } = call;
+        let Call { request, constraint, stream, verdict } = call;
         let id = request.id;
         let submitted = self.scheduler.submit(request);
         if submitted.is_ok() {
             self.streams.open(id, stream);
+            if let Some(constraint) = constraint {
+                self.desk.open(id, constraint);
+            }
         }
         // A client that has left already is noticed by its closed stream.
         let _ = verdict.send(submitted);
@@ -172,13 +186,29 @@ impl Leader {
                 return Err(EpochError::Diverged { rank, number: step.number });
             }
             for event in self.scheduler.commit(&step, &sampled) {
+                if let Event::Finished { request, .. } = event {
+                    self.desk.close(request);
+                }
                 if let Some(request) = self.streams.emit(event) {
-                    self.scheduler.cancel(request);
+                    self.cancel(request);
                 }
             }
             self.stats.step_done(step.tokens());
         }
         Ok(())
+    }
+
+    fn cancel(&mut self, request: RequestId) {
+        self.scheduler.cancel(request);
+        self.desk.close(request);
+    }
+
+    /// Ends the requests that cannot go on under their grammar, before what was drawn for them since is told.
+    fn end_failed(&mut self) {
+        for (request, says) in self.desk.take_failed() {
+            self.streams.end(request, Err(Status::internal(says)));
+            self.cancel(request);
+        }
     }
 
     /// Hands out as many steps as may be in flight.
@@ -199,6 +229,7 @@ impl Leader {
 impl Drop for Leader {
     fn drop(&mut self) {
         self.stats.log(self.epoch);
+        self.desk.clear();
     }
 }
 
@@ -275,7 +306,13 @@ mod tests {
     }
 
     fn leader(steps: Steps, followers: Vec<Link>) -> Leader {
-        Leader::new(EPOCH, Scheduler::new(EPOCH, LIMITS), steps, Followers::new(followers))
+        Leader::new(
+            EPOCH,
+            Scheduler::new(EPOCH, LIMITS),
+            steps,
+            Followers::new(followers),
+            Desk::start().unwrap(),
+        )
     }
 
     fn call(id: u64, tokens: u32) -> (Call, mpsc::Receiver<RunItem>) {
@@ -293,7 +330,7 @@ mod tests {
             trace: None,
         };
         let (stream, events) = stream();
-        (Call { request, stream, verdict: oneshot::channel().0 }, events)
+        (Call { request, constraint: None, stream, verdict: oneshot::channel().0 }, events)
     }
 
     /// The indices of all tokens, and the last item.

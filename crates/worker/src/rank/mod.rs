@@ -1,6 +1,7 @@
 //! One rank process: registers, and serves epoch after epoch until it is told to end.
 
 mod compute;
+mod desk;
 mod digest;
 mod door;
 mod engagement;
@@ -8,6 +9,7 @@ mod engine;
 mod error;
 mod follower;
 mod followers;
+mod grammars;
 mod leader;
 mod memory;
 mod process;
@@ -33,9 +35,11 @@ use crate::grpc;
 use crate::options::RankOptions;
 use crate::supervisor::COORD_TIMEOUT;
 use compute::Compute;
+use desk::Desk;
 use door::Door;
 use engine::EngineService;
 use follower::RankService;
+use grammars::Grammars;
 use process::Process;
 use setup::Setup;
 
@@ -60,7 +64,7 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     let address = listener.local_addr().map_err(bind)?.to_string();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<EngineServer<EngineService>>().await;
-    let engine = EngineServer::new(EngineService::new(engine_door.clone()));
+    let engine = EngineServer::new(EngineService::new(engine_door.clone(), Grammars::new(&setup.checkpoint)));
     let rank = RankServer::new(RankService { door: rank_door.clone() });
     let router = grpc::server()
         .add_service(health_service)
@@ -72,10 +76,20 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     let fleet = coord.watch_fleet();
     let registration = coord.register(setup.record(address.clone())).await?;
     tracing::info!(rank = %options.id(), group = %options.group, address, "rank registered");
-    let compute = Compute::start(Arc::clone(&setup))?;
+    let desk = Desk::start()?;
+    let compute = Compute::start(Arc::clone(&setup), desk.clone())?;
     let panicked = compute.ended();
-    let process =
-        Process { setup: &setup, address, registration, fleet, compute, engine_door, rank_door, health };
+    let process = Process {
+        setup: &setup,
+        address,
+        registration,
+        fleet,
+        compute,
+        desk,
+        engine_door,
+        rank_door,
+        health,
+    };
     let outcome = tokio::select! {
         error = process.live() => Err(error),
         ended = &mut server => Err(server_ended(ended)),

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic_health::server::HealthReporter;
 
 use super::compute::{Compute, Engaged, Phase, Steps};
+use super::desk::Desk;
 use super::door::Door;
 use super::engine::{CALLS_MAX, EngineService, Inbox};
 use super::error::EpochError;
@@ -42,6 +43,7 @@ pub(crate) struct Process<'a> {
     pub(crate) registration: Registration,
     pub(crate) fleet: watch::Receiver<Fleet>,
     pub(crate) compute: Compute,
+    pub(crate) desk: Desk,
     pub(crate) engine_door: Door<Inbox>,
     pub(crate) rank_door: Door<Seat>,
     pub(crate) health: HealthReporter,
@@ -165,7 +167,7 @@ impl Process<'_> {
         let followers = Followers::open(&formed.record).await?;
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
-        let mut leader = Leader::new(formed.epoch, scheduler, steps, followers);
+        let mut leader = Leader::new(formed.epoch, scheduler, steps, followers, self.desk.clone());
         let (secret, load) = (formed.record.secret.clone(), leader.reports());
         let _door = self.engine_door.open(Inbox { epoch: formed.epoch, secret, calls, load });
         let health = Health {

@@ -145,7 +145,8 @@ impl Streams {
         })
     }
 
-    fn end(&mut self, request: RequestId, last_word: RunItem) {
+    /// Says a stream's last word.
+    pub(crate) fn end(&mut self, request: RequestId, last_word: RunItem) {
         if let Some(open) = self.open.remove(&request) {
             open.stream.end(last_word);
         }
