@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use galerne_checkpoint::Checkpoint;
-use galerne_coord::Coord;
+use galerne_coord::{Coord, EtcdAccess, EtcdLogin, EtcdTls};
+use galerne_tls::ClusterFiles;
 use galerne_types::limits::WORLD_SIZE_MAX;
 use galerne_types::{GroupId, Shards};
 use galerne_worker::{KvSize, RankOptions};
@@ -31,11 +32,70 @@ pub(crate) struct EtcdArgs {
     /// Name of the cluster: several can share one etcd.
     #[arg(long, default_value = "default", value_name = "NAME", value_parser = name)]
     pub(crate) cluster: String,
+    #[command(flatten)]
+    pub(crate) access: EtcdAccessArgs,
+}
+
+/// How etcd is spoken to.
+#[derive(Args, Clone)]
+pub(crate) struct EtcdAccessArgs {
+    /// Authority of etcd's members (PEM): speak TLS with them.
+    #[arg(long, value_name = "FILE")]
+    etcd_ca: Option<PathBuf>,
+    /// Certificate to show to etcd (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_ca", "etcd_key"])]
+    etcd_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// User of etcd.
+    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
+    etcd_user: Option<String>,
+    /// File with the user's password.
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
+}
+
+impl EtcdAccessArgs {
+    pub(crate) fn access(&self) -> EtcdAccess {
+        let identity = self.etcd_cert.clone().zip(self.etcd_key.clone());
+        let login = self.etcd_user.clone().zip(self.etcd_password_file.clone());
+        EtcdAccess {
+            tls: self.etcd_ca.clone().map(|ca| EtcdTls { ca, identity }),
+            login: login.map(|(user, password_file)| EtcdLogin { user, password_file }),
+        }
+    }
+}
+
+/// Certificates of the cluster's own.
+#[derive(Args, Clone)]
+pub(crate) struct ClusterTlsArgs {
+    /// The cluster's authority (PEM): routers, leaders and ranks speak mutual TLS, and believe those whose
+    /// certificates it has made for the name `galerne`.
+    #[arg(long, value_name = "FILE", requires_all = ["cluster_cert", "cluster_key"])]
+    cluster_ca: Option<PathBuf>,
+    /// Certificate to show within the cluster (PEM).
+    #[arg(long, value_name = "FILE", requires = "cluster_ca")]
+    cluster_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cluster_ca")]
+    cluster_key: Option<PathBuf>,
+}
+
+impl ClusterTlsArgs {
+    pub(crate) fn files(&self) -> Option<ClusterFiles> {
+        let Self { cluster_ca, cluster_cert, cluster_key } = self.clone();
+        Some(ClusterFiles { ca: cluster_ca?, cert: cluster_cert?, key: cluster_key? })
+    }
 }
 
 /// Connects to etcd or says in a sentence why not.
-pub(crate) async fn connect(endpoints: &[String], cluster: &str) -> anyhow::Result<Coord> {
-    let connected = Coord::connect(endpoints, cluster, ETCD_CONNECT_TIMEOUT).await;
+pub(crate) async fn connect(
+    endpoints: &[String],
+    access: &EtcdAccess,
+    cluster: &str,
+) -> anyhow::Result<Coord> {
+    let connected = Coord::connect_as(access, endpoints, cluster, ETCD_CONNECT_TIMEOUT).await;
     connected.map_err(|error| anyhow::anyhow!("{error}: start etcd there, or name its endpoints with --etcd"))
 }
 
@@ -81,6 +141,8 @@ pub(crate) struct EngineArgs {
 pub(crate) struct Place<'a> {
     pub(crate) cluster: &'a str,
     pub(crate) etcd: &'a [String],
+    pub(crate) etcd_access: EtcdAccess,
+    pub(crate) cluster_tls: Option<ClusterFiles>,
     pub(crate) group: GroupId,
     pub(crate) host: String,
     pub(crate) index: u16,
@@ -126,6 +188,8 @@ impl EngineArgs {
             index: place.index,
             bind: place.bind,
             etcd: place.etcd.to_vec(),
+            etcd_access: place.etcd_access,
+            cluster_tls: place.cluster_tls,
             threads: self.threads.map_or(share, usize::from),
             kv,
             sequences_max: self.sequences_max,

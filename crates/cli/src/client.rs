@@ -1,9 +1,12 @@
 //! A client of a router: where it is, and what it wants to see.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use galerne_tls::{Client as TlsClient, ClientFiles};
 use galerne_wire::v1::galerne_client::GalerneClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -26,6 +29,31 @@ pub(crate) struct ClientArgs {
     /// API key, if the router asks for one.
     #[arg(long, value_name = "KEY", env = "GALERNE_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: ClientTlsArgs,
+}
+
+/// TLS with a router.
+#[derive(Args, Clone, Default)]
+pub(crate) struct ClientTlsArgs {
+    /// Authority of the router's certificate (PEM): speak TLS with it.
+    #[arg(long, value_name = "FILE", env = "GALERNE_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// Certificate to show to the router (PEM), if it wants to see one.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl ClientTlsArgs {
+    fn client(&self) -> anyhow::Result<Option<Arc<TlsClient>>> {
+        let Self { tls_ca, tls_cert, tls_key } = self.clone();
+        let Some(ca) = tls_ca else { return Ok(None) };
+        let files = ClientFiles { ca, identity: tls_cert.zip(tls_key), name: None };
+        Ok(Some(TlsClient::load(files)?))
+    }
 }
 
 impl ClientArgs {
@@ -36,7 +64,11 @@ impl ClientArgs {
         let endpoint = Channel::from_shared(format!("http://{address}"))
             .with_context(|| format!("{address:?} is not an address: give HOST:PORT"))?
             .connect_timeout(CONNECT_TIMEOUT);
-        let channel = endpoint.connect().await.with_context(|| {
+        let connected = match self.tls.client()? {
+            None => endpoint.connect().await,
+            Some(tls) => endpoint.connect_with_connector(tls.dialer()).await,
+        };
+        let channel = connected.with_context(|| {
             format!("no router answers at {address}: start one, or give its address with --grpc")
         })?;
         Ok(GalerneClient::with_interceptor(channel, Bearer(key)))

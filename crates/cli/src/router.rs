@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions};
+use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions, RouterTls};
 use galerne_telemetry::LogHandle;
+use galerne_tls::{Alpn, Server, ServerFiles};
 
-use crate::args::{self, EtcdArgs, ModelArgs};
+use crate::args::{self, ClusterTlsArgs, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
 
 /// Where a router listens.
@@ -37,9 +38,37 @@ pub(crate) struct FaceArgs {
     /// Serve without API keys, also on addresses that other machines reach.
     #[arg(long, conflicts_with = "api_keys")]
     no_auth: bool,
+    /// Certificate chain of the HTTP and gRPC faces (PEM), which then speak TLS; read again when it changes.
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "GALERNE_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "GALERNE_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Authority of clients (PEM): only those with a certificate of it are let in.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
 }
 
 impl FaceArgs {
+    /// Whether the faces speak TLS.
+    pub(crate) fn speaks_tls(&self) -> bool {
+        self.tls_cert.is_some()
+    }
+
+    /// TLS of the faces, and of calls to leaders; wrong files are told at once.
+    pub(crate) fn tls(&self, cluster: &ClusterTlsArgs) -> anyhow::Result<RouterTls> {
+        let mut tls = RouterTls::default();
+        if let Some((cert, key)) = self.tls_cert.clone().zip(self.tls_key.clone()) {
+            let files = ServerFiles { cert, key, client_ca: self.tls_client_ca.clone() };
+            tls.http = Some(Server::load(files.clone(), Alpn::Http1)?);
+            tls.grpc = Some(Server::load(files, Alpn::H2)?);
+        }
+        if let Some(files) = cluster.files() {
+            tls.cluster = Some(galerne_tls::cluster(&files)?.1);
+        }
+        Ok(tls)
+    }
+
     /// Binds all ports, or says why not, and tells where the operator's is.
     pub(crate) async fn open(&self) -> anyhow::Result<(Listeners, Arc<Gate>)> {
         let http = args::listen(&self.http, "--http").await?;
@@ -72,14 +101,22 @@ pub(crate) struct RouterCommand {
     model: ModelArgs,
     #[command(flatten)]
     faces: FaceArgs,
+    #[command(flatten)]
+    tls: ClusterTlsArgs,
 }
 
 impl RouterCommand {
     pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
+        let tls = self.faces.tls(&self.tls)?;
+        let http_scheme = if tls.http.is_some() { "https" } else { "http" };
         let (listeners, gate) = self.faces.open().await?;
-        let options = options(&self.model, &self.faces, gate, log);
-        let coord = args::connect(&self.etcd.etcd, &self.etcd.cluster).await?;
-        println!("HTTP on http://{}  gRPC on {}", listeners.http.local_addr()?, listeners.grpc.local_addr()?);
+        let options = options(&self.model, &self.faces, gate, tls, log);
+        let coord = args::connect(&self.etcd.etcd, &self.etcd.access.access(), &self.etcd.cluster).await?;
+        println!(
+            "HTTP on {http_scheme}://{}  gRPC on {}",
+            listeners.http.local_addr()?,
+            listeners.grpc.local_addr()?
+        );
         let shutdown = args::shutdown_on_signal()?.cancelled_owned();
         galerne_router::serve(options, coord.watch_fleet(), listeners, shutdown).await?;
         Ok(())
@@ -90,13 +127,20 @@ impl RouterCommand {
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// A router that serves one model.
-pub(crate) fn options(model: &ModelArgs, faces: &FaceArgs, gate: Arc<Gate>, log: LogHandle) -> RouterOptions {
+pub(crate) fn options(
+    model: &ModelArgs,
+    faces: &FaceArgs,
+    gate: Arc<Gate>,
+    tls: RouterTls,
+    log: LogHandle,
+) -> RouterOptions {
     let chat_format = faces.chat_format;
     let source = ModelSource { path: model.model.clone(), name: model.model_name.clone(), chat_format };
     RouterOptions {
         models: vec![source],
         shutdown_grace: SHUTDOWN_GRACE,
         gate,
+        tls,
         limits: faces.limits.connections(),
         requests: faces.limits.requests(),
         log: Some(log),

@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{self, EngineArgs, ModelArgs, Place};
-use crate::client::ClientArgs;
+use crate::args::{self, ClusterTlsArgs, EngineArgs, EtcdAccessArgs, ModelArgs, Place};
+use crate::client::{ClientArgs, ClientTlsArgs};
 use crate::router::FaceArgs;
 use crate::{chat, fleet, status};
 
@@ -39,11 +39,15 @@ pub(crate) struct Up {
     /// etcd's endpoints, separated by commas; without it, a store inside this process.
     #[arg(long, value_name = "ENDPOINTS", value_delimiter = ',')]
     etcd: Vec<String>,
+    #[command(flatten)]
+    etcd_access: EtcdAccessArgs,
+    #[command(flatten)]
+    tls: ClusterTlsArgs,
     /// Name of the cluster: several can share one etcd.
     #[arg(long, default_value = "default", value_name = "NAME", value_parser = args::name)]
     cluster: String,
     /// Ask this once everything is ready, and stream the answer to the terminal.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "tls_cert")]
     prompt: Option<String>,
     /// How long the groups may take until they are ready, in seconds.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
@@ -57,10 +61,12 @@ impl Up {
     pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
         let shutdown = args::shutdown_on_signal()?;
         let cut = self.engine.cut(&self.model)?;
+        let tls = self.faces.tls(&self.tls)?;
         let (listeners, gate) = self.faces.open().await?;
         let http_address = listeners.http.local_addr()?.to_string();
         let own = ClientArgs {
             grpc: listeners.grpc.local_addr()?.to_string(),
+            tls: ClientTlsArgs::default(),
             api_key: gate.own_key().map(|key| key.reveal().to_owned()),
         };
 
@@ -73,7 +79,7 @@ impl Up {
             let shutdown = shutdown.clone();
             parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
         }
-        let options = crate::router::options(&self.model, &self.faces, gate, log);
+        let options = crate::router::options(&self.model, &self.faces, gate, tls, log);
         let fleet = coord.watch_fleet();
         parts.spawn({
             let (fleet, shutdown) = (fleet.clone(), shutdown.clone().cancelled_owned());
@@ -104,7 +110,7 @@ impl Up {
         } else {
             println!("coordination: etcd on {}", endpoints.join(", "));
         }
-        let coord = args::connect(&endpoints, &self.cluster).await?;
+        let coord = args::connect(&endpoints, &self.etcd_access.access(), &self.cluster).await?;
         Ok((coord, endpoints))
     }
 
@@ -112,6 +118,8 @@ impl Up {
         let place = Place {
             cluster: &self.cluster,
             etcd,
+            etcd_access: self.etcd_access.access(),
+            cluster_tls: self.tls.files(),
             group: GroupId(format!("g{replica}")),
             host: args::host_name(Ipv4Addr::LOCALHOST.into()),
             index: 0,
@@ -149,6 +157,16 @@ impl Up {
                 () = shutdown.cancelled() => return Ok(()),
             }
             println!();
+        }
+        if self.faces.speaks_tls() {
+            println!(
+                "HTTP  https://{http}/v1   gRPC  {} under TLS   Ctrl-C ends everything. Try:",
+                router.grpc
+            );
+            println!("  galerne status --grpc {} --tls-ca FILE", router.grpc);
+            shutdown.cancelled().await;
+            println!("ending");
+            return Ok(());
         }
         println!("{}\n", status::table(router).await?);
         println!("HTTP  http://{http}/v1   gRPC  {}   Ctrl-C ends everything. Try:", router.grpc);

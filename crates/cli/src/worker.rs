@@ -7,7 +7,7 @@ use clap::Args;
 use galerne_types::GroupId;
 use galerne_worker::SupervisorOptions;
 
-use crate::args::{self, EngineArgs, EtcdArgs, ModelArgs, Place};
+use crate::args::{self, ClusterTlsArgs, EngineArgs, EtcdArgs, ModelArgs, Place};
 
 /// Runs this host's ranks of one group, each in a process of its own, and restarts those that die.
 ///
@@ -63,6 +63,8 @@ struct PlaceArgs {
     /// Address of this host that routers and the group's other hosts reach.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     bind: IpAddr,
+    #[command(flatten)]
+    tls: ClusterTlsArgs,
 }
 
 impl PlaceArgs {
@@ -70,6 +72,8 @@ impl PlaceArgs {
         Place {
             cluster: &etcd.cluster,
             etcd: &etcd.etcd,
+            etcd_access: etcd.access.access(),
+            cluster_tls: self.tls.files(),
             group: GroupId(self.group.clone()),
             host: self.host.clone().unwrap_or_else(|| args::host_name(self.bind)),
             index,

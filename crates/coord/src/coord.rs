@@ -8,6 +8,7 @@ use galerne_types::{Epoch, EpochRecord, Fleet, Group, GroupId, RankId, RankRecor
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::access::EtcdAccess;
 use crate::error::CoordError;
 use crate::etcd::{Etcd, Listing};
 use crate::fleet::{fleet_of, follow};
@@ -30,8 +31,21 @@ impl Coord {
     /// # Errors
     /// One sentence that names the endpoints, or the name that is no name.
     pub async fn connect(endpoints: &[String], cluster: &str, timeout: Duration) -> Result<Self, CoordError> {
+        Self::connect_as(&EtcdAccess::default(), endpoints, cluster, timeout).await
+    }
+
+    /// Does the same under TLS (`HOST:PORT` or `https://HOST:PORT`), or with a name and a password.
+    ///
+    /// # Errors
+    /// One sentence that names the endpoints, the file, or the name that is wrong.
+    pub async fn connect_as(
+        access: &EtcdAccess,
+        endpoints: &[String],
+        cluster: &str,
+        timeout: Duration,
+    ) -> Result<Self, CoordError> {
         let keys = Keys::new(cluster)?;
-        let etcd = Etcd::connect(endpoints, timeout).await?;
+        let etcd = Etcd::connect(endpoints, access, timeout).await?;
         Ok(Self { etcd, keys, fleet: Arc::default() })
     }
 

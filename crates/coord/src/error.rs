@@ -8,10 +8,20 @@ use galerne_types::{Epoch, GroupId, RankId};
 #[derive(Debug, thiserror::Error)]
 pub enum CoordError {
     /// No endpoint, or one that is not an address.
-    #[error("etcd endpoint {endpoint:?} is not HOST:PORT or http://HOST:PORT")]
+    #[error("etcd endpoint {endpoint:?} is not HOST:PORT or {scheme}://HOST:PORT")]
     Endpoint {
         /// As it was given.
         endpoint: String,
+        /// What it would begin with.
+        scheme: &'static str,
+    },
+    /// A file that says how etcd is spoken to is wrong.
+    #[error("{file}, which is needed to speak to etcd, cannot be used: {reason}")]
+    Access {
+        /// Which.
+        file: String,
+        /// Why not.
+        reason: String,
     },
     /// A cluster's, group's or rank's name that would not make a key of its own.
     #[error("{what} name {name:?} must be of letters, digits, '.', '_' and '-'")]

@@ -3,7 +3,7 @@
 
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use etcd_client::{
@@ -12,6 +12,7 @@ use etcd_client::{
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
+use crate::access::{Contents, EtcdAccess};
 use crate::backoff::Backoff;
 use crate::error::{CoordError, root_cause};
 use crate::limits::{ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, PING_DEADLINE, PING_INTERVAL};
@@ -19,8 +20,15 @@ use crate::limits::{ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, PING_DEADLIN
 /// A connection to etcd's members.
 #[derive(Clone)]
 pub(crate) struct Etcd {
-    client: Client,
+    made: Arc<RwLock<Made>>,
+    access: Arc<EtcdAccess>,
     endpoints: Arc<str>,
+}
+
+/// A client, and what stood in the files that it was made with.
+struct Made {
+    client: Client,
+    with: Arc<Contents>,
 }
 
 /// All keys below a prefix at one moment.
@@ -31,24 +39,47 @@ pub(crate) struct Listing {
 
 impl Etcd {
     /// Connects, and makes sure within `timeout` that etcd answers and has a quorum.
-    pub(crate) async fn connect(endpoints: &[String], timeout: Duration) -> Result<Self, CoordError> {
+    pub(crate) async fn connect(
+        endpoints: &[String],
+        access: &EtcdAccess,
+        timeout: Duration,
+    ) -> Result<Self, CoordError> {
+        let scheme = access.scheme();
         if endpoints.is_empty() {
-            return Err(CoordError::Endpoint { endpoint: String::new() });
+            return Err(CoordError::Endpoint { endpoint: String::new(), scheme });
         }
-        endpoints.iter().try_for_each(|endpoint| check_endpoint(endpoint))?;
-        let options = ConnectOptions::new()
-            .with_connect_timeout(DIAL_DEADLINE.min(timeout))
-            .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
-            // etcd takes pings on a connection without streams for an attack.
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        let client = Client::connect(endpoints, Some(options))
-            .await
-            .map_err(|_| CoordError::Endpoint { endpoint: endpoints.join(",") })?;
-        let etcd = Self { client, endpoints: endpoints.join(",").into() };
+        endpoints.iter().try_for_each(|endpoint| check_endpoint(endpoint, scheme))?;
+        let (access, with) = (Arc::new(access.clone()), access.read().await?);
+        let client = make(endpoints, &access, &with, timeout).await?;
+        let made = Arc::new(RwLock::new(Made { client, with }));
+        let etcd = Self { made, access, endpoints: endpoints.join(",").into() };
         etcd.call_within("connect", timeout, |mut client| async move { client.get("/galerne", None).await })
             .await?;
         Ok(etcd)
+    }
+
+    fn client(&self) -> Client {
+        self.made.read().unwrap_or_else(PoisonError::into_inner).client.clone()
+    }
+
+    /// Makes the client anew if the files that it was made with have changed: certificates and passwords end. What is
+    /// wrong with them is told, and the old client kept.
+    async fn renew(&self) {
+        let with = match self.access.read().await {
+            Ok(with) => with,
+            Err(error) => return tracing::warn!("{error}"),
+        };
+        if *with == *self.made.read().unwrap_or_else(PoisonError::into_inner).with {
+            return;
+        }
+        let endpoints: Vec<String> = self.endpoints.split(',').map(str::to_owned).collect();
+        match make(&endpoints, &self.access, &with, DIAL_DEADLINE).await {
+            Ok(client) => {
+                *self.made.write().unwrap_or_else(PoisonError::into_inner) = Made { client, with };
+                tracing::info!("etcd is spoken to with new files");
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
     /// Runs `attempt` until etcd has answered, within [`CALL_DEADLINE`]. An attempt whose connection broke is
@@ -77,7 +108,7 @@ impl Etcd {
         let mut reason = format!("no answer within {timeout:?}");
         let mut backoff = Backoff::new();
         loop {
-            match timeout_at(deadline, attempt(self.client.clone())).await {
+            match timeout_at(deadline, attempt(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) if !passes(&error) => {
                     let endpoints = self.endpoints.to_string();
@@ -91,6 +122,7 @@ impl Etcd {
                 break;
             }
             sleep(pause).await;
+            self.renew().await;
         }
         Err(CoordError::Unreachable { endpoints: self.endpoints.to_string(), what, reason })
     }
@@ -131,14 +163,41 @@ fn passes(error: &etcd_client::Error) -> bool {
     }
 }
 
-fn check_endpoint(endpoint: &str) -> Result<(), CoordError> {
-    let address = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+/// A client of etcd's members. One with a name asks for its token here, so that this may fail.
+async fn make(
+    endpoints: &[String],
+    access: &EtcdAccess,
+    with: &Contents,
+    timeout: Duration,
+) -> Result<Client, CoordError> {
+    let options = ConnectOptions::new()
+        .with_connect_timeout(DIAL_DEADLINE.min(timeout))
+        .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
+        // etcd takes pings on a connection without streams for an attack.
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true);
+    let made = Client::connect(endpoints, Some(access.apply(with, options)));
+    let (endpoints, what) = (endpoints.join(","), "connect");
+    match tokio::time::timeout(timeout, made).await {
+        Ok(Ok(client)) => Ok(client),
+        Ok(Err(error)) if passes(&error) => {
+            Err(CoordError::Unreachable { endpoints, what, reason: root_cause(&error) })
+        }
+        Ok(Err(error)) => Err(CoordError::Refused { endpoints, what, reason: root_cause(&error) }),
+        Err(_) => {
+            Err(CoordError::Unreachable { endpoints, what, reason: format!("no answer within {timeout:?}") })
+        }
+    }
+}
+
+fn check_endpoint(endpoint: &str, scheme: &'static str) -> Result<(), CoordError> {
+    let address = endpoint.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(endpoint);
     let address = address.strip_suffix('/').unwrap_or(address);
     match address.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
             Ok(())
         }
-        _ => Err(CoordError::Endpoint { endpoint: endpoint.to_owned() }),
+        _ => Err(CoordError::Endpoint { endpoint: endpoint.to_owned(), scheme }),
     }
 }
 
@@ -152,12 +211,13 @@ mod tests {
     async fn wrong_endpoints_are_refused_at_once() {
         for endpoint in ["", "localhost", "https://localhost:2379", ":2379", "localhost:port", "http://a/b:1"]
         {
-            let refused = Etcd::connect(&[endpoint.to_owned()], CALL_DEADLINE).await.err();
+            let refused =
+                Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), CALL_DEADLINE).await.err();
             let refused = refused.map(|error| error.to_string()).unwrap_or_default();
             assert_eq!(refused, format!("etcd endpoint {endpoint:?} is not HOST:PORT or http://HOST:PORT"));
         }
         for endpoint in ["localhost:2379", "http://10.0.0.1:2379/", "[::1]:2379"] {
-            assert!(check_endpoint(endpoint).is_ok(), "{endpoint}");
+            assert!(check_endpoint(endpoint, "http").is_ok(), "{endpoint}");
         }
     }
 
@@ -165,7 +225,8 @@ mod tests {
     async fn failure(endpoint: &str) -> String {
         let started = Instant::now();
         let timeout = Duration::from_millis(300);
-        let error = Etcd::connect(&[endpoint.to_owned()], timeout).await.err().unwrap();
+        let error =
+            Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), timeout).await.err().unwrap();
         assert!(started.elapsed() < timeout + Duration::from_secs(1));
         error.to_string()
     }

@@ -11,6 +11,7 @@
 //! There is one client, on `etcd-client`, for a real etcd and for the [`embedded`] store alike. Every call has
 //! a deadline; losing etcd is not losing the view.
 
+mod access;
 mod backoff;
 mod coord;
 pub mod embedded;
@@ -24,6 +25,7 @@ mod place;
 mod registration;
 mod view;
 
+pub use access::{EtcdAccess, EtcdLogin, EtcdTls};
 pub use coord::Coord;
 pub use error::CoordError;
 pub use formation::{Ended, formation};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use galerne_dispatch::{Dispatcher, Ticket};
+use galerne_tls::Client;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, ModelCard};
 use galerne_wire::v1::engine_client::EngineClient;
@@ -34,6 +35,8 @@ struct State {
     lost: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
     digests: BTreeMap<String, String>,
+    /// How leaders are called, if not in the open.
+    tls: Option<Arc<Client>>,
 }
 
 /// A request's place at a group: counts as load there until it is dropped.
@@ -69,7 +72,11 @@ pub(crate) struct Listed {
 }
 
 impl Groups {
-    pub(crate) fn new(fleet: watch::Receiver<Fleet>, digests: BTreeMap<String, String>) -> Arc<Self> {
+    pub(crate) fn new(
+        fleet: watch::Receiver<Fleet>,
+        digests: BTreeMap<String, String>,
+        tls: Option<Arc<Client>>,
+    ) -> Arc<Self> {
         let mut seen = fleet.clone();
         seen.mark_changed(); // so that the first question takes the fleet in
         let state = State {
@@ -78,6 +85,7 @@ impl Groups {
             channels: HashMap::new(),
             lost: BTreeMap::new(),
             digests,
+            tls,
         };
         Arc::new(Self { state: Mutex::new(state), fleet, rotation: watch::Sender::new(()) })
     }
@@ -243,7 +251,11 @@ impl State {
         if let Some(channel) = self.channels.get(leader) {
             return Ok(channel.clone());
         }
-        let channel = endpoint(leader)?.connect_lazy();
+        let endpoint = endpoint(leader)?;
+        let channel = match &self.tls {
+            None => endpoint.connect_lazy(),
+            Some(tls) => endpoint.connect_with_connector_lazy(tls.dialer()),
+        };
         self.channels.insert(leader.to_owned(), channel.clone());
         Ok(channel)
     }

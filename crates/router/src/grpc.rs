@@ -55,7 +55,15 @@ pub(crate) async fn serve(
     let routes = access::guarded(routes.into_axum_router(), &router.gate);
     let served = {
         let (places, limits) = (router.grpc_places.clone(), router.limits.clone());
-        server::serve(listener, Protocol::Http2, places, limits, routes, stop.clone())
+        server::serve(
+            listener,
+            Protocol::Http2,
+            places,
+            limits,
+            routes,
+            router.tls.grpc.clone(),
+            stop.clone(),
+        )
     };
     tokio::join!(served, report_health(&router, reporter, &stop));
     Ok(())

@@ -37,5 +37,5 @@ pub use galerne_text::ChatFormatKind;
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
 pub use limits::RequestLimits;
 pub use model::ModelSource;
-pub use serve::{Listeners, RouterError, RouterOptions, serve};
+pub use serve::{Listeners, RouterError, RouterOptions, RouterTls, serve};
 pub use server::ServerLimits;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_telemetry::LogHandle;
+use galerne_tls::{Client, Server, TlsError, keep_fresh};
 use galerne_types::{Fleet, TokenId};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -35,6 +36,8 @@ pub struct RouterOptions {
     pub limits: ServerLimits,
     /// Who may use the faces.
     pub gate: Arc<Gate>,
+    /// Certificates, of the faces and within the cluster.
+    pub tls: RouterTls,
     /// What requests may take.
     pub requests: RequestLimits,
     /// Changes what this process logs, if an operator may.
@@ -50,6 +53,42 @@ pub struct Listeners {
     pub grpc: TcpListener,
     /// The operator's port: metrics, the fleet, draining, what goes on inside.
     pub admin: Option<TcpListener>,
+}
+
+/// TLS, where it is not spoken in the open.
+#[derive(Clone, Default)]
+pub struct RouterTls {
+    /// For the HTTP face.
+    pub http: Option<Arc<Server>>,
+    /// For the gRPC face.
+    pub grpc: Option<Arc<Server>>,
+    /// For calls to leaders.
+    pub cluster: Option<Arc<Client>>,
+}
+
+impl std::fmt::Debug for RouterTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { http, grpc, cluster } = self;
+        let mut shown = f.debug_struct("RouterTls");
+        shown.field("http", &http.is_some()).field("grpc", &grpc.is_some());
+        shown.field("cluster", &cluster.is_some()).finish()
+    }
+}
+
+impl RouterTls {
+    /// Reloads all certificates for ever.
+    async fn keep(self) {
+        let Self { http, grpc, cluster } = self;
+        let reload = move || {
+            let faces = [&http, &grpc].into_iter().flatten();
+            let mut changed = false;
+            for face in faces {
+                changed |= face.reload()?;
+            }
+            Ok::<_, TlsError>(changed | cluster.as_ref().map_or(Ok(false), |client| client.reload())?)
+        };
+        keep_fresh("certificates", reload).await;
+    }
 }
 
 /// Why a router did not start, or did not go on.
@@ -76,6 +115,7 @@ pub(crate) struct Router {
     pub(crate) metrics: Metrics,
     pub(crate) limits: ServerLimits,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) tls: RouterTls,
     /// Connections of each face.
     pub(crate) http_places: Arc<Places>,
     pub(crate) grpc_places: Arc<Places>,
@@ -134,6 +174,7 @@ async fn serve_faces(
 ) -> Result<(), RouterError> {
     let stop = CancellationToken::new();
     let _keys = AbortOnDropHandle::new(tokio::spawn(router.gate.clone().keep()));
+    let _certificates = AbortOnDropHandle::new(tokio::spawn(router.tls.clone().keep()));
     let faces = async {
         tokio::try_join!(
             async {
@@ -166,7 +207,7 @@ async fn serve_faces(
 
 impl Router {
     async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
-        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, requests, log } = options;
+        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, tls, requests, log } = options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
@@ -181,12 +222,13 @@ impl Router {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
             models,
-            groups: Groups::new(fleet, digests),
+            groups: Groups::new(fleet, digests, tls.cluster.clone()),
             metrics,
             http_places: Places::new(&limits),
             grpc_places: Places::new(&limits),
             limits,
             gate,
+            tls,
             traffic: Traffic::new(requests.requests_max),
             log,
             began: Instant::now(),

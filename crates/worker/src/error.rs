@@ -23,6 +23,9 @@ pub enum WorkerError {
     /// The model cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] galerne_checkpoint::CheckpointError),
+    /// The cluster's certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] galerne_tls::TlsError),
     /// The model cannot be cut as asked.
     #[error(transparent)]
     Shards(#[from] ShardsError),
@@ -94,12 +97,15 @@ impl WorkerError {
         match self {
             Self::Checkpoint(_)
             | Self::Shards(_)
+            | Self::Tls(_)
             | Self::Model(_)
             | Self::Options(_)
             | Self::Memory { .. }
             | Self::Bind { .. }
             | Self::Child { .. }
-            | Self::Coord(CoordError::Endpoint { .. } | CoordError::Name { .. }) => EXIT_CONFIG,
+            | Self::Coord(
+                CoordError::Endpoint { .. } | CoordError::Access { .. } | CoordError::Name { .. },
+            ) => EXIT_CONFIG,
             Self::Coord(CoordError::Replaced { .. }) => EXIT_REPLACED,
             Self::Coord(_)
             | Self::Server(_)

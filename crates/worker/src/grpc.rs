@@ -1,7 +1,9 @@
 //! How gRPC connections between routers, leaders and ranks are set up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use galerne_tls::{Client, Server as TlsServer};
 use tokio::net::TcpListener;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Server};
@@ -26,14 +28,18 @@ pub(crate) fn server() -> Server {
 pub(crate) async fn serve(
     router: Router,
     listener: TcpListener,
+    tls: Option<Arc<TlsServer>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
+    if let Some(tls) = tls {
+        return router.serve_with_incoming_shutdown(tls.incoming(listener), stop).await;
+    }
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     router.serve_with_incoming_shutdown(incoming, stop).await
 }
 
 /// A connection to the rank at `address`, `IP:PORT`; says in words why there is none.
-pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
+pub(crate) async fn connect(address: &str, tls: Option<&Arc<Client>>) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|error| format!("{address} is no address: {error}"))?;
     let endpoint = endpoint
@@ -42,5 +48,9 @@ pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| format!("cannot connect to {address}: {error}"))
+    let connected = match tls {
+        None => endpoint.connect().await,
+        Some(tls) => endpoint.connect_with_connector(tls.dialer()).await,
+    };
+    connected.map_err(|error| format!("cannot connect to {address}: {error}"))
 }

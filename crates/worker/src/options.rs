@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
+use galerne_tls::ClusterFiles;
 use galerne_types::{GroupId, RankId};
 
 /// How much KV memory a rank gets. All ranks of a group must be told the same.
@@ -42,6 +44,10 @@ pub struct RankOptions {
     pub bind: IpAddr,
     /// etcd's endpoints.
     pub etcd: Vec<String>,
+    /// How etcd is spoken to.
+    pub etcd_access: EtcdAccess,
+    /// Certificates for the connections between routers, leaders and ranks; without them these are in the open.
+    pub cluster_tls: Option<ClusterFiles>,
     /// Compute threads.
     pub threads: usize,
     /// KV memory.
@@ -90,6 +96,8 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         index: _,
         bind,
         etcd,
+        etcd_access: EtcdAccess { tls, login },
+        cluster_tls,
         threads,
         kv,
         sequences_max,
@@ -111,6 +119,22 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
     flag("--etcd", etcd.join(",").into());
+    if let Some(EtcdTls { ca, identity }) = tls {
+        flag("--etcd-ca", ca.into());
+        if let Some((cert, key)) = identity {
+            flag("--etcd-cert", cert.into());
+            flag("--etcd-key", key.into());
+        }
+    }
+    if let Some(EtcdLogin { user, password_file }) = login {
+        flag("--etcd-user", user.into());
+        flag("--etcd-password-file", password_file.into());
+    }
+    if let Some(ClusterFiles { ca, cert, key }) = cluster_tls {
+        flag("--cluster-ca", ca.into());
+        flag("--cluster-cert", cert.into());
+        flag("--cluster-key", key.into());
+    }
     flag("--threads", threads.to_string().into());
     match kv {
         KvSize::Auto => {}
@@ -139,6 +163,8 @@ pub(crate) mod tests {
                 index: 0,
                 bind: "127.0.0.1".parse().unwrap(),
                 etcd: vec!["a:1".into(), "b:2".into()],
+                etcd_access: EtcdAccess::default(),
+                cluster_tls: None,
                 threads: 3,
                 kv: KvSize::Auto,
                 sequences_max: 64,
@@ -166,7 +192,25 @@ pub(crate) mod tests {
         options.first.model_name = Some("m".into());
         options.first.virtual_shards = Some(8);
         options.first.kv = KvSize::Blocks(9);
+        let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
+        let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
+        options.first.etcd_access = EtcdAccess { tls: Some(tls), login: Some(login) };
+        options.first.cluster_tls =
+            Some(ClusterFiles { ca: "c.ca".into(), cert: "c.pem".into(), key: "c.key".into() });
+        let files = [
+            ["--etcd-ca", "e.ca"],
+            ["--etcd-cert", "e.pem"],
+            ["--etcd-key", "e.key"],
+            ["--etcd-user", "u"],
+            ["--etcd-password-file", "e.pw"],
+            ["--cluster-ca", "c.ca"],
+            ["--cluster-cert", "c.pem"],
+            ["--cluster-key", "c.key"],
+        ];
         let args = rank_args(&options, 0);
+        for pair in files {
+            assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
+        }
         for pair in [["--model-name", "m"], ["--virtual-shards", "8"], ["--kv-blocks", "9"], ["--index", "0"]]
         {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");

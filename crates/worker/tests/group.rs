@@ -1,14 +1,20 @@
 //! Whole groups: real ranks, collective, gRPC and model, within one process.
 
+#[path = "../../tls/tests/tls/authority.rs"]
+mod authority;
 mod common;
 mod structured;
 
-use common::{Cluster, case, client, read, start, state};
+use authority::Authority;
+use common::{Cluster, PATIENCE, case, client, read, start, state};
+use galerne_tls::{CLUSTER_NAME, ClusterFiles, cluster};
 use galerne_types::{Epoch, Fleet, RankState};
 use galerne_wire::show_secret;
 use galerne_wire::v1;
+use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::rank_client::RankClient;
 use galerne_worker::{EXIT_CONFIG, KvSize};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 
 /// Tokens of prompt and answer together that the model takes.
@@ -186,4 +192,39 @@ async fn a_model_that_is_not_there_ends_the_rank_at_once() {
     let error = start(options).outcome().await.unwrap_err();
     assert_eq!(error.exit_code(), EXIT_CONFIG);
     assert!(error.to_string().contains("/nowhere/model"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_and_callers_of_one_authority_work_together_and_others_are_refused() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let files = |authority: &Authority| {
+        let (cert, key) = authority.issue(&[CLUSTER_NAME]);
+        ClusterFiles { ca: authority.ca(), cert, key }
+    };
+    let store = Cluster::start().await;
+    let member = files(&ours);
+    let mut ranks = Vec::new();
+    for index in 0..2 {
+        let mut options = store.options("h", index, 2);
+        options.cluster_tls = Some(member.clone());
+        ranks.push(start(options));
+    }
+    let health = store.serving(Epoch(0)).await;
+    let endpoint = || Endpoint::from_shared(format!("http://{}", health.leader)).unwrap();
+    let (prompt, expected) = case();
+
+    let (_, client) = cluster(&member).unwrap();
+    let mut engine = EngineClient::new(endpoint().connect_with_connector(client.dialer()).await.unwrap());
+    let stream = engine.run(store.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    assert_eq!(read(stream).await.0, expected);
+
+    let (_, stranger) = cluster(&files(&theirs)).unwrap();
+    assert!(endpoint().connect_with_connector(stranger.dialer()).await.is_err());
+    // Who speaks in the open is not understood.
+    let open = endpoint().timeout(PATIENCE).connect().await;
+    let refused = match open {
+        Ok(channel) => EngineClient::new(channel).run(store.request(health.epoch, &prompt, 1)).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
 }

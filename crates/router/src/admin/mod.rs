@@ -32,7 +32,7 @@ pub(crate) async fn serve(router: Arc<Router>, listener: TcpListener, stop: Canc
         ..ServerLimits::DEFAULT
     };
     let places = Places::new(&limits);
-    server::serve(listener, Protocol::Http1, places, limits, routes(router), stop).await;
+    server::serve(listener, Protocol::Http1, places, limits, routes(router), None, stop).await;
 }
 
 fn routes(router: Arc<Router>) -> axum::Router {

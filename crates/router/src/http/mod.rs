@@ -30,7 +30,8 @@ use crate::server::{self, Protocol};
 /// Serves until `stop`, and then until the running answers have ended.
 pub(crate) async fn serve(router: Arc<Router>, listener: TcpListener, stop: CancellationToken) {
     let (places, limits) = (router.http_places.clone(), router.limits.clone());
-    server::serve(listener, Protocol::Http1, places, limits, routes(router), stop).await;
+    let tls = router.tls.http.clone();
+    server::serve(listener, Protocol::Http1, places, limits, routes(router), tls, stop).await;
 }
 
 fn routes(router: Arc<Router>) -> axum::Router {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::middleware::from_fn;
+use galerne_tls::Server as TlsServer;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -55,6 +56,7 @@ struct Face {
     protocol: Protocol,
     limits: ServerLimits,
     routes: axum::Router,
+    tls: Option<Arc<TlsServer>>,
     stop: CancellationToken,
 }
 
@@ -66,10 +68,11 @@ pub(crate) async fn serve(
     places: Arc<Places>,
     limits: ServerLimits,
     routes: axum::Router,
+    tls: Option<Arc<TlsServer>>,
     stop: CancellationToken,
 ) {
     let routes = routes.layer(from_fn(trace::serve));
-    let face = Arc::new(Face { protocol, limits, routes, stop });
+    let face = Arc::new(Face { protocol, limits, routes, tls, stop });
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
     loop {
@@ -119,7 +122,19 @@ async fn admitted(stream: TcpStream, peer: SocketAddr, place: Place, face: Arc<F
     if let Err(error) = prepare(&stream, &face.limits) {
         tracing::debug!(%peer, %error, "a connection's socket takes no options");
     }
-    connection::serve(stream, peer, &face).await;
+    match &face.tls {
+        None => connection::serve(stream, peer, &face).await,
+        Some(tls) => {
+            let shaken = tokio::select! {
+                shaken = tls.accept(stream) => shaken,
+                () = face.stop.cancelled() => return,
+            };
+            match shaken {
+                Ok(stream) => connection::serve(stream, peer, &face).await,
+                Err(error) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+            }
+        }
+    }
     drop(place);
 }
 

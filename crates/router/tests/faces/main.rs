@@ -15,5 +15,6 @@ mod openai;
 mod operation;
 mod shaped;
 mod stage;
+mod tls;
 mod tokens;
 mod vllm_engine;

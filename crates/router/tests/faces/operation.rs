@@ -5,7 +5,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use galerne_router::{
-    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, ServerLimits,
+    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, RouterTls,
+    ServerLimits,
 };
 use galerne_types::Fleet;
 use galerne_wire::v1::FinishReason;
@@ -72,6 +73,7 @@ async fn a_router_that_cannot_serve_says_why() {
             models,
             shutdown_grace: Duration::ZERO,
             limits: ServerLimits::default(),
+            tls: RouterTls::default(),
             gate: Gate::open(GateOptions::default(), &[]).unwrap(),
             requests: RequestLimits::default(),
             log: None,

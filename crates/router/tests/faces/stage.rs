@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
 use galerne_router::{
-    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, ServerLimits,
+    Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, RouterTls,
+    ServerLimits,
 };
 use galerne_text::Tokenizer;
 use galerne_types::{
@@ -83,8 +84,15 @@ impl Stage {
     }
 
     pub(crate) async fn with_grace(groups: BTreeMap<GroupId, Group>, shutdown_grace: Duration) -> Self {
-        Self::build(groups, shutdown_grace, ServerLimits::default(), RequestLimits::default(), anybody())
-            .await
+        Self::build(
+            groups,
+            shutdown_grace,
+            ServerLimits::default(),
+            RequestLimits::default(),
+            anybody(),
+            RouterTls::default(),
+        )
+        .await
     }
 
     /// A router in front of one leader whose connections may take no more than this.
@@ -95,6 +103,7 @@ impl Stage {
             limits,
             RequestLimits::default(),
             anybody(),
+            RouterTls::default(),
         )
         .await
     }
@@ -107,6 +116,7 @@ impl Stage {
             ServerLimits::default(),
             requests,
             anybody(),
+            RouterTls::default(),
         )
         .await
     }
@@ -114,7 +124,21 @@ impl Stage {
     /// A router behind a gate, with one leader.
     pub(crate) async fn behind(gate: &Arc<Gate>, leader: &Leader) -> Self {
         let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
-        Self::build(groups, PATIENCE, ServerLimits::default(), RequestLimits::default(), gate.clone()).await
+        Self::build(
+            groups,
+            PATIENCE,
+            ServerLimits::default(),
+            RequestLimits::default(),
+            gate.clone(),
+            RouterTls::default(),
+        )
+        .await
+    }
+
+    /// A router with certificates, in front of one leader.
+    pub(crate) async fn secured(leader: &Leader, tls: RouterTls) -> Self {
+        let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
+        Self::build(groups, PATIENCE, ServerLimits::default(), RequestLimits::default(), anybody(), tls).await
     }
 
     async fn build(
@@ -123,6 +147,7 @@ impl Stage {
         limits: ServerLimits,
         requests: RequestLimits,
         gate: Arc<Gate>,
+        tls: RouterTls,
     ) -> Self {
         let (fleet, view) = watch::channel(Fleet { groups });
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -136,7 +161,7 @@ impl Stage {
             chat_format: None,
         };
         let options =
-            RouterOptions { models: vec![model], shutdown_grace, limits, requests, gate, log: None };
+            RouterOptions { models: vec![model], shutdown_grace, limits, requests, gate, tls, log: None };
         let listeners = Listeners { http, grpc, admin: Some(admin) };
         let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_coord::Coord;
+use galerne_tls::{TlsError, keep_fresh};
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_wire::v1::engine_server::EngineServer;
 use galerne_wire::v1::rank_server::RankServer;
@@ -29,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::WorkerError;
 use crate::grpc;
@@ -57,7 +59,8 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     let opened = tokio::task::spawn_blocking(move || Setup::open(options)).await;
     let setup = Arc::new(opened.unwrap_or_else(|error| Err(WorkerError::Panicked(error.to_string())))?);
     let options = &setup.options;
-    let coord = Coord::connect(&options.etcd, &options.cluster, COORD_TIMEOUT).await?;
+    let coord =
+        Coord::connect_as(&options.etcd_access, &options.etcd, &options.cluster, COORD_TIMEOUT).await?;
     let (engine_door, rank_door) = (Door::closed(), Door::closed());
     let bind = |source| WorkerError::Bind { address: options.bind.to_string(), source };
     let listener = TcpListener::bind((options.bind, 0)).await.map_err(bind)?;
@@ -72,7 +75,16 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
         .add_service(rank.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX));
     let stop = CancellationToken::new();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let mut server = tokio::spawn(grpc::serve(router, listener, stop.clone().cancelled_owned()));
+    let mut server = tokio::spawn(grpc::serve(
+        router,
+        listener,
+        setup.tls.as_ref().map(|(server, _)| server.clone()),
+        stop.clone().cancelled_owned(),
+    ));
+    let _certificates = setup.tls.clone().map(|(server, client)| {
+        let reload = move || Ok::<_, TlsError>(server.reload()? | client.reload()?);
+        AbortOnDropHandle::new(tokio::spawn(keep_fresh("the cluster's certificates", reload)))
+    });
     let fleet = coord.watch_fleet();
     let registration = coord.register(setup.record(address.clone())).await?;
     tracing::info!(rank = %options.id(), group = %options.group, address, "rank registered");

@@ -164,7 +164,8 @@ impl Process<'_> {
 
     async fn lead(&self, formed: &Formed, steps: Steps) -> Result<Infallible, EpochError> {
         let Setup { card, limits, .. } = self.setup;
-        let followers = Followers::open(&formed.record).await?;
+        let followers =
+            Followers::open(&formed.record, self.setup.tls.as_ref().map(|(_, client)| client)).await?;
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
         let mut leader = Leader::new(formed.epoch, scheduler, steps, followers, self.desk.clone());

@@ -1,11 +1,13 @@
 //! What a rank process knows before it meets anyone: its model, its limits, its memory.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Listener;
 use galerne_model::kv_bytes_per_block;
 use galerne_sched::Limits;
+use galerne_tls::{Client, Server};
 use galerne_types::limits::{KV_BLOCK_TOKENS, WAITING_REQUESTS_MAX};
 use galerne_types::{Epoch, ModelCard, RankRecord, RankState, Shards};
 
@@ -25,12 +27,15 @@ pub(crate) struct Setup {
     pub(crate) model: galerne_model::Options,
     /// Where the other ranks of the group meet this one.
     pub(crate) listener: Listener,
+    /// Both sides of its connections within the cluster, if they are not in the open.
+    pub(crate) tls: Option<(Arc<Server>, Arc<Client>)>,
 }
 
 impl Setup {
     /// Opens and checks everything that the options name. Blocks on files.
     pub(crate) fn open(options: RankOptions) -> Result<Self, WorkerError> {
         check(&options)?;
+        let tls = options.cluster_tls.as_ref().map(galerne_tls::cluster).transpose()?;
         let checkpoint = Checkpoint::open(&options.model)?;
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
@@ -69,7 +74,7 @@ impl Setup {
         };
         let listener = galerne_collective::listen(options.bind)
             .map_err(|source| WorkerError::Bind { address: options.bind.to_string(), source })?;
-        Ok(Self { options, checkpoint, card, limits, model, listener })
+        Ok(Self { options, checkpoint, card, limits, model, listener, tls })
     }
 
     /// The rank's registration, with its gRPC server at `address`.

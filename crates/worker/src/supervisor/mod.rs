@@ -48,7 +48,7 @@ async fn run(
     stop: CancellationToken,
 ) -> Result<(), WorkerError> {
     let first = &options.first;
-    let coord = Coord::connect(&first.etcd, &first.cluster, COORD_TIMEOUT).await?;
+    let coord = Coord::connect_as(&first.etcd_access, &first.etcd, &first.cluster, COORD_TIMEOUT).await?;
     let fleet = coord.watch_fleet();
     let mut wards = JoinSet::new();
     for index in options.indices() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use galerne_coord::{Coord, embedded};
+use galerne_coord::{Coord, EtcdAccess, embedded};
 use galerne_types::{Epoch, Fleet, GroupId, Health, RankId, RankState, Sampling};
 use galerne_wire::v1;
 use galerne_wire::v1::engine_client::EngineClient;
@@ -57,6 +57,8 @@ impl Cluster {
             index,
             bind: "127.0.0.1".parse().unwrap(),
             etcd: vec![self.endpoint.clone()],
+            etcd_access: EtcdAccess::default(),
+            cluster_tls: None,
             threads: 1,
             kv: KvSize::Auto,
             sequences_max: 8,
