@@ -27,7 +27,8 @@ pub struct Chat {
     pub continue_final: bool,
     /// The prompt ends where the assistant's answer begins. Mistral's own formats always do.
     pub add_generation_prompt: bool,
-    /// More variables for a Jinja template (`chat_template_kwargs`); Mistral's own formats have none.
+    /// More variables for a Jinja template (`chat_template_kwargs`). Mistral's own formats heed none, as a template
+    /// heeds none that it does not name.
     pub extra: Map<String, Value>,
 }
 
@@ -142,7 +143,7 @@ impl ChatFormat {
     ///
     /// # Errors
     /// [`TextError::Refused`], [`TextError::Render`] and [`TextError::Endless`] from a template,
-    /// [`TextError::Conversation`] and [`TextError::Tools`] for what a format of Mistral's cannot express.
+    /// [`TextError::Conversation`] and [`TextError::Tools`] for what the format cannot express.
     pub fn encode(&self, tokenizer: &Tokenizer, chat: &Chat) -> Result<Vec<u32>, TextError> {
         match &self.format {
             Format::Mistral(mistral) => mistral.encode(tokenizer, chat),

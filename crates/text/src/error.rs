@@ -38,7 +38,7 @@ pub enum TextError {
     /// A chat format that does not go with the model's files.
     #[error("the chat format cannot be used: {0}")]
     ChatFormat(String),
-    /// A conversation that Mistral's own formats cannot express.
+    /// A conversation that the model's chat format cannot express.
     #[error("the conversation cannot be encoded: {0}")]
     Conversation(String),
     /// Tools, or a choice among them, that make no sense.

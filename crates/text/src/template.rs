@@ -1,8 +1,11 @@
 //! Chat templates, rendered as Hugging Face's `apply_chat_template` does.
 
+mod conversation;
 mod python;
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use galerne_checkpoint::TextAssets;
@@ -10,6 +13,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use regex::Regex;
+use serde_json::Map;
 
 use crate::chat::Chat;
 use crate::error::TextError;
@@ -29,6 +34,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    /// It tells a developer's messages from the system's.
+    knows_developer: bool,
 }
 
 /// The message of a template's `raise_exception`, carried through the engine as an error's source.
@@ -51,18 +58,32 @@ impl ChatTemplate {
     pub fn load(assets: &TextAssets) -> Result<Option<Self>, TextError> {
         let Some(source) = &assets.chat_template else { return Ok(None) };
         let mut environment = environment().map_err(|e| invalid(&e))?;
-        environment.add_template_owned(NAME, source.clone()).map_err(|e| invalid(&e))?;
+        let source = without_training_marks(source);
+        let knows_developer = source.contains(conversation::DEVELOPER);
+        environment.add_template_owned(NAME, source.into_owned()).map_err(|e| invalid(&e))?;
         let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
-        Ok(Some(Self { environment, bos_token, eos_token }))
+        Ok(Some(Self { environment, bos_token, eos_token, knows_developer }))
     }
 
     /// The prompt of a whole conversation.
     ///
+    /// A developer's messages are the system's for a template that never speaks of a developer.
+    ///
     /// # Errors
-    /// As [`render`](Self::render).
+    /// As [`render`](Self::render); [`TextError::Conversation`] for a variable that is not the client's to set, and
+    /// for a final message that cannot be continued.
     pub(crate) fn render_chat(&self, chat: &Chat) -> Result<String, TextError> {
         let tools = (!chat.tools.is_empty()).then_some(chat.tools.as_slice());
-        self.render(&chat.messages, tools, chat.add_generation_prompt)
+        conversation::check_variables(&chat.extra)?;
+        let mut messages = Cow::Borrowed(chat.messages.as_slice());
+        if !self.knows_developer {
+            conversation::name_developers_system(&mut messages);
+        }
+        if !chat.continue_final {
+            return self.render_with(&messages, tools, chat.add_generation_prompt, &chat.extra);
+        }
+        conversation::mark_end(messages.to_mut())?;
+        conversation::cut_at_mark(self.render_with(&messages, tools, false, &chat.extra)?)
     }
 
     /// Renders `messages`, objects as in OpenAI's API, with `role` and `content`. `tools` are function
@@ -79,6 +100,16 @@ impl ChatTemplate {
         tools: Option<&[serde_json::Value]>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
+        self.render_with(messages, tools, add_generation_prompt, &Map::new())
+    }
+
+    fn render_with(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+        add_generation_prompt: bool,
+        extra: &Map<String, serde_json::Value>,
+    ) -> Result<String, TextError> {
         let token = |token: &Option<String>| token.clone().map_or(Value::UNDEFINED, Value::from);
         let variables = context! {
             messages => Value::from(Serde(messages)),
@@ -87,10 +118,19 @@ impl ChatTemplate {
             add_generation_prompt,
             bos_token => token(&self.bos_token),
             eos_token => token(&self.eos_token),
+            ..Value::from(Serde(extra))
         };
         let template = self.environment.get_template(NAME).map_err(|e| failed(&e))?;
         template.render(variables).map_err(|e| failed(&e))
     }
+}
+
+/// Transformers marks the assistant's part for training with a tag of its own, `{% generation %}`; here it is a comment,
+/// which treats the space around it alike.
+fn without_training_marks(source: &str) -> Cow<'_, str> {
+    static MARKS: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}").ok());
+    MARKS.as_ref().map_or(Cow::Borrowed(source), |marks| marks.replace_all(source, "{#$1 $2#}"))
 }
 
 /// Jinja as transformers sets it up: see `_compile_jinja_template` in its `chat_template_utils.py`.

@@ -160,8 +160,8 @@ fn conversation(chat: v1::Chat) -> Result<Chat, Failure> {
 /// A message as in OpenAI's API.
 fn turn(message: v1::ChatMessage) -> Result<Value, Failure> {
     let v1::ChatMessage { role, content, tool_calls, tool_call_id } = message;
-    if !matches!(role.as_str(), "system" | "user" | "assistant" | "tool") {
-        let says = "role must be system, user, assistant or tool";
+    if !matches!(role.as_str(), "system" | "developer" | "user" | "assistant" | "tool") {
+        let says = "role must be system, developer, user, assistant or tool";
         return Err(Failure::invalid("chat.messages.role", says));
     }
     let mut turn = json!({ "role": role, "content": content });

@@ -142,6 +142,18 @@ async fn a_conversation_may_hold_calls_and_be_continued() {
     let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!(request.prompt, ids("user:\nAdd\n\nassistant:\n\n\ntool:\n2\n\nassistant:\n"));
 
+    let begun = json!([{ "role": "user", "content": "Add" }, { "role": "assistant", "content": "Two and " }]);
+    let body = json!({ "messages": begun, "continue_final_message": true, "chat_template_kwargs": { "preface": "Hm: " } });
+    assert_eq!(stage.post(CHAT, &body).await.status, 200);
+    let request = patiently(leader.requests.recv()).await.unwrap();
+    assert_eq!(request.prompt, ids("Hm: user:\nAdd\n\nassistant:\nTwo and "));
+    for wrong in
+        [json!({ "continue_final_message": true }), json!({ "chat_template_kwargs": { "messages": [] } })]
+    {
+        let reply = stage.post(CHAT, &chat(&wrong)).await;
+        assert_eq!(reply.status, 400, "{reply:?}");
+    }
+
     let wrong = json!({ "continue_final_message": true, "add_generation_prompt": true });
     let error = stage.post(CHAT, &chat(&wrong)).await.json()["error"].clone();
     assert_eq!(error["param"], "continue_final_message");

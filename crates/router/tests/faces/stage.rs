@@ -41,8 +41,7 @@ pub(crate) static BARD: LazyLock<Bard> = LazyLock::new(|| {
     for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(golden.join(file), dir.path().join(file)).unwrap();
     }
-    let template =
-        "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}assistant:{{ '\n' }}";
+    let template = "{{ preface }}{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}assistant:{{ '\n' }}";
     let config = serde_json::json!({ "bos_token": "<s>", "eos_token": "</s>", "chat_template": template });
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use galerne_text::{Detokenizer, Tokenizer};
@@ -22,11 +23,12 @@ fn stream(detokenizer: &mut Detokenizer, ids: &[u32]) -> (String, bool) {
     (text, stopped)
 }
 
-/// The first stop string to end in `text`, by definition: the end of the text before it.
-fn before_stop(text: &str, stop: &[String]) -> Option<usize> {
+/// The first stop string to end in `text`, by definition; of two that end together, the one that begins first.
+fn stop_in(text: &str, stop: &[String]) -> Option<Range<usize>> {
     let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
     ends.filter_map(|end| {
-        stop.iter().filter(|s| text[..end].ends_with(s.as_str())).map(|s| end - s.len()).min()
+        let starts = stop.iter().filter(|s| text[..end].ends_with(s.as_str())).map(|s| end - s.len());
+        starts.min().map(|start| start..end)
     })
     .next()
 }
@@ -64,21 +66,63 @@ proptest! {
         ids in some_ids(33_000),
         made_up in prop::collection::vec("[ae s\u{fffd}]{0,3}", 0..3),
         cuts in prop::collection::vec((any::<prop::sample::Index>(), 1usize..12), 0..3),
+        including in any::<bool>(),
+        markers in prop::collection::vec(0..16u32, 0..6),
     ) {
         let tokenizer = tokenizer(sp);
-        let whole = tokenizer.decode(&ids, true);
+        let detokenizer =
+            |stop| Detokenizer::new(Arc::clone(&tokenizer), &[], stop, true).spelling_out(&markers);
+        let (whole, _) = stream(&mut detokenizer(vec![]), &ids);
         let chars = whole.chars().collect::<Vec<_>>();
         let mut stop = made_up;
         stop.extend(cuts.iter().filter(|_| !chars.is_empty()).map(|(at, len)| {
             chars.iter().skip(at.index(chars.len())).take(*len).collect::<String>()
         }));
-        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &[], stop.clone(), true);
-        let (text, stopped) = stream(&mut detokenizer, &ids);
+        let mut stopping = detokenizer(stop.clone()).including_stop(including);
         stop.retain(|s| !s.is_empty());
-        match before_stop(&whole, &stop) {
-            Some(end) => prop_assert_eq!(&text, &whole[..end]),
-            None => prop_assert!(text == whole && !stopped),
+        let met = stop_in(&whole, &stop);
+        let mut text = String::new();
+        for &id in &ids {
+            let piece = stopping.push(id);
+            let before = met.as_ref().map_or(whole.len(), |met| met.start);
+            prop_assert!(piece.stopped || text.len() + piece.text.len() <= before, "part of a stop string");
+            text += &piece.text;
+            if piece.stopped {
+                break;
+            }
         }
+        text += &stopping.finish();
+        let end = met.map_or(whole.len(), |met| if including { met.end } else { met.start });
+        prop_assert_eq!(&text, &whole[..end]);
+    }
+
+    #[test]
+    fn what_a_stop_string_ends_does_not_depend_on_the_tokens(
+        parts in prop::collection::vec("[ab é\n]{1,4}", 1..12),
+        stop in prop::collection::vec("[ab é\n]{1,5}", 1..3),
+        including in any::<bool>(),
+    ) {
+        let cut = parts.iter().flat_map(|part| BARD.encode_plain(part).expect("ids")).collect::<Vec<_>>();
+        let text = parts.concat();
+        let answer = |ids: &[u32]| {
+            let detokenizer = Detokenizer::new(Arc::clone(&BARD), &[], stop.clone(), true);
+            stream(&mut detokenizer.including_stop(including), ids).0
+        };
+        let met = stop_in(&text, &stop);
+        let end = met.map_or(text.len(), |met| if including { met.end } else { met.start });
+        prop_assert_eq!(answer(&cut), &text[..end]);
+        prop_assert_eq!(answer(&BARD.encode_plain(&text).expect("ids")), &text[..end]);
+    }
+
+    #[test]
+    fn marks_are_spelled_out_among_special_tokens(sp in any::<bool>(), ids in some_ids(33_000)) {
+        let tokenizer = tokenizer(sp);
+        let text = |markers: &[u32]| {
+            let detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &[], vec![], true);
+            stream(&mut detokenizer.spelling_out(markers), &ids).0
+        };
+        prop_assert_eq!(text(&ids), tokenizer.decode(&ids, false), "all");
+        prop_assert_eq!(text(&[]), tokenizer.decode(&ids, true), "none");
     }
 
     #[test]

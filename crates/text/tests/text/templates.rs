@@ -2,10 +2,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use galerne_checkpoint::{TextAssets, TokenizerAsset};
-use galerne_text::{ChatTemplate, TextError};
+use galerne_text::{Chat, ChatFormat, ChatTemplate, TextError, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::models::{assets, demo, golden};
+use crate::models::{assets, bard_path, demo, golden};
 
 fn template(source: &str) -> Result<ChatTemplate, TextError> {
     let assets = TextAssets {
@@ -80,6 +80,72 @@ fn errors_tell_the_line_and_not_the_conversation() {
     let error =
         render("{% if true %}{{ raise_exception('only ' ~ 'tools') }}{% endif %}").expect_err("refused");
     assert_eq!(error.to_string(), "the model's chat template refuses this conversation: only tools");
+}
+
+/// The prompt that a template makes of a conversation, as text.
+fn prompt(source: &str, change: impl FnOnce(&mut Chat)) -> Result<String, TextError> {
+    let assets =
+        TextAssets { chat_template: Some(source.into()), ..assets(TokenizerAsset::Json(bard_path())) };
+    let tokenizer = Tokenizer::load(&assets)?;
+    let format = ChatFormat::load(&assets, &tokenizer, None)?.expect("a format");
+    let messages = vec![json!({"role": "user", "content": "Count"})];
+    let mut chat = Chat { messages, add_generation_prompt: true, ..Chat::default() };
+    change(&mut chat);
+    Ok(tokenizer.decode(&format.encode(&tokenizer, &chat)?, false))
+}
+
+#[test]
+fn the_final_message_is_continued_where_it_ends() {
+    let plain = "{% for m in messages %}({{ m.role }}: {{ m.content }})\n{% endfor %}{% if add_generation_prompt %}!{% endif %}";
+    let trimming = &plain.replace("m.content", "m.content | trim");
+    let parts = &plain.replace("m.content", "(m.content if m.content is string else m.content[-1].text)");
+    let continued = |source: &str, content: Value| {
+        prompt(source, |chat| {
+            chat.continue_final = true;
+            chat.messages.push(json!({"role": "assistant", "content": content}));
+        })
+    };
+    for (source, content, expected) in [
+        (plain, json!("one, "), "(user: Count)\n(assistant: one, "),
+        (plain, json!(""), "(user: Count)\n(assistant: "),
+        (trimming, json!(" one, "), "(user: Count)\n(assistant: one,"),
+        (parts, json!([{"type": "text", "text": "one"}]), "(user: Count)\n(assistant: one"),
+    ] {
+        assert_eq!(continued(source, content).expect(source), expected, "{source}");
+    }
+    let refused = |result: Result<String, TextError>| match result {
+        Err(TextError::Conversation(problem)) => problem,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(continued(plain, Value::Null)).contains("must be text"));
+    assert!(refused(continued("{{ messages[0].content }}", json!("x"))).contains("cannot be continued"));
+    assert!(refused(prompt(plain, |chat| chat.continue_final = true)).contains("must be the assistant's"));
+}
+
+#[test]
+fn a_client_sets_variables_but_not_the_conversation() {
+    let source = "{{ 'thinking' if enable_thinking }}{{ messages[0].content }}";
+    let with = |name: &str| prompt(source, |chat| _ = chat.extra.insert(name.to_owned(), true.into()));
+    assert_eq!(with("enable_thinking").expect("rendered"), "thinkingCount");
+    assert_eq!(with("unknown").expect("rendered"), "Count");
+    for name in ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"] {
+        let problem = with(name).expect_err(name).to_string();
+        assert!(problem.contains(&format!("cannot set {name}")), "{problem}");
+    }
+}
+
+#[test]
+fn a_developer_is_the_system_where_a_template_knows_none() {
+    let ask = |source| prompt(source, |chat| chat.messages[0]["role"] = "developer".into());
+    assert_eq!(ask("{{ messages[0].role }}").expect("rendered"), "system");
+    assert_eq!(ask("{# developer #}{{ messages[0].role }}").expect("rendered"), "developer");
+}
+
+#[test]
+fn marks_for_training_are_nothing() {
+    let source =
+        "a\n{% generation %}\n b {%- generation -%} c {%- endgeneration %} d\n  {% endgeneration %}\ne";
+    assert_eq!(render(source).expect("rendered"), "a\n bc d\ne");
 }
 
 #[test]

@@ -60,11 +60,10 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
     if function_call.is_some_and(|call| !call.is_null()) || role == "function" {
         return Err(invalid(" has OpenAI's older form of calls: use tool_calls and the role tool"));
     }
-    let role = match role.as_str() {
-        "developer" => "system", // OpenAI's newer word for it, which templates do not know
-        "system" | "user" | "assistant" | "tool" => &role,
-        _ => return Err(invalid(".role must be system, developer, user, assistant or tool")),
-    };
+    let role = role.as_str();
+    if !matches!(role, "system" | "developer" | "user" | "assistant" | "tool") {
+        return Err(invalid(".role must be system, developer, user, assistant or tool"));
+    }
     let calls = tool_calls.unwrap_or_default();
     if !calls.is_empty() && role != "assistant" {
         return Err(invalid(".tool_calls belong to the assistant"));
