@@ -179,6 +179,11 @@ impl Answer {
         self.progress.tokens.len()
     }
 
+    /// Whether the prompt and the answer so far fill the model's context.
+    pub(crate) fn fills_context(&self) -> bool {
+        self.prompt().len() + self.generated() >= self.card.context_tokens_max as usize
+    }
+
     /// The next delta, or an error, which is the last that comes; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Result<Delta, Failure>> {
         poll_fn(|context| self.poll_next(context)).await

@@ -1,5 +1,7 @@
 //! OpenAI's error bodies.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -26,8 +28,9 @@ pub(super) struct Body<'a> {
     error: Inner<'a>,
 }
 
+/// What is wrong, of which kind, and where.
 #[derive(Serialize)]
-struct Inner<'a> {
+pub(super) struct Inner<'a> {
     message: &'a str,
     r#type: &'static str,
     param: Option<&'a str>,
@@ -54,14 +57,26 @@ impl ApiError {
         }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn body(&self) -> Body<'_> {
+        Body { error: self.inner() }
+    }
+
+    pub(super) fn inner(&self) -> Inner<'_> {
         let r#type = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
         let Self { status: _, message, param, code, retry_after_s: _ } = self;
-        Body { error: Inner { message, r#type, param: param.as_deref(), code: *code } }
+        Inner { message, r#type, param: param.as_deref(), code: *code }
     }
 }
 
@@ -90,9 +105,11 @@ impl From<Failure> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        let retry = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status);
+        if retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_s));
         }
+        response.extensions_mut().insert(Arc::new(self)); // for a client that wants it in another shape
         response
     }
 }

@@ -25,6 +25,21 @@ pub(super) struct Call {
     pub(super) arguments: String,
 }
 
+impl Call {
+    /// Adds what a part says to the calls so far.
+    pub(super) fn add(calls: &mut Vec<Self>, part: Part) {
+        match part {
+            Part::Call { index: _, id, name } => calls.push(Self { id, name, arguments: String::new() }),
+            Part::Arguments { index, text } => {
+                if let Some(call) = calls.get_mut(index) {
+                    call.arguments.push_str(&text);
+                }
+            }
+            Part::Content(_) => {} // words are told apart from calls before
+        }
+    }
+}
+
 /// Waits for the end of all choices.
 pub(super) async fn gather(choices: &mut Choices, calls: &Calls) -> Result<Vec<Gathered>, Failure> {
     let mut all: Vec<_> = (0..choices.len()).map(|_| Gathered::default()).collect();
@@ -42,19 +57,7 @@ impl Gathered {
         self.text.push_str(&text);
         self.tokens.extend(token);
         self.finish = finish;
-        for part in calls {
-            match part {
-                Part::Call { index: _, id, name } => {
-                    self.calls.push(Call { id, name, arguments: String::new() });
-                }
-                Part::Arguments { index, text } => {
-                    if let Some(call) = self.calls.get_mut(index) {
-                        call.arguments.push_str(&text);
-                    }
-                }
-                Part::Content(text) => self.text.push_str(&text),
-            }
-        }
+        calls.into_iter().for_each(|part| Call::add(&mut self.calls, part));
     }
 
     /// The mean log probability of its tokens; of none, the lowest there is.

@@ -1,11 +1,13 @@
-//! The HTTP face: OpenAI's API, and whether this router takes requests.
+//! The HTTP face: OpenAI's API and Mistral's, and whether this router takes requests.
 
 mod access;
 mod body;
 mod error;
 mod fields;
 mod gather;
+mod mistral;
 mod openai;
+mod responses;
 mod shape;
 mod stream;
 mod tokens;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
@@ -38,6 +40,9 @@ fn routes(router: Arc<Router>) -> axum::Router {
     axum::Router::new()
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completion))
+        .route("/v1/responses", post(responses::responses))
+        .route("/v1/fim/completions", post(mistral::fim))
+        .route("/v1/agents/completions", post(mistral::agents))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model)) // names may hold slashes
         .route("/tokenize", post(tokens::tokenize))
@@ -45,6 +50,7 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(router.gate.clone(), access::check))
+        .layer(from_fn(mistral::errors))
         .merge(probes()) // behind the layer: no key is asked for
         .with_state(router)
 }

@@ -28,6 +28,11 @@ pub(super) trait Dialect: Send + Unpin + 'static {
 
     /// Writes what follows the last delta.
     fn end(&mut self, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure>;
+
+    /// Writes, as the last event, why there is no more.
+    fn fail(&mut self, error: &ApiError, out: &mut BytesMut) {
+        event(out, &serde_json::to_vec(&error.body()).unwrap_or_default());
+    }
 }
 
 /// Pulled by the connection: nothing is queued here, and a connection that is gone drops it. What is ready at once
@@ -55,9 +60,7 @@ impl<D: Dialect> Stream for Events<D> {
             if let Err(failure) = events.write(news.transpose()) {
                 events.ended = true;
                 tracing::debug!(%failure, "a stream ended early");
-                let error = ApiError::from(failure);
-                let written = serde_json::to_vec(&error.body()).unwrap_or_default();
-                event(&mut events.out, &written);
+                events.dialect.fail(&ApiError::from(failure), &mut events.out);
             }
         }
         match (events.out.is_empty(), events.ended) {

@@ -11,6 +11,7 @@ use super::tools::Tools;
 use crate::ask::{Caller, MaxTokens, Prompt, Several};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::mistral;
 use crate::http::shape::Calls;
 use crate::serve::Router;
 
@@ -19,12 +20,19 @@ pub(in crate::http) struct Wanted {
     pub(in crate::http) asked: Several,
     pub(in crate::http) view: View,
     pub(in crate::http) calls: Calls,
+    /// What the answer goes on with, if its client is to see that as its beginning.
+    pub(in crate::http) lead: String,
+    /// Its client speaks Mistral's API, by the fields that it used.
+    pub(in crate::http) mistral: bool,
 }
 
 /// Reads a body; what tools need depends on the model.
 pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
+    let mut mistral = mistral::speaks(&fields);
     let mut chat = without_tools(&mut fields)?;
+    let lead = mistral::lead(&chat.messages);
+    mistral |= lead.is_some();
     let max_tokens = fields.take_u32("max_tokens")?;
     let max_tokens = fields.take_u32("max_completion_tokens")?.or(max_tokens);
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
@@ -41,7 +49,7 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     };
     let prompts = vec![Prompt::Chat(chat)];
     let asked = Several { model, prompts, each, options, caller: Caller::default() };
-    Ok(Wanted { asked, view, calls })
+    Ok(Wanted { asked, view, calls, lead: lead.unwrap_or_default(), mistral })
 }
 
 /// Takes a conversation with its tools, and nothing of how it is answered.
@@ -54,8 +62,11 @@ pub(in crate::http) fn conversation(fields: &mut Fields<'_>) -> Result<Chat, Api
 /// Takes what says how a conversation becomes a prompt, but for its tools.
 fn without_tools(fields: &mut Fields<'_>) -> Result<Chat, ApiError> {
     let messages: Option<Vec<Message>> = fields.take("messages", messages::EXPECTED)?;
-    let messages = messages::turns(messages.unwrap_or_default())?;
-    let continue_final = fields.take_bool("continue_final_message")?;
+    let mut messages = messages::turns(messages.unwrap_or_default())?;
+    let continue_final = fields.take_bool("continue_final_message")? || mistral::lead(&messages).is_some();
+    if fields.take_bool("safe_prompt")? {
+        mistral::make_safe(&mut messages);
+    }
     let add = fields.take::<bool>("add_generation_prompt", "true or false")?;
     if continue_final && add == Some(true) {
         let message = "continue_final_message needs add_generation_prompt to be false: the answer goes on with the last \

@@ -34,7 +34,7 @@ struct Message<'a> {
 }
 
 #[derive(Serialize)]
-struct ToolCall<'a> {
+pub(in crate::http) struct ToolCall<'a> {
     id: &'a str,
     r#type: &'static str,
     function: Function<'a>,
@@ -108,7 +108,7 @@ impl<'a> Choice<'a> {
 }
 
 impl<'a> ToolCall<'a> {
-    fn of(call: &'a Call) -> Self {
+    pub(in crate::http) fn of(call: &'a Call) -> Self {
         let function = Function { name: Some(&call.name), arguments: &call.arguments };
         Self { id: &call.id, r#type: "function", function }
     }

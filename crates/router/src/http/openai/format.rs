@@ -94,7 +94,7 @@ fn structured_outputs(fields: &mut Fields<'_>) -> Result<Vec<Grammar>, ApiError>
 }
 
 /// A schema, as JSON or as a text that holds JSON.
-fn schema(field: &'static str, json: Value) -> Result<Grammar, ApiError> {
+pub(in crate::http) fn schema(field: &'static str, json: Value) -> Result<Grammar, ApiError> {
     let wrong =
         || ApiError::invalid(Some(field), format!("{field} must hold a JSON schema, which is an object"));
     let json = match json {

@@ -34,6 +34,8 @@ pub(in crate::http) struct ChatToken {
 #[derive(Serialize)]
 struct Alternative {
     token: String,
+    /// Mistral's clients ask for it; others do not mind.
+    token_id: TokenId,
     logprob: f32,
     bytes: Vec<u8>,
 }
@@ -62,7 +64,7 @@ impl Spelling<'_> {
 
     fn alternative(self, id: TokenId, logprob: f32) -> Alternative {
         let bytes = self.tokenizer.token_bytes(id).to_vec();
-        Alternative { token: self.text(id), logprob: logprob.max(LOGPROB_MIN), bytes }
+        Alternative { token: self.text(id), token_id: id, logprob: logprob.max(LOGPROB_MIN), bytes }
     }
 }
 

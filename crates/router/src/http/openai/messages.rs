@@ -12,6 +12,8 @@ pub(in crate::http) struct Message {
     name: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
+    /// Mistral's: the answer goes on with this message.
+    prefix: Option<bool>,
     function_call: Option<Value>,
 }
 
@@ -51,12 +53,19 @@ pub(in crate::http) fn turns(messages: Vec<Message>) -> Result<Vec<Value>, ApiEr
     if messages.is_empty() {
         return Err(ApiError::invalid(Some("messages"), "messages must have at least one"));
     }
+    let last = messages.len() - 1;
+    if let Some(at) = messages.iter().position(|message| message.prefix == Some(true))
+        && (at < last || messages[at].role != "assistant")
+    {
+        let message = format!("messages[{at}].prefix may be true only for the last message, the assistant's");
+        return Err(ApiError::invalid(Some("messages"), message));
+    }
     messages.into_iter().enumerate().map(|(at, message)| turn(at, message)).collect()
 }
 
 fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
     let invalid = |what: &str| ApiError::invalid(Some("messages"), format!("messages[{at}]{what}"));
-    let Message { role, content, name, tool_calls, tool_call_id, function_call } = message;
+    let Message { role, content, name, tool_calls, tool_call_id, prefix, function_call } = message;
     if function_call.is_some_and(|call| !call.is_null()) || role == "function" {
         return Err(invalid(" has OpenAI's older form of calls: use tool_calls and the role tool"));
     }
@@ -76,6 +85,9 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
     let mut turn = json!({ "role": role, "content": content });
     if let Some(name) = name {
         turn["name"] = name.into();
+    }
+    if prefix == Some(true) {
+        turn["prefix"] = true.into();
     }
     if role == "tool" {
         let id =

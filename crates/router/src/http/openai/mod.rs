@@ -1,17 +1,17 @@
 //! OpenAI's API: chat completions, completions, models; with vLLM's additions.
 
 mod chat;
-mod chat_reply;
+pub(super) mod chat_reply;
 mod completion;
-mod format;
+pub(super) mod format;
 mod known;
-mod logprobs;
+pub(super) mod logprobs;
 mod messages;
 mod models;
-mod options;
-mod reply;
+pub(super) mod options;
+pub(super) mod reply;
 mod text_reply;
-mod tools;
+pub(super) mod tools;
 
 use std::sync::Arc;
 
@@ -28,13 +28,14 @@ use self::text_reply::TextStream;
 use super::body::read;
 use super::error::ApiError;
 use super::gather::gather;
+use super::mistral::Client;
 use super::shape::Calls;
-use super::stream;
+use super::{mistral, stream};
 use crate::ask::{Caller, Several};
 use crate::choices::Choices;
 use crate::serve::Router;
 
-pub(super) use self::chat::conversation;
+pub(super) use self::chat::{Wanted, conversation};
 pub(super) use self::known::KNOWN;
 pub(super) use self::models::{model, models};
 
@@ -48,9 +49,14 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 pub(super) async fn chat(
     State(router): State<Arc<Router>>,
     Extension(caller): Extension<Caller>,
+    client: Client,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let chat::Wanted { asked, view, calls } = chat::parse(&router, &read(body, &router.limits).await?)?;
+    let wanted = chat::parse(&router, &read(body, &router.limits).await?)?;
+    if wanted.mistral || client == Client::Mistral {
+        return mistral::answer(&router, caller, wanted).await;
+    }
+    let chat::Wanted { asked, view, calls, .. } = wanted;
     let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
     let form = Form::new("chatcmpl", view, &choices)?;
     let id = form.id.clone();

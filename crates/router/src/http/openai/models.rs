@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::http::error::ApiError;
+use crate::model::Model;
 use crate::serve::Router;
 
 /// `GET /v1/models`
 pub(in crate::http) async fn models(State(router): State<Arc<Router>>) -> Json<Value> {
-    let cards = router.models.keys().filter_map(|name| router.groups.card(name));
-    Json(json!({ "object": "list", "data": cards.map(|card| model_object(&card)).collect::<Vec<_>>() }))
+    let served = router.models.values().filter_map(|model| Some((model, router.groups.card(&model.name)?)));
+    let objects = served.map(|(model, card)| model_object(model, &card));
+    Json(json!({ "object": "list", "data": objects.collect::<Vec<_>>() }))
 }
 
 /// `GET /v1/models/{id}`
@@ -24,10 +26,11 @@ pub(in crate::http) async fn model(
 ) -> Result<Json<Value>, ApiError> {
     let model = router.model(&name)?;
     let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name })?;
-    Ok(Json(model_object(&card)))
+    Ok(Json(model_object(&model, &card)))
 }
 
-fn model_object(card: &ModelCard) -> Value {
+/// A model as OpenAI, vLLM and Mistral describe it: each one's clients ignore what the others add.
+fn model_object(model: &Model, card: &ModelCard) -> Value {
     let permission = json!({
         "id": format!("modelperm-{}", card.name),
         "object": "model_permission",
@@ -51,5 +54,19 @@ fn model_object(card: &ModelCard) -> Value {
         "parent": null,
         "max_model_len": card.context_tokens_max,
         "permission": [permission],
+        "type": "base", // the rest is Mistral's
+        "name": card.name,
+        "description": null,
+        "aliases": [],
+        "max_context_length": card.context_tokens_max,
+        "default_model_temperature": 1.0,
+        "deprecation": null,
+        "capabilities": {
+            "completion_chat": model.chat.is_some(),
+            "completion_fim": model.tokenizer.encode_fim("", "").is_ok(),
+            "function_calling": model.chat.as_ref().is_some_and(|chat| chat.tool_format().is_some()),
+            "fine_tuning": false,
+            "vision": false,
+        },
     })
 }

@@ -28,6 +28,13 @@ enum Stop {
     Several(Vec<String>),
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PromptLogprobs {
+    Wanted(bool),
+    Count(u32),
+}
+
 /// Takes everything about sampling and stopping, but the seed's name and the log probabilities, which differ.
 pub(in crate::http) fn options(
     fields: &mut Fields<'_>,
@@ -52,7 +59,7 @@ pub(in crate::http) fn options(
         stop_token_ids: fields.take("stop_token_ids", "a list of token ids")?.unwrap_or_default(),
         ignore_eos: fields.take_bool("ignore_eos")?,
         skip_special: fields.take_bool_or("skip_special_tokens", true)?,
-        prompt_logprobs: fields.take_u32("prompt_logprobs")?,
+        prompt_logprobs: prompt_logprobs(fields)?,
         grammar,
         grammar_field: grammar_field.unwrap_or("grammar"),
         include_stop: fields.take_bool("include_stop_str_in_output")?,
@@ -77,17 +84,41 @@ fn sampling(fields: &mut Fields<'_>, logprobs: Option<u32>) -> Result<Sampling, 
         presence_penalty: fields.take_f32("presence_penalty", 0.0)?,
         frequency_penalty: fields.take_f32("frequency_penalty", 0.0)?,
         logit_bias: logit_bias(fields)?,
-        seed: seed(fields, "seed")?,
+        seed: seed(fields)?,
         logprobs,
     })
 }
 
-/// Takes a seed; without one, a random one.
-pub(in crate::http) fn seed(fields: &mut Fields<'_>, name: &'static str) -> Result<u64, ApiError> {
-    let Some(seed) = fields.take::<i128>(name, "an integer of 64 bits")? else { return Ok(random_seed()?) };
-    u64::try_from(seed)
-        .or_else(|_| i64::try_from(seed).map(i64::cast_unsigned))
-        .map_err(|_| ApiError::invalid(Some(name), format!("{name} must be an integer of 64 bits")))
+/// Takes a seed, under OpenAI's name or Mistral's; without one, a random one.
+fn seed(fields: &mut Fields<'_>) -> Result<u64, ApiError> {
+    let mut take = |name| {
+        let expected = "an integer of 64 bits";
+        let Some(seed) = fields.take::<i128>(name, expected)? else { return Ok(None) };
+        let seed = u64::try_from(seed).or_else(|_| i64::try_from(seed).map(i64::cast_unsigned));
+        seed.map(Some).map_err(|_| ApiError::invalid(Some(name), format!("{name} must be {expected}")))
+    };
+    match (take("seed")?, take("random_seed")?) {
+        (None, None) => Ok(random_seed()?),
+        (Some(seed), Some(random_seed)) if seed != random_seed => {
+            let message = "seed and random_seed mean the same, and differ: leave one of them out";
+            Err(ApiError::invalid(Some("random_seed"), message))
+        }
+        (seed, random_seed) => Ok(seed.or(random_seed).unwrap_or_default()),
+    }
+}
+
+/// Takes how many alternatives to show of the prompt's tokens, as vLLM or as Mistral says it.
+fn prompt_logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
+    let top = alternatives(fields, "top_prompt_logprobs")?;
+    match fields.take("prompt_logprobs", "true, false, or how many alternatives to show")? {
+        Some(PromptLogprobs::Count(count)) => Ok(Some(count)),
+        Some(PromptLogprobs::Wanted(true)) => Ok(Some(top.unwrap_or(0))),
+        Some(PromptLogprobs::Wanted(false)) | None if top.unwrap_or(0) == 0 => Ok(None),
+        Some(PromptLogprobs::Wanted(false)) | None => {
+            let message = "top_prompt_logprobs needs prompt_logprobs to be true";
+            Err(ApiError::invalid(Some("top_prompt_logprobs"), message))
+        }
+    }
 }
 
 fn logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> {

@@ -52,14 +52,16 @@ struct Named {
     name: String,
 }
 
+/// A tool as a client describes it.
 #[derive(Deserialize)]
-struct Tool {
-    r#type: String,
-    function: Option<Function>,
+pub(in crate::http) struct Tool {
+    pub(in crate::http) r#type: String,
+    pub(in crate::http) function: Option<Function>,
 }
 
+/// A function that a model may call.
 #[derive(Deserialize)]
-struct Function {
+pub(in crate::http) struct Function {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
@@ -74,16 +76,25 @@ impl Tools {
             "a list of objects, each with the type \"function\" and a function with a name and parameters",
         )?;
         let given = given.unwrap_or_default();
-        if given.len() > TOOLS_MAX {
-            let message = format!("tools must be at most {TOOLS_MAX}, not {}", given.len());
-            return Err(ApiError::invalid(Some("tools"), message));
-        }
         let parallel = fields.take_bool_or("parallel_tool_calls", true)?;
         let expected = "none, auto, required, or {\"type\": \"function\", \"function\": {\"name\": …}}";
         let wire = fields.take("tool_choice", expected)?;
         let choice = ToolChoice::of(wire, !given.is_empty()).ok_or_else(|| {
             ApiError::invalid(Some("tool_choice"), format!("tool_choice must be {expected}"))
         })?;
+        Self::among(given, choice, parallel)
+    }
+
+    /// Checks tools and the choice among them; `None` without tools.
+    pub(in crate::http) fn among(
+        given: Vec<Tool>,
+        choice: ToolChoice,
+        parallel: bool,
+    ) -> Result<Option<Self>, ApiError> {
+        if given.len() > TOOLS_MAX {
+            let message = format!("tools must be at most {TOOLS_MAX}, not {}", given.len());
+            return Err(ApiError::invalid(Some("tools"), message));
+        }
         let list: Vec<_> =
             given.into_iter().enumerate().map(|(at, tool)| tool.check(at)).collect::<Result<_, _>>()?;
         match &choice {
@@ -157,12 +168,17 @@ impl ToolChoice {
             None if tools => Some(Self::Auto),
             None => Some(Self::Never),
             Some(WireChoice::Named { function }) => Some(Self::Named(function.name)),
-            Some(WireChoice::Word(word)) => match word.as_str() {
-                "none" => Some(Self::Never),
-                "auto" => Some(Self::Auto),
-                "required" | "any" => Some(Self::Required), // the latter is Mistral's word
-                _ => None,
-            },
+            Some(WireChoice::Word(word)) => Self::of_word(&word),
+        }
+    }
+
+    /// What a word says of all tools.
+    pub(in crate::http) fn of_word(word: &str) -> Option<Self> {
+        match word {
+            "none" => Some(Self::Never),
+            "auto" => Some(Self::Auto),
+            "required" | "any" => Some(Self::Required), // the latter is Mistral's word
+            _ => None,
         }
     }
 }

@@ -1,0 +1,28 @@
+//! Bodies of `/v1/fim/completions`.
+
+use crate::ask::{Caller, MaxTokens, Prompt, Several};
+use crate::http::error::ApiError;
+use crate::http::fields::Fields;
+use crate::http::openai::options::{count, options, view};
+use crate::http::openai::{KNOWN, Wanted};
+use crate::http::shape::Calls;
+
+/// Reads a body. Without a suffix the gap is at the end, which Mistral's models were taught, too.
+pub(super) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let prompt: Option<String> = fields.take("prompt", "a string")?;
+    let prompt = prompt.ok_or_else(|| {
+        ApiError::invalid(Some("prompt"), "prompt is missing: give the text before the gap")
+    })?;
+    let suffix: Option<String> = fields.take("suffix", "a string")?;
+    let max_tokens = fields.take_u32("max_tokens")?;
+    let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
+    let options = options(&mut fields, max_tokens, None)?;
+    let each = count(&mut fields, "n")?.unwrap_or(1);
+    let view = view(&mut fields, &options)?;
+    let model: String = fields.take("model", "a string")?.unwrap_or_default();
+    fields.finish(&KNOWN)?;
+    let prompts = vec![Prompt::Fim { prompt, suffix: suffix.unwrap_or_default() }];
+    let asked = Several { model, prompts, each, options, caller: Caller::default() };
+    Ok(Wanted { asked, view, calls: Calls::Never, lead: String::new(), mistral: true })
+}
