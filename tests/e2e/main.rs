@@ -1,6 +1,7 @@
 //! The real binary in real processes: what a user would start, ask, kill and mistype.
 
 mod bad_start;
+mod clients;
 mod commands;
 mod hosts;
 mod hub;

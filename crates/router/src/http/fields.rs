@@ -58,7 +58,8 @@ impl<'a> Fields<'a> {
 
     /// Takes a number; absent is `default`.
     pub(super) fn take_f32(&mut self, name: &'static str, default: f32) -> Result<f32, ApiError> {
-        Ok(self.take(name, "a number")?.unwrap_or(default))
+        // Read wide: one that is too large for f32 is infinite then, and refused as that.
+        Ok(self.take::<f64>(name, "a number")?.map_or(default, |number| number as f32))
     }
 
     /// Takes a truth value; absent is `default`.
