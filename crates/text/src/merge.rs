@@ -1,31 +1,41 @@
 //! Byte-pair encoding (Sennrich et al. 2016): of all neighbours that a vocabulary can join, the pair of the best rank
-//! is joined first, of equal ones the leftmost, until no two can be joined. Takes near-linear time for any input.
+//! is joined first, of equal ones the leftmost, until no two can be joined.
+//!
+//! Long words are merged a window at a time. That is exact, because whether a border between two pieces stays depends
+//! on these two alone: up to the first merge across any border, each merge in the two pieces is the one that would
+//! come if they stood alone. So pieces whose borders each stay between their two neighbours are what the whole word
+//! becomes; and neighbours within one window have such a border already. A cut between windows is checked by the
+//! piece that follows it in both; where that differs, the windows are merged anew as one.
+//!
+//! Time is near-linear for the vocabularies of language models, in which a piece is short and so is what it depends on.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 const NONE: u32 = u32::MAX;
-/// Up to here a heap stays in the nearest cache, and needs no place for each rank.
-const HEAP_SYMBOLS_MAX: usize = 1024;
+/// Symbols that are merged at once: few enough for the nearest cache.
+const WINDOW_SYMBOLS: usize = 512;
+/// What a window's last symbols become is left to the next window, which knows how they go on: a fraction of it.
+const MARGIN_DIVISOR: usize = 8;
 
 /// What a vocabulary can join. Symbols are numbers: tokens, and characters that are none.
 pub(crate) struct Merges {
     /// For two neighbours the rank of joining them, and what they become.
     pairs: HashMap<u64, (u32, u32), BuildHasherDefault<PairHasher>>,
-    /// First symbols that stand side by side in something longer; no merge crosses any other border.
-    neighbours: HashSet<u64, BuildHasherDefault<PairHasher>>,
-    ranks: usize,
-    /// Two pieces share a rank.
-    ties: bool,
+    window: usize,
 }
 
 /// Memory of merging, kept from one word to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
     nodes: Vec<Node>,
-    heap: BinaryHeap<Reverse<(u32, u32)>>,
-    buckets: Buckets,
+    /// Possible merges, each its rank and its place in one number.
+    heap: BinaryHeap<Reverse<u64>>,
+    cuts: Vec<Cut>,
+    /// Symbols in all windows so far.
+    #[cfg(test)]
+    work: usize,
 }
 
 /// A symbol in its chain, and what it could become with the next one.
@@ -38,60 +48,75 @@ struct Node {
     joined: u32,
 }
 
+/// The border behind a window's pieces that were taken.
+struct Cut {
+    /// Where the window began, in the word and in what was written.
+    from: usize,
+    written: usize,
+    /// The piece behind the border: itself and its symbols.
+    follower: (u32, u32),
+}
+
 impl Merges {
-    /// `merges`: left, right, rank below `ranks`, result. `edges`: the first and the last of the symbols that a symbol
-    /// is made of. `ties`: whether different results share a rank.
-    pub(crate) fn new(
-        merges: impl Iterator<Item = (u32, u32, u32, u32)>,
-        ranks: usize,
-        ties: bool,
-        edges: impl Fn(u32) -> (u32, u32),
-    ) -> Self {
-        let (mut pairs, mut neighbours) = (HashMap::default(), HashSet::default());
-        for (left, right, rank, joined) in merges {
-            pairs.insert(pair(left, right), (rank, joined));
-            neighbours.insert(pair(edges(left).1, edges(right).0));
-        }
-        Self { pairs, neighbours, ranks, ties }
+    /// `merges`: left, right, rank, result.
+    pub(crate) fn new(merges: impl Iterator<Item = (u32, u32, u32, u32)>) -> Self {
+        let pairs = merges.map(|(left, right, rank, joined)| (pair(left, right), (rank, joined)));
+        Self { pairs: pairs.collect(), window: WINDOW_SYMBOLS }
     }
 
     /// Appends what `symbols` become.
-    pub(crate) fn merge(&self, mut symbols: &[u32], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        while !symbols.is_empty() {
-            let border = symbols.windows(2).position(|two| !self.neighbours.contains(&pair(two[0], two[1])));
-            let (word, rest) = symbols.split_at(border.map_or(symbols.len(), |at| at + 1));
-            match word {
-                [alone] => out.push(*alone),
-                word if self.ties || word.len() <= HEAP_SYMBOLS_MAX => {
-                    let Scratch { nodes, heap, .. } = scratch;
-                    self.merge_word(word, nodes, heap, out);
-                }
-                word => {
-                    let Scratch { nodes, buckets, .. } = scratch;
-                    buckets.make_room(self.ranks);
-                    self.merge_word(word, nodes, buckets, out);
-                }
+    pub(crate) fn merge(&self, symbols: &[u32], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let (mut from, mut size) = (0, self.window);
+        scratch.cuts.clear();
+        while let Some(rest) = symbols.get(from..).filter(|rest| !rest.is_empty()) {
+            let window = &rest[..size.min(rest.len())];
+            self.merge_window(window, scratch);
+            let nodes = &scratch.nodes;
+            if let Some(cut) = scratch.cuts.pop_if(|cut| cut.follower != piece(nodes, 0)) {
+                size = 2 * (from - cut.from + size);
+                from = cut.from;
+                out.truncate(cut.written);
+                continue;
             }
-            symbols = rest;
+            let (written, whole) = (out.len(), window.len() == rest.len());
+            let taken = if whole { window.len() } else { window.len() - window.len() / MARGIN_DIVISOR };
+            let mut at = 0;
+            while let Some(node) = nodes.get(at as usize).filter(|node| whole || node.next as usize <= taken)
+            {
+                out.push(node.id);
+                at = node.next;
+            }
+            if whole {
+                return;
+            }
+            if at == 0 {
+                size *= 2;
+                continue;
+            }
+            scratch.cuts.push(Cut { from, written, follower: piece(nodes, at) });
+            from += at as usize;
+            size = self.window;
         }
     }
 
-    fn merge_word(&self, word: &[u32], nodes: &mut Vec<Node>, queue: &mut impl Queue, out: &mut Vec<u32>) {
+    /// Leaves in `scratch` what a window's symbols become, as a chain from the first node on.
+    fn merge_window(&self, window: &[u32], scratch: &mut Scratch) {
+        let Scratch { nodes, heap, .. } = scratch;
+        #[cfg(test)]
+        (scratch.work += window.len());
         nodes.clear();
-        nodes.extend(word.iter().zip(0u32..).map(|(&id, at)| Node {
+        nodes.extend(window.iter().zip(0u32..).map(|(&id, at)| Node {
             id,
             prev: at.wrapping_sub(1),
             next: at + 1,
             rank: NONE,
             joined: NONE,
         }));
-        if let Some(last) = nodes.last_mut() {
-            last.next = NONE;
-        }
         for at in 0..index(nodes.len()) {
-            self.propose(nodes, at, queue);
+            self.propose(nodes, at, heap);
         }
-        while let Some((rank, at)) = queue.pop() {
+        while let Some(Reverse(merge)) = heap.pop() {
+            let (rank, at) = ((merge >> 32) as u32, merge as u32);
             let node = nodes[at as usize];
             // Stale: what stood here, or what followed, has since become part of something longer.
             if node.rank != rank {
@@ -104,25 +129,20 @@ impl Merges {
             if let Some(next) = nodes.get_mut(next as usize) {
                 next.prev = at;
             }
-            self.propose(nodes, at, queue);
-            self.propose(nodes, node.prev, queue);
-        }
-        let mut at = 0;
-        while let Some(node) = nodes.get(at as usize) {
-            out.push(node.id);
-            at = node.next;
+            self.propose(nodes, at, heap);
+            self.propose(nodes, node.prev, heap);
         }
     }
 
     /// Looks up what the symbol at `at` can become with the next one.
-    fn propose(&self, nodes: &mut [Node], at: u32, queue: &mut impl Queue) {
+    fn propose(&self, nodes: &mut [Node], at: u32, heap: &mut BinaryHeap<Reverse<u64>>) {
         let Some(&node) = nodes.get(at as usize) else { return };
         let next = nodes.get(node.next as usize);
         let found = next.and_then(|next| self.pairs.get(&pair(node.id, next.id)));
         let &(rank, joined) = found.unwrap_or(&(NONE, NONE));
         (nodes[at as usize].rank, nodes[at as usize].joined) = (rank, joined);
         if rank != NONE {
-            queue.push(rank, at);
+            heap.push(Reverse(pair(rank, at)));
         }
     }
 }
@@ -131,103 +151,17 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
+/// What stands at `at`, and of how many symbols.
+fn piece(nodes: &[Node], at: u32) -> (u32, u32) {
+    nodes.get(at as usize).map_or((NONE, 0), |node| (node.id, node.next - at))
+}
+
 /// Symbols are fewer than the bytes of a text, which the tokenizer limits.
 fn index(n: usize) -> u32 {
     u32::try_from(n).expect("a text is limited to 32-bit offsets")
 }
 
-/// Possible merges, by rank and place.
-trait Queue {
-    fn push(&mut self, rank: u32, at: u32);
-    /// The best rank, and its leftmost place.
-    fn pop(&mut self) -> Option<(u32, u32)>;
-}
-
-impl Queue for BinaryHeap<Reverse<(u32, u32)>> {
-    fn push(&mut self, rank: u32, at: u32) {
-        self.push(Reverse((rank, at)));
-    }
-
-    fn pop(&mut self) -> Option<(u32, u32)> {
-        self.pop().map(|Reverse(merge)| merge)
-    }
-}
-
-/// A list of places for each rank.
-///
-/// Once the merges of a rank have begun, no place comes to it any more: what they make is longer than the rank's
-/// piece, and all that follows from it is longer still. So each list is sorted once.
-#[derive(Default)]
-struct Buckets {
-    lists: Vec<List>,
-    /// Bit i of level 0 stands for list i, bit i of the next level for word i of this one, up to a single word.
-    levels: Vec<Vec<u64>>,
-}
-
-#[derive(Default)]
-struct List {
-    places: Vec<u32>,
-    /// The leftmost place is the last.
-    sorted: bool,
-}
-
-impl Buckets {
-    fn make_room(&mut self, ranks: usize) {
-        if self.lists.len() >= ranks {
-            return;
-        }
-        self.lists.resize_with(ranks, List::default);
-        let mut bits = ranks;
-        self.levels.clear();
-        while self.levels.last().is_none_or(|level| level.len() > 1) {
-            bits = bits.div_ceil(64);
-            self.levels.push(vec![0; bits]);
-        }
-    }
-}
-
-impl Queue for Buckets {
-    fn push(&mut self, rank: u32, at: u32) {
-        let list = &mut self.lists[rank as usize];
-        list.places.push(at);
-        list.sorted = false;
-        let mut bit = rank as usize;
-        for level in &mut self.levels {
-            level[bit / 64] |= 1 << (bit % 64);
-            bit /= 64;
-        }
-    }
-
-    fn pop(&mut self) -> Option<(u32, u32)> {
-        let mut best = 0;
-        for level in self.levels.iter().rev() {
-            let word = level[best];
-            if word == 0 {
-                return None;
-            }
-            best = best * 64 + word.trailing_zeros() as usize;
-        }
-        let list = &mut self.lists[best];
-        if !list.sorted {
-            list.places.sort_unstable_by_key(|&at| Reverse(at));
-            list.sorted = true;
-        }
-        let at = list.places.pop()?;
-        if list.places.is_empty() {
-            let mut bit = best;
-            for level in &mut self.levels {
-                level[bit / 64] &= !(1 << (bit % 64));
-                if level[bit / 64] != 0 {
-                    break;
-                }
-                bit /= 64;
-            }
-        }
-        Some((index(best), at))
-    }
-}
-
-/// A hasher of one 64-bit number (the finalizer of MurmurHash3): keys come from the model's file, not from a client.
+/// A hasher of one 64-bit number (a folded multiplication): keys come from the model's file, not from a client.
 #[derive(Default)]
 struct PairHasher(u64);
 
@@ -243,9 +177,60 @@ impl Hasher for PairHasher {
     }
 
     fn write_u64(&mut self, key: u64) {
-        let mut hash = key;
-        hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        self.0 = hash ^ hash >> 33;
+        let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * u128::from(0xa076_1d64_78bd_642f_u64);
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// By definition: the pair of the best rank, of equal ones the leftmost, again and again.
+    fn plain(merges: &Merges, symbols: &[u32]) -> Vec<u32> {
+        let mut symbols = symbols.to_vec();
+        loop {
+            let places = symbols.windows(2).zip(0..);
+            let found = places.filter_map(|(two, at)| Some((merges.pairs.get(&pair(two[0], two[1]))?, at)));
+            let Some((&(_, joined), at)) = found.min_by_key(|((rank, _), at)| (*rank, *at)) else {
+                return symbols;
+            };
+            symbols.splice(at..at + 2, [joined]);
+        }
+    }
+
+    proptest! {
+        /// Any rules at all, such that a cut may matter from afar.
+        #[test]
+        fn windows_change_nothing(
+            rules in prop::collection::vec((0..6u32, 0..6u32, 0..8u32, 2..9u32), 0..12),
+            symbols in prop::collection::vec(0..3u32, 0..200),
+            times in 1usize..4,
+            window in 2usize..24,
+        ) {
+            let merges = Merges { window, ..Merges::new(rules.into_iter()) };
+            let (symbols, mut scratch, mut out) = (symbols.repeat(times), Scratch::default(), vec![7]);
+            merges.merge(&symbols, &mut scratch, &mut out);
+            prop_assert_eq!(&out[1..], plain(&merges, &symbols));
+        }
+    }
+
+    /// One symbol, and pieces of 2, 3, 4 … of it: nothing in a word tells one place from another.
+    #[test]
+    fn work_grows_with_the_word() {
+        for longest in [2, 16, 100] {
+            let rules =
+                (1..longest).map(|n| (n, 1, n, n + 1)).chain((1..longest / 2).map(|n| (n, n, n, 2 * n)));
+            let merges = Merges::new(rules);
+            let work = |symbols: usize| {
+                let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+                merges.merge(&vec![1; symbols], &mut scratch, &mut out);
+                assert_eq!(out.iter().sum::<u32>() as usize, symbols);
+                scratch.work
+            };
+            assert!(work(1 << 18) < 2 << 18, "{longest}: {}", work(1 << 18));
+        }
     }
 }

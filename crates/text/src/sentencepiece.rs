@@ -217,22 +217,15 @@ impl Symbols {
     fn merges(&self, pieces: &HashMap<&str, (u32, f32)>) -> Merges {
         let mut scores = pieces.values().map(|&(_, score)| score).collect::<Vec<_>>();
         scores.sort_unstable_by(|a, b| b.total_cmp(a));
-        let all = scores.len();
         scores.dedup_by(|a, b| a == b);
         let rank = |score: f32| index(scores.partition_point(|&better| better > score));
-        let edges = pieces.iter().map(|(piece, &(id, _))| {
-            let char_symbol = |c: Option<char>| c.and_then(|c| self.chars.get(&c)).copied().unwrap_or(NONE);
-            (id, (char_symbol(piece.chars().next()), char_symbol(piece.chars().next_back())))
-        });
-        let edges = edges.collect::<HashMap<_, _>>();
         let merges = pieces.iter().flat_map(|(piece, &(id, score))| {
             piece.char_indices().skip(1).filter_map(move |(middle, _)| {
                 let (left, right) = piece.split_at(middle);
                 Some((self.symbol(pieces, left)?, self.symbol(pieces, right)?, rank(score), id))
             })
         });
-        let edges = |symbol| edges.get(&symbol).copied().unwrap_or((symbol, symbol));
-        Merges::new(merges, scores.len(), scores.len() < all, edges)
+        Merges::new(merges)
     }
 }
 
