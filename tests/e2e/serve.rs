@@ -87,6 +87,18 @@ fn exactly(cluster: &Cluster, prompt: &[u32], temperature: f32) -> Vec<Vec<(u32,
 }
 
 #[test]
+fn a_rehearsal_needs_no_model_and_gives_the_same_tokens_for_every_number_of_ranks() {
+    let drawn = ["1", "2"].map(|tp| {
+        let law = "step_ns=1000000,token_ns=1000";
+        let cluster = Cluster::up(&setup::bard(), &["--tp", tp, "--rehearse", law]);
+        assert!(cluster.fleet().groups[0].ranks.iter().all(|rank| rank.device == "rehearsal"));
+        cluster.greedy(&[1, 40, 50], 100).expect("an answer")
+    });
+    assert_eq!(drawn[0].len(), 100);
+    assert_eq!(drawn[0], drawn[1]);
+}
+
+#[test]
 fn replicas_share_the_load() {
     const STREAMS: u32 = 8;
     let cluster = Cluster::up(&setup::bard(), &["--replicas", "2", "--threads", "1"]);

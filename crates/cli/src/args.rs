@@ -10,7 +10,7 @@ use galerne_coord::{Coord, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::WORLD_SIZE_MAX;
 use galerne_types::{GroupId, Shards};
-use galerne_worker::{KvSize, RankOptions};
+use galerne_worker::{Cost, KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +135,10 @@ pub(crate) struct EngineArgs {
     /// Tokens in one forward pass, at most: long prompts are cut into chunks of this.
     #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub(crate) step_tokens_max: u32,
+    /// Run no model: each step takes as long as this law says, and tokens are drawn by lot. For trying routers, groups
+    /// and operators at scale; e.g. `step_ns=5000000,token_ns=20000`.
+    #[arg(long, value_name = "LAW")]
+    pub(crate) rehearse: Option<Cost>,
 }
 
 /// Where a rank stands; with [`ModelArgs`] and [`EngineArgs`], everything it is told.
@@ -194,6 +198,7 @@ impl EngineArgs {
             kv,
             sequences_max: self.sequences_max,
             step_tokens_max: self.step_tokens_max,
+            rehearse: self.rehearse,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! How long a step takes, by a simple law: for rehearsals, which run no model.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use galerne_types::{Slice, Step};
@@ -19,6 +21,44 @@ pub struct Cost {
     pub logits_ns: u64,
     /// Keys that a token sees at most: the sliding window.
     pub window_tokens: Option<u32>,
+}
+
+/// What is wrong with the text of a law.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no part of a law: give some of step_ns=, token_ns=, key_ns=, logits_ns=, window=, with commas between"
+)]
+pub struct CostError(String);
+
+/// `step_ns=5000000,token_ns=20000`: what is not named is 0, and no window.
+impl FromStr for Cost {
+    type Err = CostError;
+
+    fn from_str(text: &str) -> Result<Self, CostError> {
+        let mut cost = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let wrong = || CostError(part.to_owned());
+            let (name, value) = part.split_once('=').ok_or_else(wrong)?;
+            let value: u64 = value.parse().map_err(|_| wrong())?;
+            match name {
+                "step_ns" => cost.step_ns = value,
+                "token_ns" => cost.token_ns = value,
+                "key_ns" => cost.key_ns = value,
+                "logits_ns" => cost.logits_ns = value,
+                "window" => cost.window_tokens = Some(u32::try_from(value).map_err(|_| wrong())?),
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(cost)
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step_ns, token_ns, key_ns, logits_ns, window_tokens } = self;
+        write!(f, "step_ns={step_ns},token_ns={token_ns},key_ns={key_ns},logits_ns={logits_ns}")?;
+        window_tokens.map_or(Ok(()), |tokens| write!(f, ",window={tokens}"))
+    }
 }
 
 impl Cost {
@@ -69,6 +109,18 @@ mod tests {
         let step = Step { epoch: Epoch(1), number: 1, slices, traces: Vec::new() };
         let keys = 11 + 12 + 13 + 1 + 2;
         assert_eq!(cost.predict(&step), Duration::from_nanos(1_000_000 + 5 * 1000 + keys + 3 * 50_000));
+    }
+
+    #[test]
+    fn a_law_survives_its_text() {
+        for window_tokens in [None, Some(64)] {
+            let cost = Cost { step_ns: 1, token_ns: 2, key_ns: 3, logits_ns: 4, window_tokens };
+            assert_eq!(cost.to_string().parse(), Ok(cost));
+        }
+        assert_eq!("step_ns=5".parse(), Ok(Cost { step_ns: 5, ..Cost::default() }));
+        for wrong in ["step_ns", "step_ns=x", "steps=1", "step_ns=-1", "window=9999999999"] {
+            assert!(wrong.parse::<Cost>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -13,5 +13,5 @@ mod scheduler;
 mod sequence;
 mod tenants;
 
-pub use cost::Cost;
+pub use cost::{Cost, CostError};
 pub use scheduler::{Limits, Load, Scheduler};

@@ -15,6 +15,7 @@ mod rank;
 mod supervisor;
 
 pub use error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_FAILURE, EXIT_REPLACED, WorkerError};
+pub use galerne_sched::Cost;
 pub use options::{KvSize, RankOptions, SupervisorOptions, rank_args};
 pub use rank::run_rank;
 pub use supervisor::supervise;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
+use galerne_sched::Cost;
 use galerne_tls::ClusterFiles;
 use galerne_types::{GroupId, RankId};
 
@@ -56,6 +57,8 @@ pub struct RankOptions {
     pub sequences_max: u32,
     /// Tokens in one step, at most.
     pub step_tokens_max: u32,
+    /// Run no model: take as long as this law says, and draw tokens by lot.
+    pub rehearse: Option<Cost>,
 }
 
 impl RankOptions {
@@ -102,6 +105,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         kv,
         sequences_max,
         step_tokens_max,
+        rehearse,
     } = &options.first;
     let mut args = vec![OsString::from("rank")];
     let mut flag = |name: &str, value: OsString| args.extend([OsString::from(name), value]);
@@ -143,6 +147,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     }
     flag("--sequences-max", sequences_max.to_string().into());
     flag("--step-tokens-max", step_tokens_max.to_string().into());
+    if let Some(cost) = rehearse {
+        flag("--rehearse", cost.to_string().into());
+    }
     args
 }
 
@@ -169,6 +176,7 @@ pub(crate) mod tests {
                 kv: KvSize::Auto,
                 sequences_max: 64,
                 step_tokens_max: 256,
+                rehearse: None,
             },
             ranks: 2,
             start_timeout: Duration::from_secs(60),

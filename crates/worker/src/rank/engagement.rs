@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::compute::Phase;
 use super::desk::Desk;
 use super::error::EpochError;
+use super::execute::{Execute, Rehearsal};
 use super::setup::Setup;
 use super::trace;
 
@@ -55,20 +56,22 @@ impl Engagement {
     }
 
     fn work(&mut self, setup: &Setup, desk: &Desk, held: &mut Option<Held>) -> Result<(), EpochError> {
-        let weights = self.load(setup, held)?;
+        let weights = match setup.options.rehearse {
+            None => Some(self.load(setup, held)?),
+            Some(_) => None,
+        };
         self.phase.send_replace(Phase::Loaded);
         let Some(Ok(())) = self.may_meet.take().map(oneshot::Receiver::blocking_recv) else { return Ok(()) };
         self.phase.send_replace(Phase::Joining);
         let mut collective = self.join(setup)?;
         self.check_sum(collective.as_mut())?;
         check_options(collective.as_mut(), setup)?;
-        let mut rank = Rank::new(weights, &setup.model, collective).map_err(EpochError::Model)?;
-        rank.step(&self.warm_up(), &mut |_| None).map_err(EpochError::Step)?;
+        let mut rank = execution(setup, weights, collective)?;
+        rank.run(&self.warm_up(), &mut |_| None)?;
         self.phase.send_replace(Phase::Ready);
         while let Some(step) = self.steps.blocking_recv() {
             let _span = trace::step(&step, self.rank);
-            let mask = &mut |request| Some(desk.mask(request));
-            let sampled = rank.step(&step, mask).map_err(EpochError::Step)?;
+            let sampled = rank.run(&step, &mut |request| Some(desk.mask(request)))?;
             if self.rank == 0 {
                 desk.drawn(&step, &sampled);
             }
@@ -145,10 +148,24 @@ impl Engagement {
     }
 }
 
+/// What runs the steps: the model on its weights, or else a rehearsal.
+fn execution(
+    setup: &Setup,
+    weights: Option<Arc<Weights>>,
+    collective: Box<dyn Collective>,
+) -> Result<Box<dyn Execute>, EpochError> {
+    let Some(weights) = weights else {
+        let (cost, config) = (setup.options.rehearse.unwrap_or_default(), setup.checkpoint.config());
+        return Ok(Box::new(Rehearsal::new(cost, setup.card.vocab, config.eos.clone(), collective)));
+    };
+    Ok(Box::new(Rank::new(weights, &setup.model, collective).map_err(EpochError::Model)?))
+}
+
 /// The leader's limits decide what steps look like: every rank must have made room for as much.
 fn check_options(collective: &mut dyn Collective, setup: &Setup) -> Result<(), EpochError> {
     let model = &setup.model;
-    let limits = [model.kv_blocks, model.sequences_max, model.step_tokens_max];
+    let rehearses = usize::from(setup.options.rehearse.is_some());
+    let limits = [model.kv_blocks, model.sequences_max, model.step_tokens_max, rehearses];
     let mut bytes: Vec<u8> = limits.iter().flat_map(|&limit| (limit as u64).to_le_bytes()).collect();
     let mine = bytes.clone();
     collective.broadcast(0, &mut bytes)?;
@@ -157,14 +174,11 @@ fn check_options(collective: &mut dyn Collective, setup: &Setup) -> Result<(), E
     }
     let words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
     let leader: Vec<u64> = words.collect();
-    let told = |kv_blocks: u64, sequences: u64, tokens: u64| {
-        format!("{kv_blocks} KV blocks, {sequences} sequences and {tokens} tokens a step")
+    let told = |limits: &[u64]| {
+        let runs = if limits[3] == 0 { "the model" } else { "a rehearsal" };
+        format!("{} KV blocks, {} sequences and {} tokens a step of {runs}", limits[0], limits[1], limits[2])
     };
-    let [kv_blocks, sequences, tokens] = limits.map(|limit| limit as u64);
-    Err(EpochError::Options {
-        leader: told(leader[0], leader[1], leader[2]),
-        here: told(kv_blocks, sequences, tokens),
-    })
+    Err(EpochError::Options { leader: told(&leader), here: told(&limits.map(|limit| limit as u64)) })
 }
 
 fn secret(hex: &str) -> Result<Secret, EpochError> {

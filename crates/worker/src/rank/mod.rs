@@ -7,6 +7,7 @@ mod door;
 mod engagement;
 mod engine;
 mod error;
+mod execute;
 mod follower;
 mod followers;
 mod grammars;

@@ -49,7 +49,9 @@ impl Setup {
         }
         let context_blocks = context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32);
         let kv_blocks = kv_blocks(options.kv, block_bytes, context_blocks, options.sequences_max)?;
-        check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
+        if options.rehearse.is_none() {
+            check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
+        }
         let card = ModelCard {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
             digest: checkpoint.digest().to_owned(),
@@ -88,7 +90,10 @@ impl Setup {
             address,
             collective: self.listener.address().to_string(),
             pid: std::process::id(),
-            device: format!("cpu x{}", options.threads),
+            device: match options.rehearse {
+                None => format!("cpu x{}", options.threads),
+                Some(_) => "rehearsal".into(),
+            },
             build: env!("CARGO_PKG_VERSION").into(),
             model: self.card.clone(),
             state: RankState::Waiting,

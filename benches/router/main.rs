@@ -1,0 +1,98 @@
+//! What a request costs a router, in processor time of its process, against a rehearsal group: a real leader that runs no
+//! model. Beside it, any other router that is given a command line.
+//!
+//! ```sh
+//! cargo run --release --example router -- MODEL [--peer 'COMMAND {worker} {port}']
+//! ```
+//!
+//! The router under test is the process of `galerne up`: it also holds the small store for coordination and watches the
+//! rank. A peer stands in front of it and gets the same requests; its own time alone is counted.
+
+mod client;
+mod process;
+
+use std::time::{Duration, Instant};
+
+use client::Load;
+use process::Running;
+
+/// Requests of a scenario before the counted ones.
+const WARM_UP: usize = 200;
+
+struct Scenario {
+    name: &'static str,
+    load: Load,
+    requests: usize,
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let model = arguments.next().expect("usage: router MODEL [--peer 'COMMAND {worker} {port}']");
+    let peer = arguments.next().filter(|flag| flag == "--peer").and_then(|_| arguments.next());
+    process::allow_many_files();
+    println!(
+        "{:<44} {:>9} {:>11} {:>11} {:>11} {:>11}",
+        "", "requests", "CPU/request", "wall/request", "first p50", "last p50"
+    );
+    for (law, pace) in [("step_ns=0", "tokens at once"), ("step_ns=5000000", "a token each 5 ms")] {
+        let galerne = Running::up(&model, law, &[]);
+        for Scenario { name, load, requests } in scenarios() {
+            measure(&format!("galerne, {name}, {pace}"), galerne.pid(), &galerne.http, &load, requests);
+        }
+        if let Some(command) = &peer {
+            let peer = Running::peer(command, &galerne.http);
+            for Scenario { name, load, requests } in scenarios() {
+                measure(&format!("peer, {name}, {pace}"), peer.pid(), &peer.http, &load, requests);
+            }
+        }
+    }
+    open_streams(&model);
+}
+
+fn scenarios() -> [Scenario; 3] {
+    let load = |tokens, stream| Load { connections: 32, tokens, stream };
+    [
+        Scenario { name: "unary, 1 token", load: load(1, false), requests: 5000 },
+        Scenario { name: "unary, 128 tokens", load: load(128, false), requests: 1000 },
+        Scenario { name: "stream of 128 tokens", load: load(128, true), requests: 1000 },
+    ]
+}
+
+fn measure(name: &str, pid: u32, http: &str, load: &Load, requests: usize) {
+    load.run(http, WARM_UP);
+    let (before, started) = (process::cpu(pid), Instant::now());
+    let times = load.run(http, requests);
+    let (cpu, wall) = (process::cpu(pid) - before, started.elapsed());
+    let median = |mut of: Vec<Duration>| {
+        of.sort_unstable();
+        of[of.len() / 2]
+    };
+    let (first, last): (Vec<_>, Vec<_>) = times.into_iter().unzip();
+    let each = |time: Duration| format!("{:.0} us", time.as_secs_f64() * 1e6 / requests as f64);
+    let millis = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
+    println!(
+        "{name:<44} {requests:>9} {:>11} {:>11} {:>11} {:>11}",
+        each(cpu),
+        each(wall),
+        millis(median(first)),
+        millis(median(last))
+    );
+}
+
+/// 10,000 streams that run at once, and what the router's process holds for them.
+fn open_streams(model: &str) {
+    const STREAMS: usize = 10_000;
+    let room =
+        ["--replicas", "3", "--sequences-max", "4096", "--step-tokens-max", "8192", "--kv-blocks", "200000"];
+    let galerne = Running::up(model, "step_ns=1000000000", &room);
+    let before = process::memory_bytes(galerne.pid());
+    let streams = client::open(&galerne.http, STREAMS);
+    let after = process::memory_bytes(galerne.pid());
+    println!(
+        "{} open streams: {:.0} MB, of which {:.0} MB before the first; {:.1} kB a stream",
+        streams.len(),
+        after as f64 / 1e6,
+        before as f64 / 1e6,
+        (after - before) as f64 / 1e3 / streams.len() as f64
+    );
+}

@@ -1,0 +1,117 @@
+//! The processes under test, and what they use.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A router that serves, and ends with this value.
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) http: String,
+}
+
+impl Running {
+    /// `galerne up` with a rehearsal of `model` under `law`.
+    pub(crate) fn up(model: &str, law: &str, arguments: &[&str]) -> Self {
+        let binary = std::env::current_exe()
+            .expect("this program")
+            .ancestors()
+            .nth(2)
+            .expect("target/release")
+            .join("galerne");
+        let mut command = Command::new(binary);
+        let any = "127.0.0.1:0";
+        command.args([
+            "up",
+            "--model",
+            model,
+            "--rehearse",
+            law,
+            "--http",
+            any,
+            "--grpc",
+            any,
+            "--admin",
+            any,
+        ]);
+        let mut child = spawn(command.args(arguments).stdout(Stdio::piped()));
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+        let line = lines
+            .find(|line| line.starts_with("HTTP "))
+            .expect("a router that serves: run `make build` first");
+        std::thread::spawn(move || lines.for_each(drop)); // nobody waits for a full pipe
+        let http = line.split_whitespace().nth(1).expect("an address").trim_end_matches("/v1").to_owned();
+        Self { child, http }
+    }
+
+    /// Another router in front of `worker`, started by a shell.
+    pub(crate) fn peer(command: &str, worker: &str) -> Self {
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+        let command = command.replace("{worker}", worker).replace("{port}", &port.to_string());
+        let child = spawn(Command::new("sh").args(["-c", &format!("exec {command}")]).stdout(Stdio::null()));
+        let http = format!("http://127.0.0.1:{port}");
+        let deadline = Instant::now() + START_TIMEOUT;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "the peer does not listen");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::thread::sleep(Duration::from_secs(5)); // it looks at its worker first
+        Self { child, http }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SAFETY: kill has no memory effects; the pid is that of our own child.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        self.child.wait().ok();
+    }
+}
+
+fn spawn(command: &mut Command) -> Child {
+    // SAFETY: prctl is async-signal-safe and touches only the child.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    command.stdin(Stdio::null()).spawn().expect("a program that starts")
+}
+
+/// Processor time that a process has used.
+pub(crate) fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("ticks")).sum();
+    // SAFETY: sysconf only reads.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Duration::from_secs_f64(ticks as f64 / per_second as f64)
+}
+
+/// Resident memory of a process.
+pub(crate) fn memory_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    1024 * resident.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes")
+}
+
+/// Raises the limit of open files, which children inherit, as far as it goes.
+pub(crate) fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a valid structure of their own.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+    }
+}
