@@ -19,7 +19,7 @@ use crate::groups::Place;
 use crate::limits::ECHO_CHARS_MAX;
 
 /// What nobody traces, since it is asked every few seconds.
-const UNTRACED: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/grpc."];
+const UNTRACED: [&str; 4] = ["/health", "/readyz", "/metrics", "/grpc."];
 
 /// Puts a request that is followed into a server span, on either face.
 pub(crate) async fn serve(request: Request, next: Next) -> Response {

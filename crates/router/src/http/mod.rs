@@ -55,9 +55,12 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .with_state(router)
 }
 
-/// What a load balancer asks; on the admin port, too.
+/// What a load balancer asks; on the admin port, too. `/health` is how vLLM names readiness.
 pub(crate) fn probes() -> axum::Router<Arc<Router>> {
-    axum::Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
+    axum::Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/health", get(ready))
 }
 
 /// Ready when at least one model takes requests; says what is missing otherwise.

@@ -65,7 +65,9 @@ async fn without_a_key_only_health_is_told_over_http() {
     file.write(&[("acme", &key)], "");
     let leader = Leader::start(tokens(&[5], FinishReason::Stop)).await;
     let stage = Stage::behind(&file.gate(), &leader).await;
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/v1/models", 401), ("/v2", 401)] {
+    for (path, status) in
+        [("/healthz", 200), ("/readyz", 200), ("/health", 200), ("/v1/models", 401), ("/v2", 401)]
+    {
         assert_eq!(stage.get(path).await.status, status, "{path}");
     }
     let asked = json!({ "model": "bard", "prompt": "x" }).to_string();
