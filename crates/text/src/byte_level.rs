@@ -44,7 +44,7 @@ fn char_of(byte: u8) -> char {
 }
 
 /// Byte-level BPE as tokenizer.json files commonly describe it, done in near-linear time and without the offsets that
-/// the `tokenizers` crate keeps, eight to sixty times as fast. Whatever is described otherwise is left to the crate.
+/// the `tokenizers` crate keeps. Whatever is described otherwise is left to the crate.
 pub(crate) struct ByteLevel {
     words: Words,
     /// `None` for a byte that the vocabulary passes over.

@@ -53,6 +53,8 @@ struct Cut {
     /// Where the window began, in the word and in what was written.
     from: usize,
     written: usize,
+    /// Symbols in that window.
+    size: usize,
     /// The piece behind the border: itself and its symbols.
     follower: (u32, u32),
 }
@@ -73,7 +75,8 @@ impl Merges {
             self.merge_window(window, scratch);
             let nodes = &scratch.nodes;
             if let Some(cut) = scratch.cuts.pop_if(|cut| cut.follower != piece(nodes, 0)) {
-                size = 2 * (from - cut.from + size);
+                // More than either, so that this ends, however little of a window was taken.
+                size = 2 * cut.size.max(from - cut.from + size);
                 from = cut.from;
                 out.truncate(cut.written);
                 continue;
@@ -93,7 +96,7 @@ impl Merges {
                 size *= 2;
                 continue;
             }
-            scratch.cuts.push(Cut { from, written, follower: piece(nodes, at) });
+            scratch.cuts.push(Cut { from, written, size, follower: piece(nodes, at) });
             from += at as usize;
             size = self.window;
         }
@@ -214,6 +217,19 @@ mod tests {
             let (symbols, mut scratch, mut out) = (symbols.repeat(times), Scratch::default(), vec![7]);
             merges.merge(&symbols, &mut scratch, &mut out);
             prop_assert_eq!(&out[1..], plain(&merges, &symbols));
+        }
+    }
+
+    /// A long piece leaves little of a window to be taken before it.
+    #[test]
+    fn a_piece_longer_than_a_window_is_merged() {
+        let rules = (1..60).map(|n| (n, 1, n, n + 1));
+        for window in 2..70 {
+            let merges = Merges { window, ..Merges::new(rules.clone().chain([(0, 1, 0, 1), (1, 0, 70, 1)])) };
+            let symbols = [vec![0, 0], vec![1; 200], vec![0], vec![1; 99]].concat();
+            let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+            merges.merge(&symbols, &mut scratch, &mut out);
+            assert_eq!(out, plain(&merges, &symbols), "{window}");
         }
     }
 

@@ -20,6 +20,26 @@ pub(crate) struct PythonJson {
     empty: bool,
 }
 
+/// Memory that takes so many bytes and no more.
+struct Limited {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl Write for Limited {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if more.len() > self.bytes_max - self.bytes.len() {
+            return Err(io::Error::other(format!("more than {} bytes of JSON", self.bytes_max)));
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Default for PythonJson {
     /// `json.dumps(value, ensure_ascii=False)`.
     fn default() -> Self {
@@ -35,9 +55,21 @@ impl PythonJson {
     /// # Errors
     /// None for values that are JSON.
     pub(crate) fn write<T: Serialize + ?Sized>(self, value: &T) -> serde_json::Result<String> {
-        let mut text = Vec::new();
+        self.write_within(value, usize::MAX)
+    }
+
+    /// As [`write`](Self::write), but at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// For values that are no JSON, or longer, or nested deeper than Python would write.
+    pub(crate) fn write_within<T: Serialize + ?Sized>(
+        self,
+        value: &T,
+        bytes_max: usize,
+    ) -> serde_json::Result<String> {
+        let mut text = Limited { bytes: Vec::new(), bytes_max };
         value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, self))?;
-        String::from_utf8(text).map_err(serde::ser::Error::custom)
+        String::from_utf8(text.bytes).map_err(serde::ser::Error::custom)
     }
 
     fn new_line<W: ?Sized + Write>(&self, out: &mut W) -> io::Result<()> {
@@ -49,6 +81,9 @@ impl PythonJson {
 
     fn open<W: ?Sized + Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            return Err(io::Error::other(format!("more than {DEPTH_MAX} containers within each other")));
+        }
         self.empty = true;
         out.write_all(bracket)
     }

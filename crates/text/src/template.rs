@@ -1,6 +1,7 @@
 //! Chat templates, rendered as Hugging Face's `apply_chat_template` does.
 
 mod conversation;
+mod program;
 mod python;
 
 use std::borrow::Cow;
@@ -11,20 +12,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use galerne_checkpoint::TextAssets;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
+use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
 use serde_json::Map;
 
 use crate::chat::Chat;
 use crate::error::TextError;
+use program::{Program, add_operators};
 
 /// Work that a template may do on one conversation, in the template engine's units: an instruction costs one,
 /// 64 bytes of text one. Bounds time to about a second and text to some hundred MiB; an honest template
-/// spends some tens of units and its text on a message. (The engine does not yet count what `list + list` makes.)
+/// spends some tens of units and its text on a message.
 const FUEL_MAX: u64 = 5_000_000;
-
-const NAME: &str = "chat_template";
 
 /// The Jinja template that turns a conversation into the prompt that the model was trained on.
 ///
@@ -32,6 +32,7 @@ const NAME: &str = "chat_template";
 /// variable but those given to it, and its work is limited.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    program: Program,
     bos_token: Option<String>,
     eos_token: Option<String>,
     /// It tells a developer's messages from the system's.
@@ -57,12 +58,13 @@ impl ChatTemplate {
     /// [`TextError::Template`] if it is not valid Jinja.
     pub fn load(assets: &TextAssets) -> Result<Option<Self>, TextError> {
         let Some(source) = &assets.chat_template else { return Ok(None) };
-        let mut environment = environment().map_err(|e| invalid(&e))?;
+        let environment = environment();
+        let syntax = syntax().map_err(|e| invalid(&e))?;
         let source = without_training_marks(source);
         let knows_developer = source.contains(conversation::DEVELOPER);
-        environment.add_template_owned(NAME, source.into_owned()).map_err(|e| invalid(&e))?;
+        let program = Program::compile(source.into_owned(), syntax).map_err(|e| invalid(&e))?;
         let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
-        Ok(Some(Self { environment, bos_token, eos_token, knows_developer }))
+        Ok(Some(Self { environment, program, bos_token, eos_token, knows_developer }))
     }
 
     /// The prompt of a whole conversation.
@@ -120,8 +122,7 @@ impl ChatTemplate {
             eos_token => token(&self.eos_token),
             ..Value::from(Serde(extra))
         };
-        let template = self.environment.get_template(NAME).map_err(|e| failed(&e))?;
-        template.render(variables).map_err(|e| failed(&e))
+        self.program.render(&self.environment, variables).map_err(|e| failed(&e))
     }
 }
 
@@ -134,16 +135,22 @@ fn without_training_marks(source: &str) -> Cow<'_, str> {
 }
 
 /// Jinja as transformers sets it up: see `_compile_jinja_template` in its `chat_template_utils.py`.
-fn environment() -> Result<Environment<'static>, Error> {
+fn syntax() -> Result<SyntaxConfig, Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
+fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    add_operators(&mut environment);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_fuel(Some(FUEL_MAX));
     // Debug information would carry the conversation into error texts.
     environment.set_debug(false);
-    environment.add_filter("tojson", |value: &Value, options: Kwargs| python::to_json(value, &options));
+    environment.add_filter("tojson", |state: &State, value: &Value, options: Kwargs| {
+        python::to_json(state, value, &options)
+    });
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
     });
@@ -151,7 +158,7 @@ fn environment() -> Result<Environment<'static>, Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         python::strftime(&format, now)
     });
-    Ok(environment)
+    environment
 }
 
 fn reason(error: &Error) -> String {

@@ -1,12 +1,17 @@
 //! What Python's standard library does for Jinja templates, to the letter.
 
 use minijinja::value::Kwargs;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 use crate::python_json::PythonJson;
 
+/// JSON that `tojson` writes at once.
+const JSON_BYTES_MAX: usize = 16 << 20;
+/// JSON that one unit of fuel pays for, as in the engine's own filter.
+const FUEL_JSON_BYTES: u64 = 4;
+
 /// The filter `tojson` of transformers: `json.dumps(value, ensure_ascii, indent, separators, sort_keys)`.
-pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
+pub(super) fn to_json(state: &State, value: &Value, options: &Kwargs) -> Result<String, Error> {
     let indent = options.get::<Option<usize>>("indent")?;
     let separators = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
@@ -20,11 +25,15 @@ pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> 
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
     let bad = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut json = serde_json::to_value(value).map_err(bad)?;
-    if sort_keys {
-        json.sort_all_objects();
+    let write = || PythonJson::new(separators.clone(), indent, ascii);
+    let json = write().write_within(value, JSON_BYTES_MAX).map_err(bad)?;
+    state.consume_fuel(json.len() as u64 / FUEL_JSON_BYTES)?;
+    if !sort_keys {
+        return Ok(json);
     }
-    PythonJson::new(separators, indent, ascii).write(&json).map_err(bad)
+    let mut sorted = serde_json::to_value(value).map_err(bad)?;
+    sorted.sort_all_objects();
+    write().write_within(&sorted, JSON_BYTES_MAX).map_err(bad)
 }
 
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];

@@ -157,12 +157,48 @@ fn a_hostile_template_ends_soon() {
         "{% for a in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}",
         "{% macro m(n) %}{% for a in range(9) %}{{ m(n) }}{% endfor %}{% endmacro %}{{ m(1) }}",
         "{% for a in range(100000) %}{% for b in messages[0].content * 100000 %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for a in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=messages * 90000000) %}{% for a in range(100) %}{% set ns.x = ns.x + messages %}{% endfor %}",
+        "{% set ns = namespace(x='xxxxxxxx') %}{% for a in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for a in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        "{% for a in range(1000000000) %}{% endfor %}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ (messages * 90000000) | tojson }}",
+        "{{ messages * 90000000 == messages * 90000000 }}",
     ] {
         let error = render(source).expect_err(source);
         assert!(matches!(error, TextError::Endless { .. } | TextError::Render { .. }), "{source}: {error}");
     }
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(render("{% include '/etc/passwd' %}").is_err(), "no file is read");
+}
+
+#[test]
+fn operators_are_those_of_python() {
+    for (expression, expected) in [
+        ("1 + 2", "3"),
+        ("messages | length + 2", "3"),
+        ("loose + 2.5", "3.5"),
+        ("'a' + messages[0].role", "auser"),
+        ("(messages + messages) | length", "2"),
+        ("(['a'] + ['b', 'c'])[1]", "b"),
+        ("(loose - 8) % 5", "3"),
+        ("loose % -5", "-4"),
+        ("(loose + 0.5) % 1", "0.5"),
+        ("'%s has %d%%' % (messages[0].role, loose)", "user has 1%"),
+        ("'<%s>' % messages[0].role", "<user>"),
+    ] {
+        let source = format!(
+            "{{% set loose = messages | length %}}{{% macro m() %}}{{{{ {expression} }}}}{{% endmacro %}}{{{{ {expression} }}}}|{{{{ m() }}}}"
+        );
+        assert_eq!(render(&source).expect(expression), format!("{expected}|{expected}"), "{expression}");
+    }
+    for expression in
+        ["missing + 'a'", "'a' + 1", "messages + 1", "messages % 2", "1 % (messages | length - 1)"]
+    {
+        assert!(render(&format!("{{{{ {expression} }}}}")).is_err(), "{expression}");
+    }
 }
 
 #[test]
