@@ -73,6 +73,37 @@ assert "".join(c.choices[0].text for c in again if c.choices) == done.choices[0]
 stopped = client.chat.completions.create(model=model, messages=question, stop=["Paris"], **greedy).choices[0]
 assert stopped.finish_reason == "stop" and "Paris" not in stopped.message.content
 
+# Several choices: each is what its seed gives alone; streamed, they are told apart
+several = {"temperature": 1.2, "seed": 11, "n": 3, "max_tokens": 12}
+choices = client.chat.completions.create(model=model, messages=question, **several).choices
+assert [c.index for c in choices] == [0, 1, 2] and len({c.message.content for c in choices}) > 1
+for seed, one in zip((11, 12, 13), choices):
+    alone = client.chat.completions.create(model=model, messages=question, temperature=1.2, seed=seed, max_tokens=12)
+    assert alone.choices[0].message.content == one.message.content, seed
+texts = ["", "", ""]
+for chunk in client.chat.completions.create(model=model, messages=question, stream=True, **several):
+    texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+assert texts == [c.message.content for c in choices]
+lines = client.completions.create(model=model, prompt=["One, two,", "Red, green,"], n=2, best_of=3, max_tokens=6, seed=3)
+assert [c.index for c in lines.choices] == [0, 1, 2, 3] and lines.usage.completion_tokens >= 12
+
+# Prompts echoed with their log probabilities, as lm-eval asks for them
+prompt = extra["prompt_token_ids"]
+echoed = client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=0, logprobs=1, echo=True).choices[0]
+assert echoed.text == "Once upon a time" and len(echoed.logprobs.tokens) == len(prompt)
+assert echoed.logprobs.token_logprobs[0] is None and all(p <= 0 for p in echoed.logprobs.token_logprobs[1:])
+scored = client.completions.create(model=model, prompt=prompt, max_tokens=1, extra_body={"prompt_logprobs": 2}).choices[0].model_extra
+for token, entry, logprob in zip(prompt[1:], scored["prompt_logprobs"][1:], echoed.logprobs.token_logprobs[1:]):
+    assert abs(entry[str(token)]["logprob"] - logprob) < 1e-5, (token, entry)
+
+# Bias and penalties decide; the client's streaming helper understands the events
+biased = client.chat.completions.create(
+    model=model, messages=question, logit_bias={extra["token_ids"][0]: 100}, frequency_penalty=-1, **greedy,
+    extra_body={"return_token_ids": True, "ignore_eos": True})
+assert set(biased.choices[0].model_extra["token_ids"]) == {extra["token_ids"][0]}
+with client.chat.completions.stream(model=model, messages=question, **greedy) as stream:
+    assert stream.get_final_completion().choices[0].message.content == choice.message.content
+
 # Refusals name what is wrong
 refused(openai.NotFoundError, model="nobody")
 for field, value in (("temperature", -1), ("top_p", 0), ("max_tokens", 0), ("top_logprobs", 99), ("messages", [])):

@@ -27,13 +27,12 @@ fn three_ranks_and_a_real_etcd_answer_the_openai_client() {
         assert!(peak <= share + REST_BYTES_MAX, "rank {pid} took {peak} bytes for a share of {share}");
     }
 
-    let mut client = Process::start(setup::python("openai_client.py").args([
-        &cluster.http,
-        "SmolLM2-135M-Instruct.Q4_1",
-        &cluster.admin,
-    ]));
-    let status = client.exit_within(process::PATIENCE);
-    assert!(status.success(), "{}", client.output());
+    for script in ["openai_client.py", "openai_shapes.py"] {
+        let told = [&cluster.http, "SmolLM2-135M-Instruct.Q4_1", &cluster.admin];
+        let mut client = Process::start(setup::python(script).args(told));
+        let status = client.exit_within(process::PATIENCE);
+        assert!(status.success(), "{script}: {}", client.output());
+    }
 
     let ranks = cluster.rank_pids();
     assert_eq!(ranks.len(), 3);

@@ -1,6 +1,6 @@
 //! A request as both faces understand it, before it has become tokens.
 
-use galerne_text::Chat;
+use galerne_text::{Chat, TextError};
 use galerne_types::limits::{
     GRAMMAR_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
 };
@@ -129,7 +129,11 @@ impl Prompt {
                         model.name
                     ),
                 })?;
-                format.encode(&model.tokenizer, &chat)?
+                let tokens = format.encode(&model.tokenizer, &chat);
+                tokens.map_err(|error| {
+                    let field = if matches!(error, TextError::Tools(_)) { "tools" } else { "messages" };
+                    Failure::invalid(field, error.to_string())
+                })?
             }
         };
         match tokens.iter().find(|&&id| id as usize >= model.vocab) {

@@ -178,6 +178,27 @@ fn what_the_mask_forbids_is_noticed() {
 }
 
 #[test]
+fn a_list_of_calls_as_the_router_asks_for_it() {
+    let rules = r#"start: "[" call (", " call){0,7} "]"
+call: call_0 | call_1
+call_0: "{\"name\": \"add\", \"arguments\": " call_0_arguments "}"
+call_0_arguments: %json {"type":"object","properties":{"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}
+call_1: "{\"name\": \"now\", \"arguments\": " call_1_arguments "}"
+call_1_arguments: %json {"type":"object","properties":{},"additionalProperties":false}
+"#;
+    let grammar = Grammar::Lark(rules.to_owned());
+    for (text, whole) in [
+        (r#"[{"name": "now", "arguments": {}}]"#, true),
+        (r#"[{"name": "add", "arguments": {"a": 12}}, {"name": "now", "arguments": {}}]"#, true),
+        (r#"[{"name": "add", "arguments": {}}]"#, false),
+        (r#"[{"name": "sub", "arguments": {}}]"#, false),
+        ("[]", false),
+    ] {
+        assert_eq!(accepts(&grammar, text), whole, "{text}");
+    }
+}
+
+#[test]
 fn a_token_that_marks_structure_is_asked_for_by_its_id() {
     let words = Words::new();
     let mut constraint = compile(&Grammar::Lark(format!("start: <[{}]> \"ab\"", words.tool()))).unwrap();

@@ -14,7 +14,11 @@ pub(super) enum Calls {
     /// There are none.
     Never,
     /// As the model was taught to write them.
-    Taught(ToolFormat),
+    Taught {
+        format: ToolFormat,
+        /// More than one is welcome; otherwise what follows the first is not shown.
+        parallel: bool,
+    },
     /// The whole answer is the arguments of one call of this function.
     Arguments(String),
     /// The whole answer is a JSON list of objects with `name` and `arguments`.
@@ -30,7 +34,7 @@ pub(super) struct Shaper {
 
 enum State {
     Words,
-    Taught(Box<ToolParser>),
+    Taught { parser: Box<ToolParser>, parallel: bool },
     Arguments { name: String, begun: bool },
     List(String),
 }
@@ -60,7 +64,9 @@ impl Shaper {
     pub(super) fn new(calls: &Calls) -> Result<Self, Failure> {
         let state = match calls {
             Calls::Never => State::Words,
-            Calls::Taught(format) => State::Taught(Box::new(ToolParser::new(format, ids()?))),
+            Calls::Taught { format, parallel } => {
+                State::Taught { parser: Box::new(ToolParser::new(format, ids()?)), parallel: *parallel }
+            }
             Calls::Arguments(name) => State::Arguments { name: name.clone(), begun: false },
             Calls::List => State::List(String::new()),
         };
@@ -73,10 +79,10 @@ impl Shaper {
         let mut shaped = Shaped { text: String::new(), calls: Vec::new(), token, finish: None };
         match &mut self.state {
             State::Words => shaped.text = text,
-            State::Taught(parser) => {
-                shaped.take(parser.push(&text));
+            State::Taught { parser, parallel } => {
+                shaped.take(parser.push(&text), *parallel);
                 if finish.is_some() {
-                    shaped.take(parser.finish());
+                    shaped.take(parser.finish(), *parallel);
                 }
             }
             State::Arguments { name, begun } => {
@@ -104,11 +110,12 @@ impl Shaper {
 }
 
 impl Shaped {
-    fn take(&mut self, parts: Vec<Part>) {
+    fn take(&mut self, parts: Vec<Part>, parallel: bool) {
         for part in parts {
             match part {
                 Part::Content(text) if self.text.is_empty() => self.text = text,
                 Part::Content(text) => self.text.push_str(&text),
+                Part::Call { index, .. } | Part::Arguments { index, .. } if index > 0 && !parallel => {}
                 call => self.calls.push(call),
             }
         }

@@ -68,8 +68,9 @@ pub(in crate::http) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
     let (prompts, texts) = prompts(given, suffix.as_deref(), special)?;
     let model = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;
+    let original = shown && options.truncate.is_none();
     let asked = Several { model, prompts, each, options, caller: Caller::default() };
-    let echo = Echo { shown, texts: if shown { texts } else { Vec::new() } };
+    let echo = Echo { shown, texts: if original { texts } else { Vec::new() } };
     Ok(Wanted { asked, view, echo, keep })
 }
 

@@ -137,11 +137,11 @@ impl Tools {
             ToolChoice::Never | ToolChoice::Auto => None,
         };
         let (calls, grammar) = match (format, force) {
-            (Some(format), None) => (Calls::Taught(format), None),
+            (Some(format), None) => (Calls::Taught { format, parallel }, None),
             (Some(format), Some(force)) => {
                 let rules = format.grammar(&list, force, parallel);
                 let rules = rules.map_err(|error| ApiError::invalid(Some("tools"), error.to_string()))?;
-                (Calls::Taught(format), Some(Grammar::Lark(rules)))
+                (Calls::Taught { format, parallel }, Some(Grammar::Lark(rules)))
             }
             (None, Some(force)) => untaught(&list, force, parallel),
             (None, None) => {
@@ -150,7 +150,7 @@ impl Tools {
                 return Err(ApiError::unsupported("tools".to_owned(), message.to_owned()));
             }
         };
-        if let Calls::Taught(format) = &calls {
+        if let Calls::Taught { format, .. } = &calls {
             options.spelled_out = format.markers().to_vec();
         }
         if grammar.is_some() {
