@@ -6,6 +6,7 @@ mod commands;
 mod hosts;
 mod hub;
 mod loss;
+mod metrics;
 mod process;
 mod serve;
 mod setup;

@@ -21,8 +21,8 @@ pub(crate) fn galerne() -> Command {
     command
 }
 
-fn cache(member: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache").join(member);
+pub(crate) fn cache(member: &str) -> PathBuf {
+    let path = root().join(".cache").join(member);
     assert!(path.exists(), "{} is missing: run `make test`, which fetches it", path.display());
     path
 }
@@ -30,6 +30,11 @@ fn cache(member: &str) -> PathBuf {
 /// SmolLM2-135M-Instruct: 9 query heads, 3 KV heads.
 pub(crate) fn demo_model() -> PathBuf {
     cache("models/SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+/// The repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Tokens that a query of bard-1m sees.

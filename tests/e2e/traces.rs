@@ -37,14 +37,25 @@ impl Receiver {
 }
 
 /// Posts `body` with more lines of header; the whole answer.
-fn post(http: &str, path: &str, headers: &str, body: &str) -> String {
-    let address = http.trim_start_matches("http://");
-    let mut stream = TcpStream::connect(address).expect("a router that answers");
+pub(crate) fn post(http: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n{headers}\r\n{body}"
-    );
+    exchange(
+        http,
+        &format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n{headers}\r\n{body}"
+        ),
+    )
+}
+
+/// Gets `path`; the whole answer, whose body is in one piece.
+pub(crate) fn get(http: &str, path: &str) -> String {
+    exchange(http, &format!("GET {path} HTTP/1.0\r\nhost: x\r\n\r\n"))
+}
+
+fn exchange(http: &str, request: &str) -> String {
+    let address = http.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).expect("a server that answers");
     stream.write_all(request.as_bytes()).expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

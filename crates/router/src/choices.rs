@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use galerne_types::ModelCard;
 use galerne_types::limits::CHOICES_MAX;
-use galerne_types::{FinishReason, ModelCard};
 
 use crate::answer::{Answer, Common, Delta};
 use crate::ask::Several;
@@ -45,7 +45,7 @@ impl Choices {
         asked.caller.begin()?;
         let mut meter = Meter::new(model.metrics.clone());
         let prepared = Self::prepare(router, &model, asked).await;
-        let (prompts, each) = prepared.inspect_err(|_| meter.end(FinishReason::Error))?;
+        let (prompts, each) = prepared.inspect_err(|failure| meter.fail(failure))?;
         if let ([common], 1) = (prompts.as_slice(), each) {
             let answer = Answer::open(common, 0, meter).await?;
             return Ok(Self {

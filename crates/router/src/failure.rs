@@ -61,6 +61,25 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// All that [`reason`](Self::reason) can be.
+    pub(crate) const REASONS: [&str; 9] =
+        ["invalid", "no_model", "overloaded", "quota", "no_group", "lost", "too_slow", "engine", "closing"];
+
+    /// What kind of failure it is, in a word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid",
+            Self::NoModel { .. } => "no_model",
+            Self::Overloaded(_) => "overloaded",
+            Self::Quota(_) => "quota",
+            Self::NoGroup { .. } => "no_group",
+            Self::Lost { .. } => "lost",
+            Self::TooSlow { .. } => "too_slow",
+            Self::Engine(_) => "engine",
+            Self::Closing => "closing",
+        }
+    }
+
     pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { field: Some(field), message: message.into() }
     }

@@ -60,6 +60,17 @@ impl Drop for Place {
     }
 }
 
+/// A group that serves, and how to reach its leader.
+pub(crate) struct Leading {
+    pub(crate) group: GroupId,
+    pub(crate) epoch: Epoch,
+    /// The name of what it serves.
+    pub(crate) model: String,
+    pub(crate) leader: EngineClient<Channel>,
+    /// The epoch's secret, which the leader wants to see.
+    pub(crate) secret: String,
+}
+
 /// One group, as [`Groups::list`] tells of it.
 pub(crate) struct Listed {
     pub(crate) id: GroupId,
@@ -190,6 +201,25 @@ impl Groups {
         let ready = fleet.groups.iter().filter(|(id, group)| state.standing(id, group) == Standing::Ready);
         let cards = ready.filter_map(|(_, group)| group.serving()).map(|health| &health.model);
         cards.filter(|card| card.name == model).min_by_key(|card| card.context_tokens_max).cloned()
+    }
+
+    /// The groups that serve.
+    pub(crate) fn leading(&self) -> Vec<Leading> {
+        let mut state = self.current();
+        let fleet = state.fleet.borrow().clone();
+        let mut leading = Vec::new();
+        for (id, group) in fleet.groups {
+            let (Some(health), Some((_, record))) = (group.serving(), group.epoch.as_ref()) else { continue };
+            let Ok(channel) = state.channel(&health.leader) else { continue };
+            leading.push(Leading {
+                group: id,
+                epoch: health.epoch,
+                model: health.model.name.clone(),
+                leader: EngineClient::new(channel),
+                secret: record.secret.clone(),
+            });
+        }
+        leading
     }
 
     /// Every group, in order of their names.

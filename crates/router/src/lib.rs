@@ -24,6 +24,7 @@ mod groups;
 mod grpc;
 mod http;
 mod limits;
+mod loads;
 mod metrics;
 mod model;
 mod serve;

@@ -35,6 +35,9 @@ pub(crate) const PONG_MS_MAX: Duration = Duration::from_millis(3_000);
 /// Time between two tries to reach a leader that was lost while the fleet still believes in it.
 pub(crate) const PROBE_MS: Duration = Duration::from_millis(500);
 
+/// Time between two tries to hear a leader's reports of its load.
+pub(crate) const LOAD_RETRY_MS: Duration = Duration::from_millis(1_000);
+
 /// Time that the fleet view has to move after a leader refused the epoch that it shows.
 pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
 

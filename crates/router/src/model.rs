@@ -56,7 +56,7 @@ pub(crate) struct Model {
     pub(crate) bos: Option<TokenId>,
     /// Tokens of prompt and answer together that the model was made for; its groups may serve fewer.
     pub(crate) context_tokens_max: u32,
-    pub(crate) metrics: ModelMetrics,
+    pub(crate) metrics: Arc<ModelMetrics>,
 }
 
 /// Models by the names that clients ask for.
@@ -82,7 +82,7 @@ pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models,
             vocab: checkpoint.config().vocab,
             bos: checkpoint.config().bos,
             context_tokens_max: checkpoint.config().context_tokens_max as u32,
-            metrics: metrics.of_model(&name),
+            metrics: metrics.of_model(&name, checkpoint.config().context_tokens_max),
             name: name.clone(),
         };
         if models.insert(name.clone(), Arc::new(model)).is_some() {

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
 use crate::server::{Places, ServerLimits};
 use crate::traffic::Traffic;
-use crate::{admin, grpc, http, standing, trace};
+use crate::{admin, grpc, http, loads, standing, trace};
 
 /// What a router is told at start.
 #[derive(Clone, Debug)]
@@ -185,6 +185,7 @@ async fn serve_faces(
         )
     };
     tokio::pin!(faces);
+    let _loads = AbortOnDropHandle::new(tokio::spawn(loads::listen(router.clone())));
     tokio::select! {
         ended = &mut faces => return ended.map(|_| ()),
         () = shutdown => {}
@@ -211,7 +212,7 @@ impl Router {
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let (metrics, models) = tokio::task::spawn_blocking(move || {
             let models = model::load(&sources, &metrics);
             (metrics, models)

@@ -13,19 +13,14 @@ use serde_json::{Value, json};
 use super::BODY_BYTES_MAX;
 use crate::groups::Listed;
 use crate::http::ApiError;
+use crate::metrics;
 use crate::serve::Router;
 use crate::standing;
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(router): State<Arc<Router>>) -> Response {
-    match router.metrics.encode(&router.groups) {
-        Ok(text) => {
-            let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, openmetrics)], text).into_response()
-        }
-        Err(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the metrics cannot be written")
-            .into_response(),
-    }
+    let text = router.metrics.encode(&router.groups);
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
 /// `GET /fleet`

@@ -108,7 +108,7 @@ impl Answer {
             options.check()?;
             Common::new(router, &model, prompt, &options, 1, &caller).await
         };
-        let common = common.await.inspect_err(|_| meter.end(FinishReason::Error))?;
+        let common = common.await.inspect_err(|failure| meter.fail(failure))?;
         Self::open(&common, 0, meter).await
     }
 
@@ -126,7 +126,7 @@ impl Answer {
             () = &mut closing => Err(Failure::Closing),
         };
         let run = run.map_err(|failure| options.blame(failure));
-        let mut run = run.inspect_err(|_| meter.end(FinishReason::Error))?;
+        let mut run = run.inspect_err(|failure| meter.fail(failure))?;
         if number == 0 {
             caller.used(progress.request.prompt.len() as u64); // once, as in a client's usage
         }
@@ -209,25 +209,24 @@ impl Answer {
             Ok(Event::Scored(_)) => Err(Failure::Engine("it scored the prompt behind a token".to_owned())),
             Err(trouble) => Err(self.progress.failure(trouble)),
         };
-        let end = match &delta {
-            Ok(delta) => delta.finish,
-            Err(_) => Some(FinishReason::Error),
-        };
-        if let Some(reason) = end {
-            self.run = None;
-            self.meter.end(reason);
+        match &delta {
+            Ok(Delta { finish: None, .. }) => return Poll::Ready(Some(delta)),
+            Ok(Delta { finish: Some(reason), .. }) => self.meter.end(*reason),
+            Err(failure) => self.meter.fail(failure),
         }
+        self.run = None;
         Poll::Ready(Some(delta))
     }
 
     fn token(&mut self, token: v1::RunToken) -> Result<Delta, Failure> {
         let (index, expected) = (token.index as usize, self.progress.tokens.len());
+        let timing = token.timing;
         let token: TokenOut = token.token.unwrap_or_default().into();
         if index != expected {
             return Err(Failure::Engine(format!("it sent token {index} where token {expected} was due")));
         }
         self.progress.tokens.push(token.id);
-        self.meter.token();
+        self.meter.token(timing);
         self.caller.used(1);
         self.passage.token();
         if self.progress.request.stop_tokens.contains(&token.id) {

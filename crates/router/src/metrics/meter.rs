@@ -1,0 +1,135 @@
+//! Measures one answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use galerne_types::FinishReason;
+use galerne_wire::v1;
+use tracing::Span;
+
+use super::model::ModelMetrics;
+use crate::failure::Failure;
+use crate::trace::AnswerSpan;
+
+/// Measures one answer; one that is dropped before its end counts as given up by its client.
+pub(crate) struct Meter {
+    metrics: Arc<ModelMetrics>,
+    began: Instant,
+    first_token: Option<Instant>,
+    last_token: Instant,
+    /// Where the time before the first token went, by the leader.
+    timing: Option<v1::Timing>,
+    prompt_tokens: usize,
+    tokens: u64,
+    ended: bool,
+    span: AnswerSpan,
+}
+
+impl Meter {
+    pub(crate) fn new(metrics: Arc<ModelMetrics>) -> Self {
+        let (span, began) = (AnswerSpan::begin(&metrics.name), Instant::now());
+        Self {
+            metrics,
+            began,
+            first_token: None,
+            last_token: began,
+            timing: None,
+            prompt_tokens: 0,
+            tokens: 0,
+            ended: false,
+            span,
+        }
+    }
+
+    /// The answer's span, or none.
+    pub(crate) fn span(&self) -> Span {
+        self.span.own()
+    }
+
+    /// The meter of another answer to the same request.
+    pub(crate) fn sibling(&self) -> Self {
+        let mut sibling = Self::new(self.metrics.clone());
+        sibling.began = self.began;
+        sibling
+    }
+
+    pub(crate) fn prompt(&mut self, tokens: usize) {
+        self.prompt_tokens = tokens;
+        self.metrics.prompt_tokens.inc_by(tokens as u64);
+        self.span.prompt(tokens);
+    }
+
+    /// A token has come; with the first, the leader tells where the time went.
+    pub(crate) fn token(&mut self, timing: Option<v1::Timing>) {
+        let now = Instant::now();
+        if self.first_token.is_none() {
+            (self.first_token, self.timing) = (Some(now), timing);
+            let after_s = (now - self.began).as_secs_f64();
+            self.metrics.first_token.observe(after_s);
+            self.metrics.gen_ai_first_token.observe(after_s);
+            self.span.first_token(after_s);
+        } else {
+            self.metrics.next_token.observe((now - self.last_token).as_secs_f64());
+        }
+        self.last_token = now;
+        self.tokens += 1;
+        self.metrics.generation_tokens.inc();
+    }
+
+    /// The answer ended in an error.
+    pub(crate) fn fail(&mut self, failure: &Failure) {
+        let place = Failure::REASONS.iter().position(|reason| *reason == failure.reason());
+        if let Some(count) = place.and_then(|place| self.metrics.failures.get(place)) {
+            count.inc();
+        }
+        self.end(FinishReason::Error);
+    }
+
+    pub(crate) fn end(&mut self, reason: FinishReason) {
+        self.ended = true;
+        self.span.end(reason, self.tokens);
+        let (m, whole_s) = (&self.metrics, self.began.elapsed().as_secs_f64());
+        m.whole.observe(whole_s);
+        if reason == FinishReason::Error { &m.gen_ai_failed } else { &m.gen_ai_whole }.observe(whole_s);
+        match reason {
+            FinishReason::Stop => m.stop.inc(),
+            FinishReason::Length => m.length.inc(),
+            FinishReason::Cancelled => m.abort.inc(),
+            FinishReason::Error => m.error.inc(),
+        }
+        if let Some(first) = self.first_token {
+            self.begun(first);
+        }
+    }
+
+    /// What is told of answers that had at least one token.
+    fn begun(&self, first: Instant) {
+        let m = &self.metrics;
+        let decode_s = (self.last_token - first).as_secs_f64();
+        m.decode.observe(decode_s);
+        if let Some(v1::Timing { queued_us, prefill_us }) = self.timing {
+            let prefill_s = Duration::from_micros(prefill_us).as_secs_f64();
+            m.queue.observe(Duration::from_micros(queued_us).as_secs_f64());
+            m.prefill.observe(prefill_s);
+            m.inference.observe(prefill_s + decode_s);
+        }
+        if self.tokens > 1 {
+            let mean_s = decode_s / (self.tokens - 1) as f64;
+            m.time_per_token.observe(mean_s);
+            m.gen_ai_time_per_token.observe(mean_s);
+        }
+        let (prompt, answer) = (self.prompt_tokens as f64, self.tokens as f64);
+        m.prompt_length.observe(prompt);
+        m.gen_ai_input.observe(prompt);
+        m.answer_length.observe(answer);
+        m.gen_ai_output.observe(answer);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(FinishReason::Cancelled);
+        }
+    }
+}
