@@ -255,8 +255,12 @@ impl Router {
 
     /// Turns a prompt into tokens.
     pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
-        let model = model.clone();
-        self.beside(prompt.text_bytes(), move || prompt.into_tokens(&model)).await
+        let (model, span, bytes) = (model.clone(), trace::tokenize(), prompt.text_bytes());
+        let work = move || {
+            let _span = span;
+            prompt.into_tokens(&model)
+        };
+        self.beside(bytes, work).await
     }
 
     /// Does work on a text of that many bytes, or tokens; on a long one on a thread that serves no connections.
@@ -270,9 +274,7 @@ impl Router {
         }
         let broken = || Failure::Engine("the text could not be tokenized".to_owned());
         let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
-        let span = trace::tokenize();
         let done = tokio::task::spawn_blocking(move || {
-            let _span = span;
             let _permit = permit; // held to the end, even when the client has left meanwhile
             work()
         });
