@@ -31,9 +31,8 @@ def say(text):
 
 
 until(r"Ctrl-D or /quit ends.*?> ")
-say("Count from one to a thousand in words.\r")
-until(r"thousand in words\..*?\n\S*\w")  # the answer has begun
-time.sleep(0.3)
+say("Write a very long story of the wind and its thousand journeys.\r")
+until(r"thousand journeys\..*?\n.*?\w")  # the answer has begun
 say("\x03")
 until(r"\[stopped\].*?(\d+) token\(s\), the first after [\d.]+ s.*?> ")
 say("/new\r")

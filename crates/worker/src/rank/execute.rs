@@ -51,7 +51,9 @@ impl Rehearsal {
         let masked =
             |id: TokenId| mask.as_ref().is_some_and(|mask| mask[id as usize / 32] >> (id % 32) & 1 == 0);
         let free = |id: &TokenId| !draw.banned.contains(id) && (mask.is_some() || !self.ends.contains(id));
-        let start = (lot(draw.sampling.seed, draw.index) % u64::from(self.vocab)) as u32;
+        // A greedy answer depends on no seed.
+        let seed = if draw.sampling.temperature > 0.0 { draw.sampling.seed } else { 0 };
+        let start = (lot(seed, draw.index) % u64::from(self.vocab)) as u32;
         let all = || (start..self.vocab).chain(0..start).filter(|id| !masked(*id));
         let id = all().find(free).or_else(|| all().next()).unwrap_or(start);
         Ok(self.shown(id, draw.sampling.logprobs))
@@ -146,7 +148,7 @@ mod tests {
 
     #[test]
     fn tokens_follow_from_seed_and_index_and_never_end_an_answer() {
-        let draw = |seed, index| Draw::new(Sampling { seed, ..Sampling::greedy() }, index);
+        let draw = |seed, index| Draw::new(Sampling { seed, temperature: 1.0, ..Sampling::greedy() }, index);
         let answer: Vec<TokenId> = (0..500).map(|index| drawn(draw(1, index))).collect();
         assert_eq!(answer, (0..500).map(|index| drawn(draw(1, index))).collect::<Vec<_>>());
         assert_ne!(answer, (0..500).map(|index| drawn(draw(2, index))).collect::<Vec<_>>());
