@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, Subcommand};
 use toml::{Table, Value};
 
 /// Names the file where the command line does not.
@@ -124,6 +124,9 @@ fn check(command: &Command, table: &Table, place: &str) -> anyhow::Result<()> {
             let known = command.get_arguments().filter_map(Arg::get_long);
             bail!("{name} is no setting of {}{}", command.get_name(), nearest(key, known));
         };
+        if matches!(arg.get_action(), ArgAction::SetTrue) && !value.is_bool() {
+            bail!("{name} must be true or false");
+        }
         let excluded = command.get_arg_conflicts_with(arg);
         if let Some(other) = excluded.iter().filter_map(|arg| arg.get_long()).find(|long| has(table, long)) {
             bail!("{name} and {other} exclude each other: keep one");
@@ -322,7 +325,7 @@ mod tests {
             ("[serve]\nmodel = 1979-05-27", "serve.model must be a string"),
             ("[serve]\nkv-memory = 1\nkv-blocks = 2", "serve.kv-memory and kv-blocks exclude each other"),
             ("config = 'other.toml'", "config is no setting of galerne"),
-            ("[serve]\nno-auth = 'perhaps'", "serve.no-auth: invalid value 'perhaps'"),
+            ("[serve]\nno-auth = 'perhaps'", "serve.no-auth must be true or false"),
         ] {
             let error = check(&command(), &file.parse().unwrap(), "").unwrap_err().to_string();
             assert!(error.contains(says), "{file}: {error}");

@@ -53,7 +53,7 @@ async fn a_client_that_leaves_cancels_its_request() {
     let metrics = stage.get("/metrics").await.body;
     let aborts = r#"vllm:request_success_total{model_name="bard",finished_reason="abort"} 4"#;
     assert!(metrics.contains(aborts), "{metrics}");
-    assert!(metrics.contains(r#"vllm:num_requests_running{model_name="bard",group="g0"} 0"#), "{metrics}");
+    assert!(metrics.contains(r#"vllm:num_requests_running{model_name="bard"} 0"#), "{metrics}");
 }
 
 #[tokio::test]
