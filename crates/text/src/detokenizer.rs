@@ -77,7 +77,12 @@ impl Detokenizer {
         self.utf8.push(self.tokenizer.vocabulary(), id, skip_special, &mut text);
         self.pushed += 1;
         let text = self.stop.push(&text, self.pushed > self.min_tokens);
-        Piece { text, stopped: self.stop.stopped() }
+        Piece { text, stopped: self.stop.stopped().is_some() }
+    }
+
+    /// The stop string that ended the text, once one has.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stop.stopped()
     }
 
     /// The answer ends here: what was held back for a stop string that did not come, and U+FFFD for a

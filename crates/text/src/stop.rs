@@ -2,7 +2,7 @@
 
 /// One stop string and how much of it the end of the text so far matches (Knuth, Morris, Pratt 1977).
 struct Matcher {
-    pattern: Vec<u8>,
+    pattern: String,
     /// `fallback[n]`: length of the longest proper prefix of `pattern` that ends its first `n + 1` bytes.
     fallback: Vec<usize>,
     matched: usize,
@@ -10,14 +10,14 @@ struct Matcher {
 
 impl Matcher {
     fn new(pattern: String) -> Self {
-        let pattern = pattern.into_bytes();
-        let mut fallback = vec![0; pattern.len()];
+        let bytes = pattern.as_bytes();
+        let mut fallback = vec![0; bytes.len()];
         let mut matched = 0;
-        for i in 1..pattern.len() {
-            while matched > 0 && pattern[i] != pattern[matched] {
+        for i in 1..bytes.len() {
+            while matched > 0 && bytes[i] != bytes[matched] {
                 matched = fallback[matched - 1];
             }
-            matched += usize::from(pattern[i] == pattern[matched]);
+            matched += usize::from(bytes[i] == bytes[matched]);
             fallback[i] = matched;
         }
         Self { pattern, fallback, matched: 0 }
@@ -25,14 +25,15 @@ impl Matcher {
 
     /// Takes one byte; true when it completes the pattern.
     fn step(&mut self, byte: u8) -> bool {
-        if self.matched == self.pattern.len() {
+        let pattern = self.pattern.as_bytes();
+        if self.matched == pattern.len() {
             self.matched = self.fallback[self.matched - 1];
         }
-        while self.matched > 0 && self.pattern[self.matched] != byte {
+        while self.matched > 0 && pattern[self.matched] != byte {
             self.matched = self.fallback[self.matched - 1];
         }
-        self.matched += usize::from(self.pattern[self.matched] == byte);
-        self.matched == self.pattern.len()
+        self.matched += usize::from(pattern[self.matched] == byte);
+        self.matched == pattern.len()
     }
 
     /// How many bytes at the end of the text may still become this pattern.
@@ -49,7 +50,8 @@ pub(crate) struct StopScanner {
     matchers: Vec<Matcher>,
     /// The end of the text, which may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The matcher of the stop string that ended the text.
+    stopped: Option<usize>,
     /// The stop string that ends the text is part of it.
     included: bool,
 }
@@ -58,33 +60,34 @@ impl StopScanner {
     /// Empty stop strings are ignored.
     pub(crate) fn new(stop: Vec<String>) -> Self {
         let matchers = stop.into_iter().filter(|s| !s.is_empty()).map(Matcher::new).collect();
-        Self { matchers, held: String::new(), stopped: false, included: false }
+        Self { matchers, held: String::new(), stopped: None, included: false }
     }
 
     pub(crate) fn include(&mut self, included: bool) {
         self.included = included;
     }
 
-    pub(crate) fn stopped(&self) -> bool {
-        self.stopped
+    /// The stop string that ended the text.
+    pub(crate) fn stopped(&self) -> Option<&str> {
+        self.stopped.map(|at| self.matchers[at].pattern.as_str())
     }
 
     /// Returns the text that is certain now. With `armed` false a stop string that ends in `text` is text.
     pub(crate) fn push(&mut self, text: &str, armed: bool) -> String {
-        if self.stopped {
+        if self.stopped.is_some() {
             return String::new();
         }
         let from = self.held.len();
         self.held.push_str(text);
         for (at, byte) in text.bytes().enumerate() {
-            let mut longest = 0;
-            for matcher in &mut self.matchers {
-                if matcher.step(byte) {
-                    longest = longest.max(matcher.pattern.len());
+            let (mut longest, mut by) = (0, 0);
+            for (number, matcher) in self.matchers.iter_mut().enumerate() {
+                if matcher.step(byte) && matcher.pattern.len() > longest {
+                    (longest, by) = (matcher.pattern.len(), number);
                 }
             }
             if longest > 0 && armed {
-                self.stopped = true;
+                self.stopped = Some(by);
                 let end = from + at + 1;
                 self.held.truncate(if self.included { end } else { end - longest });
                 return std::mem::take(&mut self.held);

@@ -36,6 +36,8 @@ pub(crate) struct Answer {
     scores: Vec<TokenOut>,
     /// It ends with its first token, which is not shown.
     silent: bool,
+    /// The model's end-of-sequence tokens end it only if its client named them.
+    ignore_eos: bool,
     /// Resolves when running answers have to end; kept, because to register anew for each token costs a lock.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     meter: Meter,
@@ -72,6 +74,19 @@ pub(crate) struct Delta {
     pub(crate) token: Option<TokenOut>,
     /// Set in the last delta.
     pub(crate) finish: Option<FinishReason>,
+    /// What stopped the answer; set in the last delta of one that was stopped, unless its grammar was complete.
+    pub(crate) stopped: Option<Stopped>,
+}
+
+/// What stopped an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// One of the model's end-of-sequence tokens.
+    Eos(TokenId),
+    /// A token of the client's.
+    Token(TokenId),
+    /// A string of the client's.
+    Text(String),
 }
 
 impl Common {
@@ -143,6 +158,7 @@ impl Answer {
             card: run.place.model.clone(),
             scores: std::mem::take(&mut run.scores),
             silent: matches!(options.max_tokens, MaxTokens::Nothing),
+            ignore_eos: options.ignore_eos,
             run: Some(run),
             closing,
             meter,
@@ -231,18 +247,30 @@ impl Answer {
         self.passage.token();
         if self.progress.request.stop_tokens.contains(&token.id) {
             // The engine ends the answer with it, and it is no part of the text.
-            return Ok(Delta { text: String::new(), token: Some(token), finish: None });
+            return Ok(Delta { text: String::new(), token: Some(token), finish: None, stopped: None });
         }
         let piece = self.detokenizer.push(token.id);
         let finish = piece.stopped.then_some(FinishReason::Stop);
-        Ok(Delta { text: piece.text, token: Some(token), finish })
+        let stopped = self.detokenizer.stopped().map(|stop| Stopped::Text(stop.to_owned()));
+        Ok(Delta { text: piece.text, token: Some(token), finish, stopped })
+    }
+
+    /// What made the engine stop: the last token, unless a grammar was complete.
+    fn stopped(&self) -> Option<Stopped> {
+        let token = *self.progress.tokens.last()?;
+        if !self.progress.request.stop_tokens.contains(&token) {
+            return None;
+        }
+        let eos = self.model().eos.contains(&token) && !self.ignore_eos;
+        Some(if eos { Stopped::Eos(token) } else { Stopped::Token(token) })
     }
 
     fn finished(&mut self, reason: i32) -> Result<Delta, Failure> {
         let reason = v1::FinishReason::try_from(reason).ok().and_then(v1::FinishReason::into_type);
         match reason {
             Some(reason @ (FinishReason::Stop | FinishReason::Length)) => {
-                Ok(Delta { text: self.detokenizer.finish(), ..Delta::end(reason) })
+                let stopped = if reason == FinishReason::Stop { self.stopped() } else { None };
+                Ok(Delta { text: self.detokenizer.finish(), stopped, ..Delta::end(reason) })
             }
             Some(FinishReason::Cancelled | FinishReason::Error) | None => {
                 Err(Failure::Engine("it gave the request up".to_owned()))
@@ -253,7 +281,7 @@ impl Answer {
 
 impl Delta {
     fn end(reason: FinishReason) -> Self {
-        Self { text: String::new(), token: None, finish: Some(reason) }
+        Self { text: String::new(), token: None, finish: Some(reason), stopped: None }
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::deadline::Deadline;
 use super::errors::Fields;
-use crate::answer::{Answer, Delta};
+use crate::answer::{Answer, Delta, Stopped};
 use crate::ask::Several;
 use crate::choices::Choices;
 use crate::serve::Router;
@@ -80,18 +80,10 @@ pub(super) struct Call {
     open: VecDeque<usize>,
     /// The last token of an answer, which waits for the word that ends it.
     last: Vec<Option<Delta>>,
-    asked: Asked,
     deadline: Deadline,
     aborted: Pin<Box<WaitForCancellationFutureOwned>>,
     fields: Fields,
     _name: Named,
-}
-
-/// What of a request says how its answers may stop.
-struct Asked {
-    stop: Vec<String>,
-    show_stop: bool,
-    ignore_eos: bool,
 }
 
 /// What one token adds to an answer, or its end.
@@ -121,14 +113,11 @@ impl Call {
     /// Begins, and returns when the first token of one answer is there, or the call was aborted.
     pub(super) async fn start(
         router: &Arc<Router>,
-        mut several: Several,
+        several: Several,
         mut deadline: Deadline,
         name: Named,
         fields: Fields,
     ) -> Result<Self, Status> {
-        let options = &mut several.options;
-        let show_stop = std::mem::replace(&mut options.include_stop, true); // to see which one it was
-        let asked = Asked { stop: options.stop.clone(), show_stop, ignore_eos: options.ignore_eos };
         let count = several.each as usize;
         let mut aborted = Box::pin(name.aborted.clone().cancelled_owned());
         let choices = tokio::select! {
@@ -136,7 +125,7 @@ impl Call {
             () = &mut aborted => None,
         };
         let last = (0..count).map(|_| None).collect();
-        Ok(Self { choices, open: (0..count).collect(), last, asked, deadline, aborted, fields, _name: name })
+        Ok(Self { choices, open: (0..count).collect(), last, deadline, aborted, fields, _name: name })
     }
 
     /// An answer that has begun, for what they all have in common; none after an abort.
@@ -190,31 +179,18 @@ impl Call {
             }
             return Some(News { at, text: delta.text, token: delta.token, end: None });
         };
-        let (mut text, token) = match self.last[at].take() {
+        let (text, token) = match self.last[at].take() {
             Some(last) => (last.text + &delta.text, last.token),
             None => (delta.text, delta.token),
         };
-        let end = match (reason, &token) {
+        let end = match (reason, delta.stopped) {
             (FinishReason::Length, _) => End::Length,
-            (_, Some(token)) => self.asked.stopped(answer, token.id, &text),
+            (_, Some(Stopped::Eos(id))) => End::Eos(id),
+            (_, Some(Stopped::Token(id))) => End::Token(id),
+            (_, Some(Stopped::Text(stop))) => End::Text(stop),
             (_, None) => End::Complete,
         };
-        if let (End::Text(stop), false) = (&end, self.asked.show_stop) {
-            text.truncate(text.len() - stop.len());
-        }
         self.open.retain(|open| *open != at);
         Some(News { at, text, token, end: Some(end) })
-    }
-}
-
-impl Asked {
-    fn stopped(&self, answer: &Answer, token: TokenId, text: &str) -> End {
-        if answer.model().eos.contains(&token) && !self.ignore_eos {
-            return End::Eos(token);
-        }
-        match self.stop.iter().find(|stop| text.ends_with(*stop)) {
-            Some(stop) => End::Text(stop.clone()),
-            None => End::Token(token),
-        }
     }
 }

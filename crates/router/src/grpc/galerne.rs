@@ -183,7 +183,7 @@ fn objects(field: &'static str, texts: &[String]) -> Result<Vec<Value>, Failure>
 }
 
 fn response(delta: Delta, answer: &Answer, first: bool) -> v1::GenerateResponse {
-    let Delta { text, token, finish } = delta;
+    let Delta { text, token, finish, stopped: _ } = delta;
     let usage = finish.map(|_| v1::Usage {
         prompt_tokens: answer.prompt().len() as u32,
         completion_tokens: answer.generated() as u32,

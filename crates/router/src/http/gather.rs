@@ -4,6 +4,7 @@ use galerne_text::Part;
 use galerne_types::TokenOut;
 
 use super::shape::{Calls, Finish, Shaped, Shaper};
+use crate::answer::Stopped;
 use crate::choices::Choices;
 use crate::failure::Failure;
 
@@ -14,6 +15,7 @@ pub(super) struct Gathered {
     pub(super) calls: Vec<Call>,
     pub(super) tokens: Vec<TokenOut>,
     pub(super) finish: Option<Finish>,
+    pub(super) stopped: Option<Stopped>,
 }
 
 /// A call of a tool.
@@ -53,10 +55,10 @@ pub(super) async fn gather(choices: &mut Choices, calls: &Calls) -> Result<Vec<G
 
 impl Gathered {
     fn add(&mut self, shaped: Shaped) {
-        let Shaped { text, calls, token, finish } = shaped;
+        let Shaped { text, calls, token, finish, stopped } = shaped;
         self.text.push_str(&text);
         self.tokens.extend(token);
-        self.finish = finish;
+        (self.finish, self.stopped) = (finish, stopped);
         calls.into_iter().for_each(|part| Call::add(&mut self.calls, part));
     }
 

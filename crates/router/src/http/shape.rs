@@ -4,7 +4,7 @@ use galerne_text::{Part, ToolFormat, ToolParser};
 use galerne_types::{FinishReason, TokenOut};
 use serde_json::Value;
 
-use crate::answer::Delta;
+use crate::answer::{Delta, Stopped};
 use crate::ask::random_seed;
 use crate::failure::Failure;
 
@@ -49,6 +49,8 @@ pub(super) struct Shaped {
     pub(super) token: Option<TokenOut>,
     /// Set in the last one.
     pub(super) finish: Option<Finish>,
+    /// As in a [`Delta`].
+    pub(super) stopped: Option<Stopped>,
 }
 
 /// Why a choice ended, as its client may know.
@@ -75,8 +77,8 @@ impl Shaper {
 
     /// Takes the next delta.
     pub(super) fn push(&mut self, delta: Delta) -> Result<Shaped, Failure> {
-        let Delta { text, token, finish } = delta;
-        let mut shaped = Shaped { text: String::new(), calls: Vec::new(), token, finish: None };
+        let Delta { text, token, finish, stopped } = delta;
+        let mut shaped = Shaped { text: String::new(), calls: Vec::new(), token, finish: None, stopped };
         match &mut self.state {
             State::Words => shaped.text = text,
             State::Taught { parser, parallel } => {
@@ -184,7 +186,8 @@ mod tests {
         let (mut text, mut found, mut end) = (String::new(), Vec::new(), None);
         for (at, piece) in texts.iter().enumerate() {
             let finish = (at + 1 == texts.len()).then_some(FinishReason::Stop);
-            let shaped = shaper.push(Delta { text: (*piece).to_owned(), token: None, finish }).unwrap();
+            let shaped =
+                shaper.push(Delta { text: (*piece).to_owned(), token: None, finish, stopped: None }).unwrap();
             text.push_str(&shaped.text);
             for part in shaped.calls {
                 match part {

@@ -28,7 +28,7 @@ async fn a_chat_is_answered_whole() {
     assert_eq!(body["system_fingerprint"], format!("fp_{}_s4", &BARD.card.digest[..12]));
     assert!(body["created"].as_u64().unwrap() > 1_700_000_000);
     let message = json!({ "role": "assistant", "content": VERSE, "refusal": null });
-    let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": "length" });
+    let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": "length", "stop_reason": null });
     assert_eq!(body["choices"], json!([choice]));
 
     let prompt = ids("user:\nSpeak\n\nassistant:\n");
@@ -60,7 +60,10 @@ async fn a_chat_is_streamed() {
     let text: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(text, VERSE);
     let last = chunks.len() - 2;
-    assert_eq!(choice(last), &json!({ "index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop" }));
+    assert_eq!(
+        choice(last),
+        &json!({ "index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop", "stop_reason": null })
+    );
     assert!(chunks[..=last].iter().all(|chunk| chunk["usage"].is_null() && chunk.get("usage").is_some()));
     assert_eq!(chunks[last + 1]["choices"], json!([]));
     assert_eq!(chunks[last + 1]["usage"]["completion_tokens"], ids(VERSE).len());
@@ -97,7 +100,7 @@ async fn a_completion_takes_text_and_tokens() {
         let body = stage.post("/v1/completions", &json!({ "model": "bard", "prompt": prompt })).await.json();
         assert!(body["id"].as_str().unwrap().starts_with("cmpl-"), "{body}");
         assert_eq!(body["object"], "text_completion");
-        let choice = json!({ "index": 0, "text": VERSE, "logprobs": null, "finish_reason": "length" });
+        let choice = json!({ "index": 0, "text": VERSE, "logprobs": null, "finish_reason": "length", "stop_reason": null });
         assert_eq!(body["choices"], json!([choice]));
         let request = patiently(leader.requests.recv()).await.unwrap();
         assert_eq!((request.prompt, request.max_tokens), (expected, 16));
@@ -154,16 +157,22 @@ async fn a_stop_string_across_tokens_ends_the_answer_and_cancels_the_rest() {
         for stream in [false, true] {
             let body = chat(&json!({ "stop": stop, "stream": stream }));
             let reply = stage.post("/v1/chat/completions", &body).await;
-            let (text, finish) = if stream {
+            let (text, last) = if stream {
                 let chunks = reply.chunks();
                 let text =
                     chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
-                (text, chunks.last().unwrap()["choices"][0]["finish_reason"].clone())
+                let told = chunks.iter().filter(|c| c["choices"][0].get("stop_reason").is_some());
+                assert_eq!(told.count(), 1, "in the last chunk only");
+                (text, chunks.last().unwrap()["choices"][0].clone())
             } else {
                 let choice = reply.json()["choices"][0].clone();
-                (choice["message"]["content"].as_str().unwrap().to_owned(), choice["finish_reason"].clone())
+                (choice["message"]["content"].as_str().unwrap().to_owned(), choice)
             };
-            assert_eq!((text.as_str(), finish), ("But soft, what light through y", json!("stop")));
+            assert_eq!(text, "But soft, what light through y");
+            assert_eq!(
+                (&last["finish_reason"], &last["stop_reason"]),
+                (&json!("stop"), &json!("onder wind"))
+            );
             patiently(leader.cancelled.recv()).await.unwrap();
         }
     }
@@ -174,9 +183,13 @@ async fn the_token_that_stops_is_counted_but_not_text() {
     let all = [ids("Anon"), vec![2]].concat();
     let leader = Leader::start(tokens(&all, FinishReason::Stop)).await;
     let stage = Stage::with(&[&leader]).await;
-    for (stop, options) in
-        [(2, json!({})), (ids("!")[0], json!({ "stop_token_ids": ids("!"), "ignore_eos": true }))]
-    {
+    let mark = ids("!")[0];
+    for (stop, options, reason) in [
+        (2, json!({}), Value::Null),
+        (2, json!({ "stop_token_ids": [2] }), Value::Null),
+        (2, json!({ "stop_token_ids": [2], "ignore_eos": true }), json!(2)),
+        (mark, json!({ "stop_token_ids": [mark], "ignore_eos": true }), json!(mark)),
+    ] {
         let all = [ids("Anon"), vec![stop]].concat();
         leader.play(tokens(&all, FinishReason::Stop));
         let mut wanted = options;
@@ -184,7 +197,13 @@ async fn the_token_that_stops_is_counted_but_not_text() {
         let body = stage.post("/v1/chat/completions", &chat(&wanted)).await.json();
         assert_eq!(body["choices"][0]["message"]["content"], "Anon");
         assert_eq!(body["choices"][0]["token_ids"], json!(all));
+        assert_eq!(body["choices"][0]["stop_reason"], reason);
         assert_eq!(body["usage"]["completion_tokens"], all.len());
+        let mut asked = json!({ "prompt": "x", "stream": true });
+        asked.as_object_mut().unwrap().extend(wanted.as_object().unwrap().clone());
+        let chunks = stage.post("/v1/completions", &asked).await.chunks();
+        let last = &chunks.last().unwrap()["choices"][0];
+        assert_eq!((&last["finish_reason"], &last["stop_reason"]), (&json!("stop"), &reason));
     }
 }
 

@@ -119,7 +119,7 @@ impl Dialect for ChatStream {
     ) -> Result<(), Failure> {
         let Self { form, head, lead, voices, left } = self;
         let voice = &mut voices[at];
-        let Shaped { text, calls, token, finish } = voice.shaper.push(delta)?;
+        let Shaped { text, calls, token, finish, stopped: _ } = voice.shaper.push(delta)?;
         calls.into_iter().for_each(|part| Call::add(&mut voice.calls, part));
         if !std::mem::replace(&mut voice.begun, true) {
             let delta = Message { role: Some("assistant"), content: lead, tool_calls: None };

@@ -6,7 +6,7 @@ use galerne_types::TokenId;
 use serde::Serialize;
 
 use super::logprobs::{self, Logprobs};
-use super::reply::{Beside, Form, Usage};
+use super::reply::{Beside, Form, StopReason, Usage};
 use crate::answer::{Answer, Delta};
 use crate::choices::Choices;
 use crate::failure::Failure;
@@ -20,6 +20,7 @@ struct Choice<'a> {
     message: Message<'a>,
     logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<TokenId>>,
 }
@@ -53,6 +54,9 @@ struct ChunkChoice<'a> {
     delta: ChunkDelta<'a>,
     logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
+    /// Only in the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<Option<StopReason<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [TokenId]>,
 }
@@ -102,6 +106,7 @@ impl<'a> Choice<'a> {
             message: Message { role: "assistant", content, refusal: None, tool_calls },
             logprobs: view.logprobs.then(|| Logprobs::chat(form.spelling(choices), &one.tokens)),
             finish_reason: one.finish.map(Finish::name),
+            stop_reason: StopReason::of(one.stopped.as_ref()),
             token_ids: view.token_ids.then(|| one.tokens.iter().map(|token| token.id).collect()),
         }
     }
@@ -141,7 +146,14 @@ impl ChatStream {
     /// Who speaks: the first chunk of a choice.
     fn opening(&mut self, index: usize, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
         let delta = ChunkDelta { role: Some("assistant"), content: Some(""), ..ChunkDelta::default() };
-        let choice = ChunkChoice { index, delta, logprobs: None, finish_reason: None, token_ids: None };
+        let choice = ChunkChoice {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            token_ids: None,
+        };
         let shown = self.form.view.token_ids && !std::mem::replace(&mut self.begun, true);
         let prompt = choices.answer(index).filter(|_| shown).map(Answer::prompt);
         let beside = Beside { prompt_token_ids: prompt, prompt_logprobs: None };
@@ -158,7 +170,7 @@ impl Dialect for ChatStream {
         out: &mut BytesMut,
     ) -> Result<(), Failure> {
         let voice = &mut self.voices[at];
-        let Shaped { text, calls, token, finish } = voice.shaper.push(delta)?;
+        let Shaped { text, calls, token, finish, stopped } = voice.shaper.push(delta)?;
         if !std::mem::replace(&mut voice.begun, true) {
             self.opening(at, choices, out)?;
         }
@@ -179,6 +191,7 @@ impl Dialect for ChatStream {
             logprobs: (view.logprobs && !tokens.is_empty())
                 .then(|| Logprobs::chat(self.form.spelling(choices), tokens)),
             finish_reason: finish.map(Finish::name),
+            stop_reason: finish.map(|_| StopReason::of(stopped.as_ref())),
             token_ids: view.token_ids.then_some(ids.as_slice()),
         };
         self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)

@@ -7,6 +7,7 @@ use galerne_types::TokenId;
 use serde::Serialize;
 
 use super::logprobs::Spelling;
+use crate::answer::Stopped;
 use crate::ask::random_seed;
 use crate::choices::Choices;
 use crate::failure::Failure;
@@ -65,6 +66,24 @@ pub(in crate::http) struct Beside<'a> {
     pub(in crate::http) prompt_token_ids: Option<&'a [TokenId]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) prompt_logprobs: Option<Vec<serde_json::Value>>,
+}
+
+/// vLLM's `stop_reason`: the string or the token of the client's that stopped a choice.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::http) enum StopReason<'a> {
+    Token(TokenId),
+    Text(&'a str),
+}
+
+impl<'a> StopReason<'a> {
+    pub(in crate::http) fn of(stopped: Option<&'a Stopped>) -> Option<Self> {
+        match stopped? {
+            Stopped::Eos(_) => None,
+            Stopped::Token(id) => Some(Self::Token(*id)),
+            Stopped::Text(text) => Some(Self::Text(text)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]

@@ -5,7 +5,7 @@ use galerne_types::TokenId;
 use serde::Serialize;
 
 use super::logprobs::{self, Logprobs, TextLogprobs};
-use super::reply::{Beside, Form, Usage};
+use super::reply::{Beside, Form, StopReason, Usage};
 use crate::answer::{Answer, Delta};
 use crate::choices::Choices;
 use crate::failure::Failure;
@@ -22,6 +22,9 @@ struct Choice<'a> {
     text: &'a str,
     logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
+    /// In chunks only in the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<Option<StopReason<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<TokenId>>,
     #[serde(flatten)]
@@ -86,6 +89,7 @@ pub(in crate::http) fn whole(
             Logprobs::Text(logprobs)
         }),
         finish_reason: one.finish.map(Finish::name),
+        stop_reason: Some(StopReason::of(one.stopped.as_ref())),
         token_ids: view.token_ids.then(|| one.tokens.iter().map(|token| token.id).collect()),
         beside: Beside {
             prompt_token_ids: view.token_ids.then(|| answer.prompt()),
@@ -133,7 +137,7 @@ impl Dialect for TextStream {
         let Some(answer) = choices.answer(at) else { return Ok(()) };
         let (view, spelling) = (self.form.view, self.form.spelling(choices));
         let Line { shaper, begun, offset } = &mut self.lines[at];
-        let Shaped { mut text, calls: _, token, finish } = shaper.push(delta)?;
+        let Shaped { mut text, calls: _, token, finish, stopped } = shaper.push(delta)?;
         let token = token.filter(|_| view.logprobs || view.token_ids);
         let first = !*begun;
         let echoed = first && self.echo.shown;
@@ -158,6 +162,7 @@ impl Dialect for TextStream {
             text: &text,
             logprobs: (view.logprobs && any).then_some(Logprobs::Text(shown)),
             finish_reason: finish.map(Finish::name),
+            stop_reason: finish.map(|_| StopReason::of(stopped.as_ref())),
             token_ids: view.token_ids.then(|| token.iter().map(|token| token.id).collect()),
             beside: Beside {
                 prompt_token_ids: (first && view.token_ids).then(|| answer.prompt()),

@@ -186,7 +186,7 @@ impl Dialect for ResponseStream {
         out: &mut BytesMut,
     ) -> Result<(), Failure> {
         self.begin(out)?;
-        let Shaped { text, calls, token, finish } = self.shaper.push(delta)?;
+        let Shaped { text, calls, token, finish, stopped: _ } = self.shaper.push(delta)?;
         self.finish = finish.or(self.finish);
         if let Some(token) = token.filter(|_| self.reply.view.logprobs && calls.is_empty()) {
             self.open_message(choices, out)?;
