@@ -15,11 +15,14 @@
 //! * Dates and times are such as every year has: no 29th of February, no leap second.
 //! * Properties come in the order in which the schema names them.
 //!
+//! Rules come in llguidance's dialect of Lark or in GBNF; which one is seen by their first line.
+//!
 //! Compiling takes a thread of its own with a deep stack, and is bounded by [`Limits`]; panics of the parser end in
 //! an error.
 
 mod constraint;
 mod error;
+mod gbnf;
 mod lark;
 mod limits;
 mod pointer;

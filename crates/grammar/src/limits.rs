@@ -18,6 +18,10 @@ pub struct Limits {
     pub patterns_max: usize,
     /// Parts of a schema when its alternatives are multiplied out.
     pub schema_parts_max: u64,
+    /// Times that something in a GBNF grammar is repeated.
+    pub repetitions_max: u32,
+    /// Characters and classes of characters in a GBNF grammar whose rules come back to themselves.
+    pub gbnf_characters_max: usize,
     /// Symbols in the rules of the compiled grammar.
     pub symbols_max: usize,
     /// Parts of regular expressions built at compile time; about 50,000 take a millisecond.
@@ -42,6 +46,8 @@ impl Default for Limits {
             properties_max: 1024,
             patterns_max: 256,
             schema_parts_max: 500_000,
+            repetitions_max: 2_000,
+            gbnf_characters_max: 4_096,
             symbols_max: 200_000,
             lexer_parts_max: 1_000_000,
             lexer_states_max: 50_000,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::constraint::Constraint;
 use crate::error::{GrammarError, sentence};
+use crate::gbnf;
 use crate::lark;
 use crate::limits::Limits;
 use crate::schema;
@@ -91,6 +92,9 @@ impl Vocabulary {
             }
             Grammar::Regex(regex) => (TopLevelGrammar::from_regex(regex), None),
             Grammar::Choice(choices) => (TopLevelGrammar::from_lark(lark::choice(choices)), None),
+            Grammar::Lark(rules) if gbnf::is_gbnf(rules) => {
+                (TopLevelGrammar::from_lark(gbnf::to_lark(rules, limits)?), None)
+            }
             Grammar::Lark(rules) => (TopLevelGrammar::from_lark(lark::prepare(rules, limits)?), None),
         };
         let (logger, capabilities) = (llguidance::Logger::new(0, 0), InferenceCapabilities::default());

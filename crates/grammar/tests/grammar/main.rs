@@ -1,5 +1,6 @@
 //! Grammars as strangers send them, against plain statements of what they mean.
 
+mod gbnf;
 mod hostile;
 mod masks;
 mod schemas;
