@@ -3,6 +3,8 @@
 mod conversation;
 mod program;
 mod python;
+mod source;
+mod watch;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,9 +24,9 @@ use crate::error::TextError;
 use program::{Program, add_operators};
 
 /// Work that a template may do on one conversation, in the template engine's units: an instruction costs one,
-/// 64 bytes of text one. Bounds time to about a second and text to some hundred MiB; an honest template
-/// spends some tens of units and its text on a message.
-const FUEL_MAX: u64 = 5_000_000;
+/// 64 bytes of text one. Bounds time to a fraction of a second and text to 64 MB; an honest template spends some tens
+/// of units and its text on a message.
+const FUEL_MAX: u64 = 1_000_000;
 
 /// The Jinja template that turns a conversation into the prompt that the model was trained on.
 ///
@@ -62,7 +64,7 @@ impl ChatTemplate {
         let syntax = syntax().map_err(|e| invalid(&e))?;
         let source = without_training_marks(source);
         let knows_developer = source.contains(conversation::DEVELOPER);
-        let program = Program::compile(source.into_owned(), syntax).map_err(|e| invalid(&e))?;
+        let program = Program::compile(source.into_owned(), &syntax).map_err(|e| invalid(&e))?;
         let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
         Ok(Some(Self { environment, program, bos_token, eos_token, knows_developer }))
     }
@@ -142,6 +144,7 @@ fn syntax() -> Result<SyntaxConfig, Error> {
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     add_operators(&mut environment);
+    watch::add_functions(&mut environment);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(unknown_method_callback);

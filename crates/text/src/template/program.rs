@@ -4,15 +4,15 @@
 //! would fill the memory within one step. And it lacks Python's `%` on a string. Each operator is an instruction, and
 //! is replaced by the call of a function under the operator's name, which no template can write.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use minijinja::machinery::{
-    CompiledTemplate, Instruction, Instructions, TemplateConfig, eval, make_string_output,
-};
+use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use self_cell::self_cell;
+
+use super::{source, watch};
 
 const NAME: &str = "chat_template";
 const ADD: &str = "+";
@@ -23,28 +23,39 @@ const LIST_ITEMS_MAX: usize = 100_000;
 /// Text that one unit of fuel pays for.
 const FUEL_BYTES: u64 = 64;
 
+struct Code<'s> {
+    instructions: Instructions<'s>,
+    blocks: BTreeMap<&'s str, Instructions<'s>>,
+}
+
 self_cell!(
     pub(super) struct Program {
         owner: String,
         #[covariant]
-        dependent: CompiledTemplate,
+        dependent: Code,
     }
 );
 
 impl Program {
-    pub(super) fn compile(source: String, syntax_config: SyntaxConfig) -> Result<Self, Error> {
-        let config = TemplateConfig { syntax_config, default_auto_escape: Arc::new(|_| AutoEscape::None) };
+    pub(super) fn compile(source: String, syntax: &SyntaxConfig) -> Result<Self, Error> {
+        source::check_tokens(&source, syntax)?;
         Self::try_new(source, |source| {
-            let mut template = CompiledTemplate::new(NAME, source, &config)?;
-            replace_operators(&mut template.instructions);
-            template.blocks.values_mut().for_each(replace_operators);
-            Ok(template)
+            let template = parse(source, NAME, syntax.clone())?;
+            source::check_constants(&template)?;
+            let mut generator = CodeGenerator::new(NAME, source);
+            generator.compile_stmt(&template);
+            let (mut instructions, mut blocks) = generator.finish();
+            for code in blocks.values_mut().chain([&mut instructions]) {
+                *code = watch::watched(code)?;
+                replace_operators(code);
+            }
+            Ok(Code { instructions, blocks })
         })
     }
 
-    /// `environment` has the functions of [`add_operators`].
+    /// `environment` has the functions of [`add_operators`] and of [`watch`].
     pub(super) fn render(&self, environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
-        let CompiledTemplate { instructions, blocks, .. } = self.borrow_dependent();
+        let Code { instructions, blocks } = self.borrow_dependent();
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
         eval(environment, instructions, variables, blocks, &mut out, AutoEscape::None)?;
@@ -115,7 +126,7 @@ fn add(state: &State, a: &Value, b: &Value) -> Result<Value, Error> {
             let problem = format!("a list would have more than {LIST_ITEMS_MAX} items");
             return Err(Error::new(ErrorKind::InvalidOperation, problem));
         }
-        return Ok(items.into());
+        return watch::check(state, items.into());
     }
     let sum = whole(a, b).and_then(|(a, b)| Some(number(a.checked_add(b)?)));
     sum.or_else(|| real(a, b).map(|(a, b)| (a + b).into())).ok_or_else(|| impossible(ADD, a, b))

@@ -2,6 +2,7 @@
 //! `golden/make_golden.py` wrote the expectations.
 
 mod chats;
+mod hostile;
 mod models;
 mod stream;
 mod templates;

@@ -1,5 +1,4 @@
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use galerne_checkpoint::{TextAssets, TokenizerAsset};
 use galerne_text::{Chat, ChatFormat, ChatTemplate, TextError, Tokenizer};
@@ -17,7 +16,7 @@ fn template(source: &str) -> Result<ChatTemplate, TextError> {
     Ok(ChatTemplate::load(&assets)?.expect("a template"))
 }
 
-fn render(source: &str) -> Result<String, TextError> {
+pub(crate) fn render(source: &str) -> Result<String, TextError> {
     template(source)?.render(&[json!({"role": "user", "content": "secret"})], None, true)
 }
 
@@ -146,32 +145,6 @@ fn marks_for_training_are_nothing() {
     let source =
         "a\n{% generation %}\n b {%- generation -%} c {%- endgeneration %} d\n  {% endgeneration %}\ne";
     assert_eq!(render(source).expect("rendered"), "a\n bc d\ne");
-}
-
-#[test]
-fn a_hostile_template_ends_soon() {
-    let start = Instant::now();
-    for source in [
-        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for a in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% for a in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}",
-        "{% macro m(n) %}{% for a in range(9) %}{{ m(n) }}{% endfor %}{% endmacro %}{{ m(1) }}",
-        "{% for a in range(100000) %}{% for b in messages[0].content * 100000 %}{% endfor %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for a in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x=messages * 90000000) %}{% for a in range(100) %}{% set ns.x = ns.x + messages %}{% endfor %}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for a in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for a in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
-        "{% for a in range(1000000000) %}{% endfor %}",
-        "{{ 'x' * 1000000000 }}",
-        "{{ '%1000000000d' % 1 }}",
-        "{{ (messages * 90000000) | tojson }}",
-        "{{ messages * 90000000 == messages * 90000000 }}",
-    ] {
-        let error = render(source).expect_err(source);
-        assert!(matches!(error, TextError::Endless { .. } | TextError::Render { .. }), "{source}: {error}");
-    }
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    assert!(render("{% include '/etc/passwd' %}").is_err(), "no file is read");
 }
 
 #[test]
