@@ -8,7 +8,7 @@ use clap::Args;
 use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
-use galerne_types::limits::WORLD_SIZE_MAX;
+use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
 use galerne_types::{GroupId, Shards};
 use galerne_worker::{Cost, KvSize, RankOptions};
 use tokio::net::TcpListener;
@@ -135,6 +135,9 @@ pub(crate) struct EngineArgs {
     /// Tokens in one forward pass, at most: long prompts are cut into chunks of this.
     #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub(crate) step_tokens_max: u32,
+    /// Requests that wait at a group before it refuses more: one more is answered 429.
+    #[arg(long, default_value_t = WAITING_REQUESTS_MAX, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) waiting_requests_max: u32,
     /// Run no model: each step takes as long as this law says, and tokens are drawn by lot. For trying routers, groups
     /// and operators at scale; e.g. `step_ns=5000000,token_ns=20000`.
     #[arg(long, value_name = "LAW")]
@@ -198,6 +201,7 @@ impl EngineArgs {
             kv,
             sequences_max: self.sequences_max,
             step_tokens_max: self.step_tokens_max,
+            waiting_requests_max: self.waiting_requests_max,
             rehearse: self.rehearse,
         }
     }

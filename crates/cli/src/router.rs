@@ -71,6 +71,8 @@ impl FaceArgs {
 
     /// Binds all ports, or says why not, and tells where the operator's is.
     pub(crate) async fn open(&self) -> anyhow::Result<(Listeners, Arc<Gate>)> {
+        self.limits.check()?;
+        self.limits.make_room_for_files();
         let http = args::listen(&self.http, "--http").await?;
         let grpc = args::listen(&self.grpc, "--grpc").await?;
         let mut faces = vec![("--http", http.local_addr()?), ("--grpc", grpc.local_addr()?)];

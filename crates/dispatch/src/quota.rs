@@ -46,6 +46,17 @@ pub enum Exceeded {
         /// Time until there is room.
         retry_after: Duration,
     },
+    /// More tokens than a minute has: it would never pass.
+    #[error(
+        "this request may take {tokens} tokens, more than your limit of {limit} a minute: shorten its prompt, lower \
+         max_tokens, or ask for fewer answers"
+    )]
+    Never {
+        /// Tokens a minute.
+        limit: u64,
+        /// Tokens that the request may take, as far as they have been counted.
+        tokens: u64,
+    },
     /// Requests at once.
     #[error(
         "your limit of {limit} requests at once is reached: send the request again when one of them has ended"
@@ -57,11 +68,12 @@ pub enum Exceeded {
 }
 
 impl Exceeded {
-    /// Time until the same request may pass.
+    /// Time until the same request may pass; longer than anything for one that never will.
     pub fn retry_after(&self) -> Duration {
         match self {
             Self::Requests { retry_after, .. } | Self::Tokens { retry_after, .. } => *retry_after,
             Self::AtOnce { .. } => AT_ONCE_RETRY,
+            Self::Never { .. } => Duration::MAX,
         }
     }
 
@@ -155,16 +167,18 @@ impl Quotas {
         Ok(admission)
     }
 
-    /// Charges `tokens` ahead, an estimate of what the request will use. One larger than a minute's allowance is
-    /// charged as that: it passes when nothing else is charged, rather than never.
+    /// Charges `tokens` ahead, an estimate of what the request will use, or one part of it.
     ///
     /// # Errors
-    /// When the tenant has no room for them; nothing is charged then.
+    /// When the tenant has no room for them, or can never have it for all parts together; nothing is charged then.
     pub fn reserve(&mut self, admission: &mut Admission, tokens: u64, now: Duration) -> Result<(), Exceeded> {
         let account = self.accounts.get_mut(&admission.tenant);
         let Some(bucket) = account.and_then(|account| account.tokens.as_mut()) else { return Ok(()) };
         let limit = bucket.per_minute.get();
-        let tokens = tokens.min(limit);
+        let all = admission.reserved.saturating_add(tokens);
+        if all > limit {
+            return Err(Exceeded::Never { limit, tokens: all });
+        }
         bucket.take(tokens, now).map_err(|retry_after| Exceeded::Tokens { limit, retry_after })?;
         admission.reserved += tokens;
         Ok(())

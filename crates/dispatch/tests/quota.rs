@@ -85,14 +85,22 @@ fn more_than_was_estimated_is_a_debt() {
 }
 
 #[test]
-fn a_request_larger_than_the_limit_passes_alone() {
+fn a_request_larger_than_a_minute_is_told_that_it_never_passes() {
     let mut quotas = quotas(0, 100, 0);
     let mut large = quotas.begin(TENANT, s(0)).unwrap();
-    quotas.reserve(&mut large, 1_000_000, s(0)).unwrap();
-    quotas.end(large, 40, s(0));
-    let mut again = quotas.begin(TENANT, s(0)).unwrap();
-    assert_eq!(quotas.reserve(&mut again, 1_000_000, s(0)).unwrap_err().retry_after(), s(24));
-    quotas.end(again, 0, s(0));
+    let refused = quotas.reserve(&mut large, 101, s(0)).unwrap_err();
+    assert_eq!(refused, Exceeded::Never { limit: 100, tokens: 101 });
+    assert!(refused.to_string().contains("may take 101 tokens, more than your limit of 100 a minute"));
+    quotas.end(large, 0, s(0));
+    // Neither does one whose parts are larger together.
+    let mut parts = quotas.begin(TENANT, s(0)).unwrap();
+    quotas.reserve(&mut parts, 60, s(0)).unwrap();
+    assert_eq!(
+        quotas.reserve(&mut parts, 50, s(0)).unwrap_err(),
+        Exceeded::Never { limit: 100, tokens: 110 }
+    );
+    quotas.end(parts, 0, s(0));
+    assert_eq!(quotas.standing(TENANT, s(0)).tokens.unwrap().remaining, 100);
 }
 
 #[test]
@@ -152,11 +160,10 @@ proptest! {
             now_ms += pause_ms;
             let now = Duration::from_millis(now_ms);
             let mut admission = quotas.begin(TENANT, now).unwrap();
-            let charged = tokens.min(limit);
             let passes = quotas.reserve(&mut admission, tokens, now).is_ok();
-            quotas.end(admission, if passes { charged } else { 0 }, now);
+            quotas.end(admission, if passes { tokens } else { 0 }, now);
             if passes {
-                passed.push((now_ms, charged));
+                passed.push((now_ms, tokens));
             }
         }
         for (at, (from_ms, _)) in passed.iter().enumerate() {

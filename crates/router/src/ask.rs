@@ -1,15 +1,13 @@
 //! A request as both faces understand it, before it has become tokens.
 
 use galerne_text::{Chat, TextError};
-use galerne_types::limits::{
-    GRAMMAR_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
-};
+use galerne_types::limits::{STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use galerne_types::{Grammar, Request, RequestId, Sampling, TokenId};
 use serde_json::Value;
 
 use crate::failure::Failure;
 pub(crate) use crate::gate::Caller;
-use crate::limits::ANSWER_TOKENS_EXPECTED;
+use crate::limits::{ANSWER_TOKENS_EXPECTED, RequestLimits};
 use crate::model::Model;
 
 /// One answer to generate.
@@ -84,10 +82,21 @@ pub(crate) enum MaxTokens {
 
 impl MaxTokens {
     /// How many to ask for when the context has room for so many behind the prompt.
-    fn within(self, room: u32, prompt_tokens: usize, context: u32) -> Result<u32, Failure> {
+    fn within(
+        self,
+        room: u32,
+        prompt_tokens: usize,
+        context: u32,
+        limits: &RequestLimits,
+    ) -> Result<u32, Failure> {
         match self {
-            Self::UpTo(max) => Ok(max.min(room)),
+            Self::UpTo(max) => Ok(max.min(room).min(limits.answer_tokens_max)),
             Self::Nothing => Ok(1), // the engine draws one, and nobody sees it
+            Self::Exactly(max) if max > limits.answer_tokens_max => {
+                let most = limits.answer_tokens_max;
+                let message = format!("max_tokens must be at most {most} at this router, not {max}");
+                Err(Failure::invalid("max_tokens", message))
+            }
             Self::Exactly(max) if max <= room => Ok(max),
             Self::Exactly(max) => Err(Failure::invalid(
                 "max_tokens",
@@ -109,6 +118,20 @@ impl Prompt {
             Self::Chat(chat) => chat.messages.iter().chain(&chat.tools).map(text_bytes).sum(),
             Self::Fim { prompt, suffix } => prompt.len() + suffix.len(),
         }
+    }
+
+    /// Checks what turning it into tokens does not tell.
+    pub(crate) fn check(&self, limits: &RequestLimits) -> Result<(), Failure> {
+        let Self::Chat(chat) = self else { return Ok(()) };
+        for (field, count, max) in [
+            ("messages", chat.messages.len(), limits.messages_max),
+            ("tools", chat.tools.len(), limits.tools_max),
+        ] {
+            if count > max {
+                return Err(Failure::invalid(field, format!("{field} must be at most {max}, not {count}")));
+            }
+        }
+        Ok(())
     }
 
     /// The prompt as tokens; takes time in proportion to its length.
@@ -183,15 +206,16 @@ impl Options {
     }
 
     /// Checks what can be checked without the prompt.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self, limits: &RequestLimits) -> Result<(), Failure> {
         galerne_wire::check_sampling(&self.sampling)?;
-        if self.stop.len() > STOP_STRINGS_MAX {
-            let message = format!("stop must be at most {STOP_STRINGS_MAX} strings, not {}", self.stop.len());
+        let &RequestLimits { stop_strings_max, stop_string_bytes_max, grammar_bytes_max, .. } = limits;
+        if self.stop.len() > stop_strings_max {
+            let message = format!("stop must be at most {stop_strings_max} strings, not {}", self.stop.len());
             return Err(Failure::invalid("stop", message));
         }
-        if let Some(wrong) = self.stop.iter().find(|s| s.is_empty() || s.len() > STOP_STRING_BYTES_MAX) {
+        if let Some(wrong) = self.stop.iter().find(|s| s.is_empty() || s.len() > stop_string_bytes_max) {
             let bytes = wrong.len();
-            let message = format!("a stop string must have 1 to {STOP_STRING_BYTES_MAX} bytes, not {bytes}");
+            let message = format!("a stop string must have 1 to {stop_string_bytes_max} bytes, not {bytes}");
             return Err(Failure::invalid("stop", message));
         }
         if let Some(count) = self.prompt_logprobs.filter(|count| *count > TOP_LOGPROBS_MAX) {
@@ -200,9 +224,9 @@ impl Options {
         }
         if let Some(grammar) = &self.grammar {
             let bytes = grammar_bytes(grammar);
-            if bytes > GRAMMAR_BYTES_MAX {
+            if bytes > grammar_bytes_max {
                 let field = self.grammar_field;
-                let message = format!("{field} must have at most {GRAMMAR_BYTES_MAX} bytes, not {bytes}");
+                let message = format!("{field} must have at most {grammar_bytes_max} bytes, not {bytes}");
                 return Err(Failure::invalid(field, message));
             }
         }
@@ -248,9 +272,15 @@ impl Options {
         mut prompt: Vec<TokenId>,
         context: u32,
         caller: &Caller,
+        limits: &RequestLimits,
     ) -> Result<Request, Failure> {
         if let Some(keep) = self.truncate {
             prompt.drain(..prompt.len().saturating_sub(keep as usize));
+        }
+        if prompt.len() > limits.prompt_tokens_max as usize {
+            let (max, tokens) = (limits.prompt_tokens_max, prompt.len());
+            let message = format!("prompt must have at most {max} tokens at this router, not {tokens}");
+            return Err(Failure::invalid("prompt", message));
         }
         let room = (context as usize).saturating_sub(prompt.len()) as u32;
         if room == 0 {
@@ -262,7 +292,7 @@ impl Options {
                 ),
             ));
         }
-        let max_tokens = self.max_tokens.within(room, prompt.len(), context)?;
+        let max_tokens = self.max_tokens.within(room, prompt.len(), context, limits)?;
         if self.min_tokens > max_tokens {
             let min = self.min_tokens;
             let message = format!("min_tokens must be at most max_tokens, which is {max_tokens}, not {min}");

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use galerne_types::ModelCard;
-use galerne_types::limits::CHOICES_MAX;
 
 use crate::answer::{Answer, Common, Delta};
 use crate::ask::Several;
 use crate::failure::Failure;
+use crate::limits::RequestLimits;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
@@ -76,20 +76,28 @@ impl Choices {
         asked: Several,
     ) -> Result<(Vec<Arc<Common>>, u32), Failure> {
         let Several { model: _, prompts, each, options, caller } = asked;
-        let choices = (prompts.len() as u64).saturating_mul(each.into());
-        if choices > CHOICES_MAX.into() {
+        let &RequestLimits { prompts_max, choices_max, .. } = &router.requests;
+        let count = prompts.len();
+        if count > prompts_max {
+            let message =
+                format!("prompts must be at most {prompts_max}, not {count}: send several requests");
+            return Err(Failure::invalid("prompt", message));
+        }
+        let choices = (count as u64).saturating_mul(each.into());
+        if choices > choices_max.into() {
             let (field, what) =
                 if each > 1 { ("n", "n times the number of prompts") } else { ("prompt", "prompts") };
             let message =
-                format!("{what} must be at most {CHOICES_MAX}, not {choices}: send several requests");
+                format!("{what} must be at most {choices_max}, not {choices}: send several requests");
             return Err(Failure::invalid(field, message));
         }
-        options.check()?;
+        options.check(&router.requests)?;
         let options = Arc::new(options);
         let mut common = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             common.push(Arc::new(Common::new(router, model, prompt, &options, each, &caller).await?));
         }
+        caller.release(); // its body has become tokens
         Ok((common, each))
     }
 

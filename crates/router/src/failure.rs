@@ -1,5 +1,7 @@
 //! Why a request got no answer, or only the beginning of one.
 
+use std::time::Duration;
+
 use galerne_dispatch::Exceeded;
 use galerne_text::TextError;
 use galerne_types::Refusal;
@@ -29,9 +31,28 @@ pub(crate) enum Failure {
     /// Queues are full.
     #[error("{0}")]
     Overloaded(String),
+    /// The first token did not come in time.
+    #[error(
+        "this answer has not begun within {} s, for which requests wait here at most: retry later", .wait.as_secs_f64()
+    )]
+    Queued {
+        /// How long it was waited for.
+        wait: Duration,
+    },
+    /// The group sent nothing for too long.
+    #[error(
+        "the group that works on this request has sent nothing for {} s behind token {tokens} of the answer: send the \
+         request again", .wait.as_secs_f64()
+    )]
+    Stalled {
+        /// How long it was waited for.
+        wait: Duration,
+        /// Tokens that had been generated.
+        tokens: usize,
+    },
     /// The tenant has used up its quota.
     #[error(transparent)]
-    Quota(#[from] Exceeded),
+    Quota(Exceeded),
     /// The model is known, but no group of it takes requests.
     #[error("no group of model {model:?} is ready: retry later")]
     NoGroup {
@@ -62,8 +83,19 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// All that [`reason`](Self::reason) can be.
-    pub(crate) const REASONS: [&str; 9] =
-        ["invalid", "no_model", "overloaded", "quota", "no_group", "lost", "too_slow", "engine", "closing"];
+    pub(crate) const REASONS: [&str; 11] = [
+        "invalid",
+        "no_model",
+        "overloaded",
+        "queued",
+        "stalled",
+        "quota",
+        "no_group",
+        "lost",
+        "too_slow",
+        "engine",
+        "closing",
+    ];
 
     /// What kind of failure it is, in a word for metrics.
     pub(crate) fn reason(&self) -> &'static str {
@@ -71,6 +103,8 @@ impl Failure {
             Self::Invalid { .. } => "invalid",
             Self::NoModel { .. } => "no_model",
             Self::Overloaded(_) => "overloaded",
+            Self::Queued { .. } => "queued",
+            Self::Stalled { .. } => "stalled",
             Self::Quota(_) => "quota",
             Self::NoGroup { .. } => "no_group",
             Self::Lost { .. } => "lost",
@@ -98,6 +132,15 @@ impl From<Refusal> for Failure {
             Refusal::TooLong { .. } | Refusal::NeverFits { .. } | Refusal::Invalid(_) => {
                 Self::Invalid { field: None, message: refusal.to_string() }
             }
+        }
+    }
+}
+
+impl From<Exceeded> for Failure {
+    fn from(exceeded: Exceeded) -> Self {
+        match exceeded {
+            Exceeded::Never { .. } => Self::Invalid { field: None, message: exceeded.to_string() },
+            exceeded => Self::Quota(exceeded),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The gRPC face: `galerne.v1.Galerne`, the dialects of vLLM's routers, health and reflection.
 
 mod access;
+mod body;
 mod call;
 mod deadline;
 mod errors;
@@ -23,6 +24,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use self::call::Names;
+pub(crate) use self::errors::head_refused;
 use crate::serve::{Router, RouterError};
 use crate::server::{self, Protocol};
 
@@ -52,7 +54,7 @@ pub(crate) async fn serve(
         .add_service(health)
         .add_service(reflection)
         .prepare();
-    let routes = access::guarded(routes.into_axum_router(), &router.gate);
+    let routes = access::guarded(routes.into_axum_router(), &router);
     let served = {
         let (places, limits) = (router.grpc_places.clone(), router.limits.clone());
         server::serve(

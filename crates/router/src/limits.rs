@@ -2,16 +2,57 @@
 
 use std::time::Duration;
 
+use galerne_types::limits::GRAMMAR_BYTES_MAX;
+
 /// What requests may take of a router; each is a flag.
 #[derive(Clone, Debug)]
 pub struct RequestLimits {
     /// Requests that this router works on at once; beyond it they are refused until one has ended.
     pub requests_max: usize,
+    /// Bytes of bodies that are being read at once, over all connections of both faces.
+    pub bodies_bytes_max: usize,
+    /// Prompts of one request.
+    pub prompts_max: usize,
+    /// Answers to one request: `n` or `best_of`, times its prompts.
+    pub choices_max: u32,
+    /// Tokens of one prompt; the context of a model may be less.
+    pub prompt_tokens_max: u32,
+    /// Tokens of one answer; the context of a model may be less.
+    pub answer_tokens_max: u32,
+    /// Stop strings of one request.
+    pub stop_strings_max: usize,
+    /// Bytes of one stop string.
+    pub stop_string_bytes_max: usize,
+    /// Bytes of one request's grammar: schema, regular expression, choices or rules. Leaders take no more than
+    /// [`GRAMMAR_BYTES_MAX`].
+    pub grammar_bytes_max: usize,
+    /// Messages of one conversation.
+    pub messages_max: usize,
+    /// Tools of one conversation.
+    pub tools_max: usize,
+    /// Time for the first token: it covers the leader's waiting queue, and every group that is tried.
+    pub first_token_s_max: Duration,
+    /// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
+    pub next_token_s_max: Duration,
 }
 
 impl RequestLimits {
     /// The limits that hold unless flags say otherwise.
-    pub const DEFAULT: Self = Self { requests_max: 16_384 };
+    pub const DEFAULT: Self = Self {
+        requests_max: 16_384,
+        bodies_bytes_max: 256 << 20,
+        prompts_max: 128,
+        choices_max: 128,
+        prompt_tokens_max: 1 << 20,
+        answer_tokens_max: 1 << 20,
+        stop_strings_max: 16,
+        stop_string_bytes_max: 1 << 10,
+        grammar_bytes_max: GRAMMAR_BYTES_MAX,
+        messages_max: 4_096,
+        tools_max: 128,
+        first_token_s_max: Duration::from_secs(600),
+        next_token_s_max: Duration::from_secs(120),
+    };
 }
 
 impl Default for RequestLimits {
@@ -41,12 +82,6 @@ pub(crate) const LOAD_RETRY_MS: Duration = Duration::from_millis(1_000);
 /// Time that the fleet view has to move after a leader refused the epoch that it shows.
 pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
 
-/// Time for the first token: it covers the leader's waiting queue.
-pub(crate) const FIRST_TOKEN_S_MAX: Duration = Duration::from_secs(600);
-
-/// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
-pub(crate) const NEXT_TOKEN_S_MAX: Duration = Duration::from_secs(120);
-
 /// Bytes of text that are turned into tokens on the thread that serves the connection: to hand them to another one
 /// would cost more.
 pub(crate) const INLINE_TEXT_BYTES_MAX: usize = 8 << 10;
@@ -66,6 +101,9 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 
 /// Seconds after which a refused client may try again.
 pub(crate) const RETRY_AFTER_S: u32 = 1;
+
+/// Levels of arrays and objects in each other in a JSON text: what its parser takes.
+pub(crate) const JSON_LEVELS_MAX: usize = 127;
 
 /// Characters of a name that a client sent which an error repeats.
 pub(crate) const ECHO_CHARS_MAX: usize = 100;

@@ -20,7 +20,7 @@ use crate::groups::{Groups, Listed};
 use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX, RequestLimits};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
-use crate::server::{Places, ServerLimits};
+use crate::server::{Bodies, Places, ServerLimits};
 use crate::traffic::Traffic;
 use crate::{admin, grpc, http, loads, standing, trace};
 
@@ -114,6 +114,9 @@ pub(crate) struct Router {
     pub(crate) groups: Arc<Groups>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: ServerLimits,
+    pub(crate) requests: RequestLimits,
+    /// Bodies that are being read.
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) tls: RouterTls,
     /// Connections of each face.
@@ -127,6 +130,7 @@ pub(crate) struct Router {
     pub(crate) closing: CancellationToken,
     /// Prompts that are turned into tokens at once: as many as there are cores.
     tokenizing: Arc<Semaphore>,
+    cores: usize,
 }
 
 /// Serves all ports until `shutdown` resolves, or an operator drains the router, and the running answers have ended.
@@ -231,10 +235,13 @@ impl Router {
             gate,
             tls,
             traffic: Traffic::new(requests.requests_max),
+            bodies: Bodies::new(requests.bodies_bytes_max),
+            requests,
             log,
             began: Instant::now(),
             closing: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(cores)),
+            cores,
         }))
     }
 
@@ -255,6 +262,7 @@ impl Router {
 
     /// Turns a prompt into tokens.
     pub(crate) async fn tokenize(&self, model: &Arc<Model>, prompt: Prompt) -> Result<Vec<TokenId>, Failure> {
+        prompt.check(&self.requests)?;
         let (model, span, bytes) = (model.clone(), trace::tokenize(), prompt.text_bytes());
         let work = move || {
             let _span = span;
@@ -273,12 +281,19 @@ impl Router {
             return work();
         }
         let broken = || Failure::Engine("the text could not be tokenized".to_owned());
-        let permit = self.tokenizing.clone().acquire_owned().await.map_err(|_| broken())?;
+        let wait = self.requests.first_token_s_max;
+        let permit = timeout(wait, self.tokenizing.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| Failure::Queued { wait })?.map_err(|_| broken())?;
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit; // held to the end, even when the client has left meanwhile
             work()
         });
         done.await.map_err(|_| broken())?
+    }
+
+    /// Prompts that are being turned into tokens beside the connections.
+    pub(crate) fn tokenizing(&self) -> usize {
+        self.cores.saturating_sub(self.tokenizing.available_permits())
     }
 
     /// Whether any model takes requests; if none does, why not.

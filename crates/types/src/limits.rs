@@ -21,23 +21,14 @@ pub const LOGIT_BIAS_MAX: usize = 1024;
 /// Bytes of one request's grammar: schema, regular expression, choices or rules.
 pub const GRAMMAR_BYTES_MAX: usize = 256 << 10;
 
-/// Choices of one request, `n` or `best_of`.
-pub const CHOICES_MAX: u32 = 128;
-
-/// Stop strings of one request.
-pub const STOP_STRINGS_MAX: usize = 16;
-
-/// Bytes of one stop string.
-pub const STOP_STRING_BYTES_MAX: usize = 1024;
-
 /// Bytes of one HTTP request body.
 pub const HTTP_BODY_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of one decoded gRPC message between routers, leaders and ranks.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// Requests that wait at one leader before it refuses more.
-pub const WAITING_REQUESTS_MAX: usize = 1024;
+/// Requests that wait at one leader before it refuses more, unless a flag says otherwise.
+pub const WAITING_REQUESTS_MAX: u32 = 1024;
 
 /// Events that wait for one slow reader before its stream is ended with an error.
 pub const STREAM_EVENTS_MAX: usize = 4096;

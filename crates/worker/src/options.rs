@@ -57,6 +57,8 @@ pub struct RankOptions {
     pub sequences_max: u32,
     /// Tokens in one step, at most.
     pub step_tokens_max: u32,
+    /// Requests that wait at the group before it refuses more.
+    pub waiting_requests_max: u32,
     /// Run no model: take as long as this law says, and draw tokens by lot.
     pub rehearse: Option<Cost>,
 }
@@ -105,6 +107,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         kv,
         sequences_max,
         step_tokens_max,
+        waiting_requests_max,
         rehearse,
     } = &options.first;
     let mut args = vec![OsString::from("rank")];
@@ -147,6 +150,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     }
     flag("--sequences-max", sequences_max.to_string().into());
     flag("--step-tokens-max", step_tokens_max.to_string().into());
+    flag("--waiting-requests-max", waiting_requests_max.to_string().into());
     if let Some(cost) = rehearse {
         flag("--rehearse", cost.to_string().into());
     }
@@ -176,6 +180,7 @@ pub(crate) mod tests {
                 kv: KvSize::Auto,
                 sequences_max: 64,
                 step_tokens_max: 256,
+                waiting_requests_max: 1024,
                 rehearse: None,
             },
             ranks: 2,
@@ -190,7 +195,7 @@ pub(crate) mod tests {
         assert_eq!(
             line.join(" "),
             "rank --model /models/tiny --cluster c --group g --tp 2 --host h --index 1 --bind 127.0.0.1 \
-             --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256"
+             --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256 --waiting-requests-max 1024"
         );
     }
 

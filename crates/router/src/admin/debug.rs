@@ -38,6 +38,8 @@ pub(super) async fn state(State(router): State<Arc<Router>>) -> Json<Value> {
             "tasks": runtime.num_alive_tasks(),
             "queued": runtime.global_queue_depth(),
         },
+        "bodies": { "bytes": router.bodies.bytes() },
+        "tokenizing": router.tokenizing(),
         "requests": { "running": requests.len(), "oldest": listed },
     }))
 }

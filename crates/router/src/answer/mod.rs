@@ -11,13 +11,14 @@ use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
 use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event;
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::Instrument as _;
 
 use self::run::{Run, Trouble};
 use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
-use crate::limits::ATTEMPTS_MAX;
+use crate::limits::{ATTEMPTS_MAX, RequestLimits};
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
@@ -103,7 +104,7 @@ impl Common {
         let card = router.groups.card(&model.name);
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(model, prompt).await?;
-        let request = options.request(model, prompt, card.context_tokens_max, caller)?;
+        let request = options.request(model, prompt, card.context_tokens_max, caller, &router.requests)?;
         caller.reserve(options.estimate(&request, each))?;
         let (router, model, options) = (router.clone(), model.clone(), options.clone());
         Ok(Self { router, model, options, caller: caller.clone(), request })
@@ -120,10 +121,11 @@ impl Answer {
         let mut meter = Meter::new(model.metrics.clone());
         let options = Arc::new(options);
         let common = async {
-            options.check()?;
+            options.check(&router.requests)?;
             Common::new(router, &model, prompt, &options, 1, &caller).await
         };
         let common = common.await.inspect_err(|failure| meter.fail(failure))?;
+        caller.release(); // its body has become tokens
         Self::open(&common, 0, meter).await
     }
 
@@ -289,14 +291,17 @@ impl Progress {
     /// Finds a group that goes on with the answer, from the prompt and the tokens so far.
     async fn open(&self) -> Result<Run, Failure> {
         let groups = &self.router.groups;
+        let &RequestLimits { first_token_s_max, next_token_s_max, .. } = &self.router.requests;
+        let due = Instant::now() + first_token_s_max;
         for _ in 0..ATTEMPTS_MAX {
             let place = groups.place(&self.model.name)?;
             let mut request = v1::RunRequest::new(place.epoch, &self.request);
             request.prompt.extend(&self.tokens);
             request.first_index = self.tokens.len() as u32;
-            match Run::open(place, request).await {
+            match Run::open(place, request, due, next_token_s_max).await {
                 Ok(run) => return Ok(run),
                 Err((Trouble::Final(failure), _)) => return Err(failure),
+                Err((trouble @ (Trouble::Due | Trouble::Silent), _)) => return Err(self.failure(trouble)),
                 Err((Trouble::Lost, place)) => {
                     self.model.metrics.retry_lost.inc();
                     groups.lost(&place);
@@ -317,6 +322,8 @@ impl Progress {
         let tokens = self.tokens.len();
         match trouble {
             Trouble::Lost | Trouble::Stale => Failure::Lost { tokens },
+            Trouble::Due => Failure::Queued { wait: self.router.requests.first_token_s_max },
+            Trouble::Silent => Failure::Stalled { wait: self.router.requests.next_token_s_max, tokens },
             Trouble::Final(Failure::TooSlow { .. }) => Failure::TooSlow { tokens },
             Trouble::Final(failure) => failure,
         }

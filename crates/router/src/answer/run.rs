@@ -8,13 +8,12 @@ use futures_util::Stream;
 use galerne_types::TokenOut;
 use galerne_wire::v1::run_event::Event;
 use galerne_wire::{show_secret, v1};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::{Code, Status, Streaming};
 use tracing::Span;
 
 use crate::failure::Failure;
 use crate::groups::Place;
-use crate::limits::{FIRST_TOKEN_S_MAX, NEXT_TOKEN_S_MAX};
 use crate::trace;
 
 /// A request at a leader. Dropping it cancels the request there.
@@ -34,6 +33,7 @@ pub(super) struct Run {
 /// and so a leader is given up after one to two times the limit.
 struct Silence {
     timer: Pin<Box<Sleep>>,
+    s_max: Duration,
     /// There were news since it was set.
     broken: bool,
 }
@@ -44,13 +44,23 @@ pub(super) enum Trouble {
     Lost,
     /// It leads another incarnation than the fleet's view shows.
     Stale,
+    /// It has not sent the first token in time.
+    Due,
+    /// It has sent nothing for too long.
+    Silent,
     /// No other group would do better.
     Final(Failure),
 }
 
 impl Run {
-    /// Sends a request to its place's leader and waits for the first token. The place comes back with a trouble.
-    pub(super) async fn open(mut place: Place, request: v1::RunRequest) -> Result<Self, (Trouble, Place)> {
+    /// Sends a request to its place's leader and waits for the first token, until it is due; afterwards, it may be silent
+    /// for so long. The place comes back with a trouble.
+    pub(super) async fn open(
+        mut place: Place,
+        request: v1::RunRequest,
+        due: Instant,
+        silence_s_max: Duration,
+    ) -> Result<Self, (Trouble, Place)> {
         let prompt_tokens = request.prompt.len();
         let mut request = tonic::Request::new(request);
         if let Err(status) = show_secret(&mut request, &place.secret) {
@@ -68,10 +78,10 @@ impl Run {
                 }
             }
         };
-        let begun = timeout(FIRST_TOKEN_S_MAX, begun).await;
-        match begun.unwrap_or_else(|_| Err(Trouble::silent(FIRST_TOKEN_S_MAX))) {
+        match timeout_at(due, begun).await.unwrap_or(Err(Trouble::Due)) {
             Ok((events, scores, first)) => {
-                let silence = Silence { timer: Box::pin(sleep(NEXT_TOKEN_S_MAX)), broken: false };
+                let silence =
+                    Silence { timer: Box::pin(sleep(silence_s_max)), s_max: silence_s_max, broken: false };
                 Ok(Self { place, events, first: Some(first), scores, silence, _span: span })
             }
             Err(trouble) => Err((trouble, place)),
@@ -90,7 +100,7 @@ impl Run {
             }
             Poll::Pending => {
                 ready!(self.silence.poll(context));
-                Poll::Ready(Err(Trouble::silent(NEXT_TOKEN_S_MAX)))
+                Poll::Ready(Err(Trouble::Silent))
             }
         }
     }
@@ -103,7 +113,7 @@ impl Silence {
             if !std::mem::take(&mut self.broken) {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(Instant::now() + NEXT_TOKEN_S_MAX);
+            self.timer.as_mut().reset(Instant::now() + self.s_max);
         }
     }
 }
@@ -146,9 +156,5 @@ impl Trouble {
             Code::Aborted => Self::Final(Failure::TooSlow { tokens: 0 }),
             _ => Self::Final(Failure::Engine(message)),
         }
-    }
-
-    fn silent(wait: Duration) -> Self {
-        Self::Final(Failure::Engine(format!("it sent no token for {} s", wait.as_secs())))
     }
 }

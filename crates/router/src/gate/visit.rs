@@ -8,6 +8,8 @@ use galerne_dispatch::{Admission, Exceeded};
 use galerne_types::TenantId;
 
 use super::Gate;
+use crate::failure::Failure;
+use crate::server::Held;
 
 /// Who asks, as the faces found out. Its clones stand for one request, however many answers that asks for: it is
 /// counted when the first of them begins, and settled when the last clone is dropped.
@@ -16,6 +18,8 @@ pub(crate) struct Caller {
     /// Whose share of the fleet it takes; 0 for all who need no key.
     pub(crate) tenant: TenantId,
     visit: Option<Arc<Visit>>,
+    /// What the request's body holds until it has become tokens.
+    body: Option<Arc<Held>>,
 }
 
 struct Visit {
@@ -28,7 +32,24 @@ struct Visit {
 impl Caller {
     pub(super) fn new(tenant: TenantId, gate: Arc<Gate>) -> Self {
         let visit = Visit { gate, tenant, admission: Mutex::default(), used_tokens: AtomicU64::new(0) };
-        Self { tenant, visit: Some(Arc::new(visit)) }
+        Self { tenant, visit: Some(Arc::new(visit)), body: None }
+    }
+
+    /// With a body that counts among all.
+    pub(crate) fn holding(self, body: Arc<Held>) -> Self {
+        Self { body: Some(body), ..self }
+    }
+
+    /// Holds so many more bytes of the request's body, if there is room for them.
+    pub(crate) fn hold(&self, bytes: usize) -> Result<(), Failure> {
+        self.body.as_ref().map_or(Ok(()), |body| body.more(bytes))
+    }
+
+    /// Gives back what the body held: it has become something else, or is thrown away.
+    pub(crate) fn release(&self) {
+        if let Some(body) = &self.body {
+            body.release();
+        }
     }
 
     /// Counts the request, unless it has been.

@@ -2,34 +2,36 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 
-use super::errors::unauthenticated;
-use crate::gate::{Caller, Gate};
+use super::body::limited;
+use super::errors::{blame, unauthenticated};
+use crate::gate::Caller;
+use crate::serve::Router;
 
 /// Whether a router is well is told to whoever asks: load balancers have no keys. What it offers (reflection) is not.
 const OPEN: &str = "/grpc.health.v1.Health/";
 
-/// Asks for a key in front of all services but health; the caller is then among a request's extensions.
-pub(super) fn guarded(services: Router, gate: &Arc<Gate>) -> Router {
-    services.layer(from_fn_with_state(gate.clone(), check))
+/// Asks for a key in front of all services but health, and puts limits around what is sent; the caller is then among
+/// a request's extensions.
+pub(super) fn guarded(services: axum::Router, router: &Arc<Router>) -> axum::Router {
+    services.layer(from_fn_with_state(router.clone(), check))
 }
 
-async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    if request.uri().path().starts_with(OPEN) {
-        return next.run(request).await;
-    }
-    let caller = match gate.admit(request.headers()) {
-        Ok(caller) => caller,
+async fn check(State(router): State<Arc<Router>>, request: Request, next: Next) -> Response {
+    let open = request.uri().path().starts_with(OPEN);
+    let admitted = if open { Ok(Caller::default()) } else { router.gate.admit(request.headers()) };
+    let caller = match admitted {
+        Ok(caller) => caller.holding(router.bodies.begin()),
         Err(stranger) => return unauthenticated(stranger.to_string()).into_http(),
     };
     let tenant = caller.tenant;
+    let mut request = request.map(|body| limited(body, caller.clone(), &router.limits));
     request.extensions_mut().insert(caller);
-    let mut response = next.run(request).await;
-    gate.tell(tenant, response.headers_mut());
+    let mut response = blame(next.run(request).await);
+    router.gate.tell(tenant, response.headers_mut());
     response
 }
 

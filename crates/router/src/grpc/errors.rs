@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use axum::http::Response;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -21,6 +22,8 @@ impl From<Failure> for Status {
             Failure::Quota(_) => (Code::ResourceExhausted, "QUOTA_EXCEEDED"),
             Failure::NoGroup { .. } => (Code::Unavailable, "NO_GROUP_READY"),
             Failure::Lost { .. } => (Code::Unavailable, "GROUP_LOST"),
+            Failure::Queued { .. } => (Code::ResourceExhausted, "QUEUE_TIMEOUT"),
+            Failure::Stalled { .. } => (Code::Unavailable, "GROUP_STALLED"),
             Failure::Closing => (Code::Unavailable, "SHUTTING_DOWN"),
             Failure::TooSlow { .. } => (Code::Aborted, "READER_TOO_SLOW"),
             Failure::Engine(_) => (Code::Internal, "ENGINE_FAILED"),
@@ -52,6 +55,28 @@ pub(super) fn deadline_exceeded(after: Duration) -> Status {
 /// What a caller gets who shows no key, or a wrong one.
 pub(super) fn unauthenticated(message: String) -> Status {
     Status::with_error_details(Code::Unauthenticated, message, details("API_KEY_NEEDED"))
+}
+
+/// What a caller gets whose message does not come.
+pub(super) fn message_too_slow(message: String) -> Status {
+    Status::with_error_details(Code::Aborted, message, details("MESSAGE_TOO_SLOW"))
+}
+
+/// What a caller gets whose request's head is refused before any service sees it.
+pub(crate) fn head_refused(message: String) -> Status {
+    Status::with_error_details(Code::ResourceExhausted, message, details("HEAD_TOO_LARGE"))
+}
+
+/// Puts the blame for a message that cannot be read on whoever sent it. tonic calls that an internal error, without
+/// details; ours always have some.
+pub(super) fn blame<B: Default>(response: Response<B>) -> Response<B> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal && status.details().is_empty() => {
+            let message = format!("the message cannot be read: {}", status.message());
+            Status::with_error_details(Code::InvalidArgument, message, details("BAD_MESSAGE")).into_http()
+        }
+        _ => response,
+    }
 }
 
 /// What a dialect calls the fields that failures name: pairs of our name and its own.

@@ -86,14 +86,17 @@ impl VllmEngine for Service {
         let several = self.several(request, caller).map_err(|failure| FIELDS.name(failure))?;
         let count = several.each as usize;
         let shown = |asked: Option<u32>| asked.map(|count| count as usize);
+        let logprobs = shown(several.options.sampling.logprobs);
+        let prompt_logprobs = shown(several.options.prompt_logprobs);
+        let call = Call::start(&self.router, several, deadline, name, FIELDS).await?; // which checks the count
         let running = Running {
             stream,
-            logprobs: shown(several.options.sampling.logprobs),
-            prompt_logprobs: shown(several.options.prompt_logprobs),
+            logprobs,
+            prompt_logprobs,
             answers: vec![Vec::new(); count],
             begun: vec![false; count],
             ready: VecDeque::new(),
-            call: Call::start(&self.router, several, deadline, name, FIELDS).await?,
+            call,
         };
         let pieces = stream::unfold(running, |mut running| async move {
             let piece = running.next().await?;

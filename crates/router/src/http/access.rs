@@ -8,18 +8,19 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
-use crate::gate::{Gate, Stranger};
+use crate::gate::Stranger;
+use crate::serve::Router;
 
 /// Lets a request pass if its caller may, with the caller among its extensions.
-pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let caller = match gate.admit(request.headers()) {
+pub(super) async fn check(State(router): State<Arc<Router>>, mut request: Request, next: Next) -> Response {
+    let caller = match router.gate.admit(request.headers()) {
         Ok(caller) => caller,
         Err(stranger) => return refuse(stranger),
     };
     let tenant = caller.tenant;
-    request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(caller.holding(router.bodies.begin()));
     let mut response = next.run(request).await;
-    gate.tell(tenant, response.headers_mut());
+    router.gate.tell(tenant, response.headers_mut());
     response
 }
 

@@ -2,22 +2,24 @@
 
 use axum::body::Body;
 use axum::http::StatusCode;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
+use crate::ask::Caller;
 use crate::server::ServerLimits;
 
 /// A body that is too large is read up to this many times its limit all the same, so that its client is not cut off
 /// in the middle of sending and gets to read why.
 const DRAIN_FACTOR: usize = 4;
 
-/// Reads a request's body within the limits of its face.
-pub(super) async fn read(body: Body, limits: &ServerLimits) -> Result<Bytes, ApiError> {
+/// Reads a request's body within the limits of its face and of all bodies together.
+pub(super) async fn read(body: Body, caller: &Caller, limits: &ServerLimits) -> Result<BytesMut, ApiError> {
     let &ServerLimits { body_bytes_max, body_s_max, body_idle_s_max, .. } = limits;
     let end = Instant::now() + body_s_max;
-    let (mut data, mut bytes, mut total) = (body.into_data_stream(), BytesMut::new(), 0_usize);
+    let (mut data, mut total) = (body.into_data_stream(), 0_usize);
+    let mut whole = Ok(BytesMut::new());
     loop {
         let due = end.min(Instant::now() + body_idle_s_max);
         let chunk = timeout_at(due, data.next()).await.map_err(|_| {
@@ -30,17 +32,29 @@ pub(super) async fn read(body: Body, limits: &ServerLimits) -> Result<Bytes, Api
         let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|_| ApiError::invalid(None, "the body could not be read to its end"))?;
         total = total.saturating_add(chunk.len());
-        if total <= body_bytes_max {
-            bytes.extend_from_slice(&chunk);
-        } else if total > body_bytes_max.saturating_mul(DRAIN_FACTOR) {
+        if let Ok(bytes) = &mut whole {
+            let room = match total > body_bytes_max {
+                true => Err(too_large(body_bytes_max)),
+                false => caller.hold(chunk.len()).map_err(ApiError::from),
+            };
+            match room {
+                Ok(()) => bytes.extend_from_slice(&chunk),
+                Err(refused) => {
+                    caller.release();
+                    whole = Err(refused); // what was read is gone at once; the rest is thrown away as it comes
+                }
+            }
+        }
+        if total > body_bytes_max.saturating_mul(DRAIN_FACTOR) {
             break;
         }
     }
-    if total > body_bytes_max {
-        let message = format!("the body must have at most {body_bytes_max} bytes");
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message));
-    }
-    Ok(bytes.freeze())
+    whole
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    let message = format!("the body must have at most {bytes_max} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message)
 }
 
 fn too_slow(message: String) -> ApiError {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use crate::limits::ECHO_CHARS_MAX;
+use crate::limits::{ECHO_CHARS_MAX, JSON_LEVELS_MAX};
 
 /// What an API knows beyond the fields that it takes.
 pub(super) struct Known {
@@ -28,6 +28,7 @@ impl<'a> Fields<'a> {
         serde_json::from_slice(body).map(Self).map_err(|error| {
             let what = match error.classify() {
                 serde_json::error::Category::Data => "the body must be a JSON object".to_owned(),
+                _ if deep(body) => too_deep("the body"),
                 _ => format!("the body is not valid JSON: {error}"),
             };
             ApiError::invalid(None, what)
@@ -41,9 +42,36 @@ impl<'a> Fields<'a> {
         expected: &str,
     ) -> Result<Option<T>, ApiError> {
         let Some(raw) = self.0.remove(name).filter(|raw| raw.get() != "null") else { return Ok(None) };
-        serde_json::from_str(raw.get())
-            .map(Some)
-            .map_err(|_| ApiError::invalid(Some(name), format!("{name} must be {expected}")))
+        serde_json::from_str(raw.get()).map(Some).map_err(|_| match deep(raw.get().as_bytes()) {
+            true => ApiError::invalid(Some(name), too_deep(name)),
+            false => ApiError::invalid(Some(name), format!("{name} must be {expected}")),
+        })
+    }
+
+    /// Takes a list of no more than `max`, which are counted before any of them is looked into; absent is empty.
+    pub(super) fn take_list<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+        max: usize,
+    ) -> Result<Vec<T>, ApiError> {
+        let wrong = || ApiError::invalid(Some(name), format!("{name} must be {expected}"));
+        let Some(raw) = self.0.remove(name).filter(|raw| raw.get() != "null") else { return Ok(Vec::new()) };
+        let items: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
+        if items.len() > max {
+            let message = format!("{name} must be at most {max}, not {}", items.len());
+            return Err(ApiError::invalid(Some(name), message));
+        }
+        let read = |item: &RawValue| match serde_json::from_str(item.get()) {
+            Err(_) if deep(item.get().as_bytes()) => Err(ApiError::invalid(Some(name), too_deep(name))),
+            read => read.map_err(|_| wrong()),
+        };
+        items.into_iter().map(read).collect()
+    }
+
+    /// Whether a field that was not taken is a list.
+    pub(super) fn is_list(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|raw| raw.get().starts_with('['))
     }
 
     /// Whether a field that was not taken is there.
@@ -97,6 +125,29 @@ impl<'a> Fields<'a> {
         }
         Ok(())
     }
+}
+
+fn too_deep(what: &str) -> String {
+    format!("{what} must have at most {JSON_LEVELS_MAX} levels of arrays and objects in each other")
+}
+
+/// Whether a JSON text has more levels than its parser takes, as far as it goes.
+fn deep(text: &[u8]) -> bool {
+    let (mut levels, mut quoted, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => levels += 1,
+            b']' | b'}' if !quoted => levels = levels.saturating_sub(1),
+            _ => {}
+        }
+        if levels > JSON_LEVELS_MAX {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether two JSON texts mean the same; numbers by their value, so that 1.0 is 1.

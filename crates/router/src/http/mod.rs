@@ -49,7 +49,7 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .route("/detokenize", post(tokens::detokenize))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(from_fn_with_state(router.gate.clone(), access::check))
+        .layer(from_fn_with_state(router.clone(), access::check))
         .layer(from_fn(mistral::errors))
         .merge(probes()) // behind the layer: no key is asked for
         .with_state(router)

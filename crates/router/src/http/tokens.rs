@@ -22,7 +22,7 @@ pub(super) async fn tokenize(
     Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let body = read(body, &router.limits).await?;
+    let body = read(body, &caller, &router.limits).await?;
     let mut fields = Fields::parse(&body)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     let text: Option<String> = fields.take("prompt", "a string")?;
@@ -32,7 +32,7 @@ pub(super) async fn tokenize(
         Some(text) if special == Some(false) => (Prompt::Bare(text), false),
         Some(text) => (Prompt::Text(text), false),
         None if fields.has("messages") => {
-            (Prompt::Chat(openai::conversation(&mut fields)?), special == Some(true))
+            (Prompt::Chat(openai::conversation(&mut fields, &router.requests)?), special == Some(true))
         }
         None => {
             return Err(ApiError::invalid(Some("prompt"), "prompt is missing: give a string, or messages"));
@@ -55,7 +55,7 @@ pub(super) async fn detokenize(
     Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let body = read(body, &router.limits).await?;
+    let body = read(body, &caller, &router.limits).await?;
     let mut fields = Fields::parse(&body)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     let ids: Option<Vec<TokenId>> = fields.take("tokens", "a list of token ids")?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -20,7 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::streams::{Pace, Streams};
 use super::watched::{Pulse, Turn, Watched};
-use super::{Face, Peer, Protocol, ServerLimits, refusal};
+use super::{Face, Protocol, ServerLimits, refusal};
+use crate::grpc::head_refused;
 use crate::http::ApiError;
 
 /// Bytes that a connection may gather of one answer before its reader has taken them.
@@ -29,6 +30,10 @@ const WRITE_BYTES_MAX: usize = 16 << 10;
 /// Bytes that a client may send ahead on one HTTP/2 stream, and on all streams of a connection together.
 const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+
+/// h2 refuses headers without a word: it takes so many times the limit, and those that are beyond the limit itself are
+/// told why.
+const HEADER_FACTOR: usize = 4;
 
 /// Serves a connection until it ends; when the face stops, until the requests on it have ended.
 ///
@@ -41,7 +46,7 @@ where
     let io = TokioIo::new(Watched::new(io, face.protocol, &face.limits, pulse.clone()));
     let service = Requests {
         routes: TowerToHyperService::new(face.routes.clone()),
-        peer: Peer(peer),
+        protocol: face.protocol,
         limits: face.limits.clone(),
         pulse: pulse.clone(),
     };
@@ -93,7 +98,9 @@ fn http2(limits: &ServerLimits) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(Streams { write_stall_s_max: limits.write_stall_s_max });
     builder
         .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
+        .max_header_list_size(
+            u32::try_from(limits.header_bytes_max.saturating_mul(HEADER_FACTOR)).unwrap_or(u32::MAX),
+        )
         .max_concurrent_streams(limits.streams_per_connection_max)
         .keep_alive_interval(limits.ping_s)
         .keep_alive_timeout(limits.ping_s)
@@ -106,7 +113,7 @@ fn http2(limits: &ServerLimits) -> http2::Builder<Streams> {
 /// The requests of one connection.
 struct Requests {
     routes: TowerToHyperService<axum::Router>,
-    peer: Peer,
+    protocol: Protocol,
     limits: ServerLimits,
     pulse: Arc<Pulse>,
 }
@@ -116,18 +123,42 @@ impl Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
         let turn = self.pulse.begin();
-        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-        if target > self.limits.target_bytes_max {
-            let message = refusal::target_too_long(&self.limits);
-            let refused = ApiError::new(StatusCode::URI_TOO_LONG, Some("target_too_long"), message);
-            return Box::pin(async { Ok(refused.into_response().map(|body| Tracked::new(body, turn))) });
+        if let Some(refused) = self.refuse(&request) {
+            return Box::pin(async { Ok(refused.map(|body| Tracked::new(body, turn))) });
         }
-        request.extensions_mut().insert(self.peer);
         let answer = self.routes.call(request);
         Box::pin(async { Ok(answer.await?.map(|body| Tracked::new(body, turn))) })
     }
+}
+
+impl Requests {
+    /// What is said to a request whose head is too large, in the words of its protocol. Over HTTP/1.1 only its target
+    /// can be: hyper has refused the rest.
+    fn refuse<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
+        let limits = &self.limits;
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        let target = target > limits.target_bytes_max;
+        match self.protocol {
+            Protocol::Http1 if target => {
+                let message = refusal::target_too_long(limits);
+                let refused = ApiError::new(StatusCode::URI_TOO_LONG, Some("target_too_long"), message);
+                Some(refused.into_response())
+            }
+            Protocol::Http2 if target => Some(head_refused(refusal::target_too_long(limits)).into_http()),
+            Protocol::Http2 if heavy(request.headers(), limits) => {
+                Some(head_refused(refusal::head_too_large(limits)).into_http())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether headers are more, or larger, than a request may have.
+fn heavy(headers: &HeaderMap, limits: &ServerLimits) -> bool {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() > limits.headers_max || bytes > limits.header_bytes_max
 }
 
 /// A response's body, with which its request ends.

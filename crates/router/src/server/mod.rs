@@ -3,6 +3,7 @@
 //! Both faces share it: HTTP/1.1 for OpenAI's API, HTTP/2 for gRPC. A connection is a task of its own with a place
 //! among the others; what it may do to us is bounded by [`ServerLimits`].
 
+mod bodies;
 mod connection;
 mod limits;
 mod places;
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::bodies::{Bodies, Held};
 pub use self::limits::ServerLimits;
 use self::places::Place;
 pub(crate) use self::places::Places;
@@ -42,14 +44,6 @@ pub(crate) enum Protocol {
     /// HTTP/2 with prior knowledge, as gRPC has it.
     Http2,
 }
-
-/// Who is at the other end of a connection; an extension of each of its requests.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(
-    /// Its address.
-    #[allow(dead_code, reason = "for those who tell callers apart")]
-    pub(crate) SocketAddr,
-);
 
 /// What all connections of a face share.
 struct Face {

@@ -15,17 +15,12 @@ const REFUSAL_S_MAX: Duration = Duration::from_secs(1);
 
 /// Tells a connection that there is no place for it, in the words of its protocol.
 pub(super) async fn refuse(mut stream: TcpStream, protocol: Protocol, full: Full) {
-    let (status, message) = match full {
-        Full::All(max) => {
-            ("503 Service Unavailable", format!("all {max} connections are in use: retry later"))
-        }
-        Full::Peer(max) => (
-            "429 Too Many Requests",
-            format!("all {max} connections that one address may have are in use: close some"),
-        ),
+    let message = match full {
+        Full::All(max) => format!("all {max} connections are in use: retry later"),
+        Full::Peer(max) => format!("all {max} connections that one address may have are in use: close some"),
     };
     let said = match protocol {
-        Protocol::Http1 => response(status, "too_many_connections", &message),
+        Protocol::Http1 => response("429 Too Many Requests", "too_many_connections", &message),
         Protocol::Http2 => goaway(&message),
     };
     let told = async {
@@ -41,13 +36,12 @@ pub(super) async fn refuse(mut stream: TcpStream, protocol: Protocol, full: Full
 
 /// A whole response of HTTP/1.1 with OpenAI's error body, after which the connection is closed.
 fn response(status: &str, code: &str, message: &str) -> Vec<u8> {
-    let kind = if status.starts_with('5') { "server_error" } else { "invalid_request_error" };
+    let (kind, retry) = match &status[..3] {
+        "429" => ("rate_limit_error", format!("retry-after: {RETRY_AFTER_S}\r\n")),
+        _ => ("invalid_request_error", String::new()),
+    };
     let error = serde_json::json!({ "message": message, "type": kind, "param": null, "code": code });
     let body = serde_json::json!({ "error": error }).to_string();
-    let retry = match &status[..3] {
-        "429" | "503" => format!("retry-after: {RETRY_AFTER_S}\r\n"),
-        _ => String::new(),
-    };
     let length = body.len();
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{retry}\
@@ -83,7 +77,6 @@ pub(super) fn in_words(bare: &[u8], limits: &ServerLimits) -> Option<Vec<u8>> {
     if !head.starts_with("HTTP/1.1 4") || !head.ends_with("\r\n\r\n") || head.contains("content-type") {
         return None;
     }
-    let ServerLimits { header_bytes_max, headers_max, .. } = limits;
     match &head[9..12] {
         "400" => {
             let message = "the request's line or headers are not HTTP/1.1";
@@ -91,14 +84,17 @@ pub(super) fn in_words(bare: &[u8], limits: &ServerLimits) -> Option<Vec<u8>> {
         }
         "414" => Some(too_long_target(limits)),
         "431" => {
-            let message = format!(
-                "the request line and the headers must have at most {header_bytes_max} bytes in at most {headers_max} \
-                 headers"
-            );
-            Some(response("431 Request Header Fields Too Large", "header_too_large", &message))
+            Some(response("431 Request Header Fields Too Large", "header_too_large", &head_too_large(limits)))
         }
         _ => None,
     }
+}
+
+pub(super) fn head_too_large(limits: &ServerLimits) -> String {
+    let ServerLimits { header_bytes_max, headers_max, .. } = limits;
+    format!(
+        "the request line and the headers must have at most {header_bytes_max} bytes in at most {headers_max} headers"
+    )
 }
 
 fn too_long_target(limits: &ServerLimits) -> Vec<u8> {

@@ -98,7 +98,7 @@ async fn a_drained_router_finishes_what_it_has_and_ends() {
 #[tokio::test]
 async fn a_router_works_on_so_many_requests_and_no_more() {
     let leader = Leader::start(vec![anon(), Act::Wait(gate())]).await;
-    let stage = Stage::busy(&leader, RequestLimits { requests_max: 1 }).await;
+    let stage = Stage::busy(&leader, RequestLimits { requests_max: 1, ..RequestLimits::DEFAULT }).await;
     let mut first = stage.start(TEXT, &json!({ "prompt": "x", "stream": true })).await;
     first.until("data: ").await;
     let second = stage.post(TEXT, &json!({ "prompt": "x" })).await;

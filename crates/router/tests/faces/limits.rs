@@ -125,7 +125,9 @@ async fn connections_have_places() {
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let _third: TcpStream = socket.connect(stage.http.parse().unwrap()).await.unwrap();
     patiently(async {
-        while stage.open(GET).await.rest().await.status != 503 {} // until the third is counted
+        while stage.open(GET).await.rest().await.json()["error"]["message"]
+            != "all 3 connections are in use: retry later"
+        {} // until the third is counted
     })
     .await;
     kept.clear();

@@ -8,7 +8,7 @@ use galerne_collective::Listener;
 use galerne_model::kv_bytes_per_block;
 use galerne_sched::Limits;
 use galerne_tls::{Client, Server};
-use galerne_types::limits::{KV_BLOCK_TOKENS, WAITING_REQUESTS_MAX};
+use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Epoch, ModelCard, RankRecord, RankState, Shards};
 
 use super::memory;
@@ -65,7 +65,7 @@ impl Setup {
             step_tokens_max: options.step_tokens_max,
             context_tokens_max,
             vocab: card.vocab,
-            waiting_max: WAITING_REQUESTS_MAX,
+            waiting_max: options.waiting_requests_max as usize,
         };
         let model = galerne_model::Options {
             threads: options.threads,

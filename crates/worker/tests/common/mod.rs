@@ -63,6 +63,7 @@ impl Cluster {
             kv: KvSize::Auto,
             sequences_max: 8,
             step_tokens_max: 64,
+            waiting_requests_max: 1024,
             rehearse: None,
         }
     }

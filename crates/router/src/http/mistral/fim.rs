@@ -6,9 +6,10 @@ use crate::http::fields::Fields;
 use crate::http::openai::options::{count, options, view};
 use crate::http::openai::{KNOWN, Wanted};
 use crate::http::shape::Calls;
+use crate::limits::RequestLimits;
 
 /// Reads a body. Without a suffix the gap is at the end, which Mistral's models were taught, too.
-pub(super) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
+pub(super) fn parse(limits: &RequestLimits, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
     let prompt: Option<String> = fields.take("prompt", "a string")?;
     let prompt = prompt.ok_or_else(|| {
@@ -18,7 +19,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
     let max_tokens = fields.take_u32("max_tokens")?;
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
     let options = options(&mut fields, max_tokens, None)?;
-    let each = count(&mut fields, "n")?.unwrap_or(1);
+    let each = count(&mut fields, "n", limits)?.unwrap_or(1);
     let view = view(&mut fields, &options)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;

@@ -94,7 +94,7 @@ pub(super) async fn fim(
     Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let wanted = fim::parse(&read(body, &router.limits).await?)?;
+    let wanted = fim::parse(&router.requests, &read(body, &caller, &router.limits).await?)?;
     answer(&router, caller, wanted).await
 }
 

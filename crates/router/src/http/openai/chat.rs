@@ -13,6 +13,7 @@ use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::mistral;
 use crate::http::shape::Calls;
+use crate::limits::RequestLimits;
 use crate::serve::Router;
 
 /// A chat request, and what its client wants to see of the answer.
@@ -30,7 +31,7 @@ pub(in crate::http) struct Wanted {
 pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut mistral = mistral::speaks(&fields);
-    let mut chat = without_tools(&mut fields)?;
+    let mut chat = without_tools(&mut fields, &router.requests)?;
     let lead = mistral::lead(&chat.messages);
     mistral |= lead.is_some();
     let max_tokens = fields.take_u32("max_tokens")?;
@@ -38,9 +39,9 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
     let logprobs = logprobs(&mut fields)?;
     let mut options = options(&mut fields, max_tokens, logprobs)?;
-    let each = count(&mut fields, "n")?.unwrap_or(1);
+    let each = count(&mut fields, "n", &router.requests)?.unwrap_or(1);
     let view = view(&mut fields, &options)?;
-    let tools = Tools::take(&mut fields)?;
+    let tools = Tools::take(&mut fields, &router.requests)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;
     let calls = match tools {
@@ -53,16 +54,19 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
 }
 
 /// Takes a conversation with its tools, and nothing of how it is answered.
-pub(in crate::http) fn conversation(fields: &mut Fields<'_>) -> Result<Chat, ApiError> {
-    let chat = without_tools(fields)?;
-    let tools = Tools::take(fields)?.map_or_else(Vec::new, |tools| tools.list);
+pub(in crate::http) fn conversation(
+    fields: &mut Fields<'_>,
+    limits: &RequestLimits,
+) -> Result<Chat, ApiError> {
+    let chat = without_tools(fields, limits)?;
+    let tools = Tools::take(fields, limits)?.map_or_else(Vec::new, |tools| tools.list);
     Ok(Chat { tools, ..chat })
 }
 
 /// Takes what says how a conversation becomes a prompt, but for its tools.
-fn without_tools(fields: &mut Fields<'_>) -> Result<Chat, ApiError> {
-    let messages: Option<Vec<Message>> = fields.take("messages", messages::EXPECTED)?;
-    let mut messages = messages::turns(messages.unwrap_or_default())?;
+fn without_tools(fields: &mut Fields<'_>, limits: &RequestLimits) -> Result<Chat, ApiError> {
+    let messages: Vec<Message> = fields.take_list("messages", messages::EXPECTED, limits.messages_max)?;
+    let mut messages = messages::turns(messages)?;
     let continue_final = fields.take_bool("continue_final_message")? || mistral::lead(&messages).is_some();
     if fields.take_bool("safe_prompt")? {
         mistral::make_safe(&mut messages);

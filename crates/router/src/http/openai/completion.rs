@@ -10,6 +10,7 @@ use super::text_reply::Echo;
 use crate::ask::{Caller, MaxTokens, Prompt, Several};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::limits::RequestLimits;
 
 /// Tokens of a text completion whose request sets no limit, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
@@ -36,7 +37,7 @@ enum Given {
 const EXPECTED: &str = "a string, a list of token ids, or a list of either";
 
 /// Reads a body.
-pub(in crate::http) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
+pub(in crate::http) fn parse(limits: &RequestLimits, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
     let given = fields
         .take("prompt", EXPECTED)?
@@ -53,8 +54,8 @@ pub(in crate::http) fn parse(body: &[u8]) -> Result<Wanted, ApiError> {
     if shown {
         options.prompt_logprobs = options.prompt_logprobs.max(logprobs);
     }
-    let n = count(&mut fields, "n")?;
-    let best_of = count(&mut fields, "best_of")?;
+    let n = count(&mut fields, "n", limits)?;
+    let best_of = count(&mut fields, "best_of", limits)?;
     let (each, keep) = choices(n.unwrap_or(1), best_of, view.stream)?;
     if keep.is_some() {
         options.sampling.logprobs.get_or_insert(0);

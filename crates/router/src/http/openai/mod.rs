@@ -52,7 +52,7 @@ pub(super) async fn chat(
     client: Client,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let wanted = chat::parse(&router, &read(body, &router.limits).await?)?;
+    let wanted = chat::parse(&router, &read(body, &caller, &router.limits).await?)?;
     if wanted.mistral || client == Client::Mistral {
         return mistral::answer(&router, caller, wanted).await;
     }
@@ -75,7 +75,7 @@ pub(super) async fn completion(
     body: Body,
 ) -> Result<Response, ApiError> {
     let completion::Wanted { asked, view, echo, keep } =
-        completion::parse(&read(body, &router.limits).await?)?;
+        completion::parse(&router.requests, &read(body, &caller, &router.limits).await?)?;
     let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
     let form = Form::new("cmpl", view, &choices)?;
     let id = form.id.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use galerne_types::limits::{CHOICES_MAX, TOP_LOGPROBS_MAX};
+use galerne_types::limits::TOP_LOGPROBS_MAX;
 use galerne_types::{Sampling, TokenId};
 use serde::Deserialize;
 
@@ -11,6 +11,7 @@ use super::reply::View;
 use crate::ask::{MaxTokens, Options, random_seed};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::limits::RequestLimits;
 
 #[derive(Deserialize, Default)]
 struct StreamOptions {
@@ -133,10 +134,15 @@ fn logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> 
 }
 
 /// Takes how many choices a client wants.
-pub(in crate::http) fn count(fields: &mut Fields<'_>, name: &'static str) -> Result<Option<u32>, ApiError> {
+pub(in crate::http) fn count(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    limits: &RequestLimits,
+) -> Result<Option<u32>, ApiError> {
     let count = fields.take_u32(name)?;
-    if let Some(count) = count.filter(|count| !(1..=CHOICES_MAX).contains(count)) {
-        let message = format!("{name} must be from 1 to {CHOICES_MAX}, not {count}");
+    let max = limits.choices_max;
+    if let Some(count) = count.filter(|count| !(1..=max).contains(count)) {
+        let message = format!("{name} must be from 1 to {max}, not {count}");
         return Err(ApiError::invalid(Some(name), message));
     }
     Ok(count)

@@ -9,10 +9,8 @@ use crate::ask::Options;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::shape::Calls;
+use crate::limits::RequestLimits;
 use crate::model::Model;
-
-/// Tools of one request.
-const TOOLS_MAX: usize = 128;
 
 /// Characters of a tool's name.
 const TOOL_NAME_CHARS_MAX: usize = 128;
@@ -70,12 +68,13 @@ pub(in crate::http) struct Function {
 
 impl Tools {
     /// Takes tools, the choice among them and whether several may be called; `None` without tools.
-    pub(in crate::http) fn take(fields: &mut Fields<'_>) -> Result<Option<Self>, ApiError> {
-        let given: Option<Vec<Tool>> = fields.take(
-            "tools",
-            "a list of objects, each with the type \"function\" and a function with a name and parameters",
-        )?;
-        let given = given.unwrap_or_default();
+    pub(in crate::http) fn take(
+        fields: &mut Fields<'_>,
+        limits: &RequestLimits,
+    ) -> Result<Option<Self>, ApiError> {
+        let expected =
+            "a list of objects, each with the type \"function\" and a function with a name and parameters";
+        let given: Vec<Tool> = fields.take_list("tools", expected, limits.tools_max)?;
         let parallel = fields.take_bool_or("parallel_tool_calls", true)?;
         let expected = "none, auto, required, or {\"type\": \"function\", \"function\": {\"name\": …}}";
         let wire = fields.take("tool_choice", expected)?;
@@ -91,10 +90,6 @@ impl Tools {
         choice: ToolChoice,
         parallel: bool,
     ) -> Result<Option<Self>, ApiError> {
-        if given.len() > TOOLS_MAX {
-            let message = format!("tools must be at most {TOOLS_MAX}, not {}", given.len());
-            return Err(ApiError::invalid(Some("tools"), message));
-        }
         let list: Vec<_> =
             given.into_iter().enumerate().map(|(at, tool)| tool.check(at)).collect::<Result<_, _>>()?;
         match &choice {
@@ -260,7 +255,7 @@ mod tests {
 
     fn take(body: &Value) -> Result<Option<Tools>, ApiError> {
         let body = body.to_string();
-        Tools::take(&mut Fields::parse(body.as_bytes()).unwrap())
+        Tools::take(&mut Fields::parse(body.as_bytes()).unwrap(), &RequestLimits::DEFAULT)
     }
 
     fn tool(name: &str) -> Value {

@@ -11,8 +11,7 @@ use crate::http::error::ApiError;
 pub(super) const EXPECTED: &str =
     "a string, or a list of items: messages, function_call, function_call_output";
 
-#[derive(Deserialize)]
-#[serde(untagged)]
+/// What a request brings.
 pub(super) enum Input {
     Text(String),
     Items(Vec<Item>),
@@ -148,7 +147,7 @@ mod tests {
     use super::*;
 
     fn read(input: Value) -> Result<Vec<Value>, ApiError> {
-        turns(Some(serde_json::from_value(input).unwrap()), None)
+        turns(Some(Input::Items(serde_json::from_value(input).unwrap())), None)
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) async fn responses(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request::Wanted { asked, view, calls, terms } =
-        request::parse(&router, &read(body, &router.limits).await?)?;
+        request::parse(&router, &read(body, &caller, &router.limits).await?)?;
     let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
     let reply = Reply::new(terms, view, &choices)?;
     let id = reply.id.clone();

@@ -5,7 +5,7 @@ use galerne_types::Grammar;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::input;
+use super::input::{self, Input};
 use super::known::KNOWN;
 use crate::ask::{Caller, MaxTokens, Options, Prompt, Several};
 use crate::http::error::ApiError;
@@ -51,7 +51,14 @@ struct Reasoning {
 pub(super) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     let mut fields = Fields::parse(body)?;
     let instructions: Option<String> = fields.take("instructions", "a string")?;
-    let turns = input::turns(fields.take("input", input::EXPECTED)?, instructions.as_deref())?;
+    let input = match fields.is_list("input") {
+        true => {
+            let max = router.requests.messages_max;
+            Some(Input::Items(fields.take_list("input", input::EXPECTED, max)?))
+        }
+        false => fields.take("input", input::EXPECTED)?.map(Input::Text),
+    };
+    let turns = input::turns(input, instructions.as_deref())?;
     let max = fields.take_u32("max_output_tokens")?;
     let top = alternatives(&mut fields, "top_logprobs")?;
     let include: Vec<String> = fields.take("include", "a list of strings")?.unwrap_or_default();
@@ -73,7 +80,7 @@ pub(super) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     if let Some(effort) = &reasoning.effort {
         chat.extra.insert("reasoning_effort".to_owned(), effort.as_str().into()); // as in a chat
     }
-    let given: Vec<Value> = fields.take("tools", "a list of objects")?.unwrap_or_default();
+    let given: Vec<Value> = fields.take_list("tools", "a list of objects", router.requests.tools_max)?;
     let choice: Option<Value> = fields.take("tool_choice", CHOICE)?;
     let parallel = fields.take_bool_or("parallel_tool_calls", true)?;
     let tools = tools(&given, choice.as_ref(), parallel)?;
