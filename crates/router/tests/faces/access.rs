@@ -15,12 +15,12 @@ use crate::leader::{Act, Leader, gate as closed, token, tokens};
 use crate::stage::{Reply, Stage, patiently};
 
 /// A key file that a test can change.
-struct KeyFile {
+pub(crate) struct KeyFile {
     dir: tempfile::TempDir,
 }
 
 impl KeyFile {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
@@ -28,13 +28,13 @@ impl KeyFile {
         self.dir.path().join("keys.toml")
     }
 
-    fn write(&self, keys: &[(&str, &ApiKey)], limits: &str) {
+    pub(crate) fn write(&self, keys: &[(&str, &ApiKey)], limits: &str) {
         let entry = |(tenant, key): &(&str, &ApiKey)| key_entry(tenant, &key.sha256(), None).unwrap();
         let text: String = keys.iter().map(entry).collect();
         std::fs::write(self.path(), text + limits).unwrap();
     }
 
-    fn gate(&self) -> Arc<Gate> {
+    pub(crate) fn gate(&self) -> Arc<Gate> {
         let anywhere = [("--http", "0.0.0.0:8000".parse().unwrap())];
         Gate::open(GateOptions { keys: Some(self.path()), no_auth: false }, &anywhere).unwrap()
     }

@@ -3,6 +3,8 @@
 mod access;
 mod admin;
 mod bad_requests;
+mod bounds;
+mod calls;
 mod choices;
 mod failover;
 mod grpc;

@@ -1,6 +1,5 @@
 //! Ten thousand malformed requests from a seed, beside a stream that must not notice.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -10,22 +9,35 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::calls;
 use crate::leader::{Act, Leader, gate, token, tokens};
 use crate::stage::{Stage, ids, patiently};
 
 const REQUESTS: u64 = 10_000;
-const GRPC_REQUESTS: u64 = 500;
+const CALLS: u64 = 3_000;
+const CALLERS: u64 = 16;
+const GARBAGE: u64 = 500;
 const AT_ONCE: usize = 128;
 const STREAM_TOKENS: usize = 100;
+
+/// Time that a request may take.
+const SLOW: Duration = Duration::from_millis(150);
+
+/// Pieces in which a slow one is sent: their time exceeds that.
+const DRIPS: usize = 4;
 
 /// Memory that may stay with the allocator after all of them.
 const GROWTH_BYTES_MAX: u64 = 96 << 20;
 
 /// SplitMix64.
-struct Seed(u64);
+pub(crate) struct Seed(u64);
 
 impl Seed {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,61 +45,90 @@ impl Seed {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }
 
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next() as u8).collect()
     }
 }
 
-const PATHS: [&str; 10] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/models/%ff%00",
-    "/healthz",
-    "/readyz",
-    "/../../etc/passwd",
-    "/v1/nothing?a=%",
+/// What POST routes want, and other paths.
+const PATHS: [(&str, &str); 14] = [
+    ("/v1/chat/completions", "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]"),
+    ("/v1/chat/completions", "\"messages\":[{\"role\":\"assistant\",\"content\":\"x\",\"prefix\":true}]"),
+    ("/v1/completions", "\"prompt\":\"x\""),
+    ("/v1/completions", "\"prompt\":[[5],[6]]"),
+    ("/v1/responses", "\"input\":\"x\""),
+    ("/v1/responses", "\"input\":[{\"role\":\"user\",\"content\":\"x\"}]"),
+    ("/v1/fim/completions", "\"prompt\":\"x\""),
+    ("/v1/agents/completions", "\"messages\":[]"),
+    ("/tokenize", "\"prompt\":\"x\""),
+    ("/detokenize", "\"tokens\":[5]"),
+    ("/v1/models/%ff%00", ""),
+    ("/healthz", ""),
+    ("/../../etc/passwd", ""),
+    ("/v1/nothing?a=%", ""),
 ];
 
-const FIELDS: [&str; 24] = [
+const FIELDS: [&str; 48] = [
     "model",
     "messages",
     "prompt",
+    "input",
+    "tokens",
+    "suffix",
     "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
     "seed",
+    "random_seed",
+    "safe_prompt",
     "stop",
     "n",
     "stream",
     "stream_options",
     "logprobs",
     "top_logprobs",
+    "prompt_logprobs",
     "logit_bias",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
     "response_format",
+    "text",
+    "include",
+    "metadata",
+    "instructions",
+    "reasoning",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "chat_template_kwargs",
+    "truncate_prompt_tokens",
+    "return_token_strs",
     "stop_token_ids",
     "min_tokens",
     "best_of",
     "echo",
     "presence_penalty",
+    "continue_final_message",
     "\u{fffd}",
 ];
 
 /// A value that is not what its field wants, most of the time; not always JSON.
-fn value(seed: &mut Seed) -> Vec<u8> {
+pub(crate) fn value(seed: &mut Seed) -> Vec<u8> {
     let deep = |open: &str, count: usize| open.repeat(count).into_bytes();
     match seed.below(16) {
         0 => b"null".to_vec(),
@@ -109,13 +150,14 @@ fn value(seed: &mut Seed) -> Vec<u8> {
     }
 }
 
-fn body(seed: &mut Seed) -> Vec<u8> {
+/// A body of which `good` is what its route wants.
+fn body(seed: &mut Seed, good: &str) -> Vec<u8> {
     let size = seed.below(200);
     match seed.below(8) {
         0 => seed.bytes(size),
         1 => value(seed),
         _ => {
-            let mut out = b"{\"prompt\":\"x\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]".to_vec();
+            let mut out = format!("{{\"return_token_ids\":false,{good}").into_bytes();
             for _ in 0..1 + seed.below(3) {
                 out.extend(format!(",\"{}\":", seed.of(&FIELDS)).bytes());
                 out.extend(value(seed));
@@ -130,14 +172,25 @@ fn body(seed: &mut Seed) -> Vec<u8> {
     }
 }
 
-/// The bytes of a request, and whether the client ends its side after them.
-fn request(seed: &mut Seed) -> (Vec<u8>, bool) {
+/// How a client sends.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// All at once, and then it waits.
+    Plain,
+    /// All at once, and then it ends its side.
+    Cut,
+    /// A piece now and then.
+    Drip,
+}
+
+/// The bytes of a request, and how they are sent.
+fn request(seed: &mut Seed) -> (Vec<u8>, Pace) {
     let method =
         seed.of(&["POST", "POST", "POST", "POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "P\u{e9}T", ""]);
-    let path = seed.of(&PATHS);
+    let (path, good) = seed.of(&PATHS);
     let version = seed.of(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/9.9", "junk"]);
     let head = format!("{method} {path} {version}\r\nhost: x\r\nconnection: close\r\n");
-    let body = body(seed);
+    let body = body(seed, good);
     let whole = |head: &str, headers: &str, body: &[u8]| {
         [head.as_bytes(), headers.as_bytes(), b"\r\n", body].concat()
     };
@@ -161,28 +214,53 @@ fn request(seed: &mut Seed) -> (Vec<u8>, bool) {
         14 => whole(&head, &format!("expect: 100-continue\r\n{length}"), &body),
         _ => whole(&head, &length, &body),
     };
-    (out, seed.below(12) == 0)
+    let pace = match seed.below(24) {
+        0 | 1 => Pace::Cut,
+        2 => Pace::Drip,
+        _ => Pace::Plain,
+    };
+    (out, pace)
 }
 
 /// Sends it, and reads what comes to the end.
-async fn send(address: &str, bytes: &[u8], cut: bool) -> Vec<u8> {
+async fn send(address: &str, bytes: &[u8], pace: Pace) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut answer = Vec::new();
     let (mut read, mut write) = stream.split();
+    // A refusal may come before the end.
     let sent = async {
-        let _ = write.write_all(bytes).await; // a refusal may come before the end
-        if cut {
-            let _ = write.shutdown().await;
+        match pace {
+            Pace::Plain => write.write_all(bytes).await,
+            Pace::Cut => {
+                write.write_all(bytes).await?;
+                write.shutdown().await
+            }
+            Pace::Drip => {
+                for piece in bytes.chunks(bytes.len().div_ceil(DRIPS).max(1)) {
+                    write.write_all(piece).await?;
+                    tokio::time::sleep(SLOW / 2).await;
+                }
+                Ok(())
+            }
         }
     };
     let _ = patiently(async { tokio::join!(sent, read.read_to_end(&mut answer)) }).await;
     answer
 }
 
-async fn counts(stage: &Stage) -> (u64, u64, u64) {
+/// What is in use: connections of both faces, requests, bytes of bodies, prompts at work, requests at the group.
+async fn in_use(stage: &Stage) -> [u64; 6] {
     let state = stage.operate("GET", "/debug/state", "").await.json();
-    let of = |face: &str| state["connections"][face].as_u64().unwrap();
-    (of("http"), of("grpc"), state["requests"]["running"].as_u64().unwrap())
+    let fleet = stage.operate("GET", "/fleet", "").await.json();
+    [
+        &state["connections"]["http"],
+        &state["connections"]["grpc"],
+        &state["requests"]["running"],
+        &state["bodies"]["bytes"],
+        &state["tokenizing"],
+        &fleet["groups"][0]["requests"],
+    ]
+    .map(|count| count.as_u64().unwrap())
 }
 
 async fn memory(stage: &Stage, field: &str) -> u64 {
@@ -191,7 +269,6 @@ async fn memory(stage: &Stage, field: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_malformed_requests_harm_nobody() {
-    const SLOW: Duration = Duration::from_millis(150);
     let limits = ServerLimits {
         header_s_max: SLOW,
         body_s_max: SLOW,
@@ -220,8 +297,8 @@ async fn ten_thousand_malformed_requests_harm_nobody() {
             if number % (REQUESTS / STREAM_TOKENS as u64) == 0 {
                 wait.add_permits(1);
             }
-            let (bytes, cut) = request(&mut Seed(number));
-            let answer = send(&stage.http, &bytes, cut).await;
+            let (bytes, pace) = request(&mut Seed(number));
+            let answer = send(&stage.http, &bytes, pace).await;
             let says = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
             assert!(answer.is_empty() || says.starts_with("HTTP/1."), "seed {number}: {says}");
             assert!(!says[says.len().min(8)..].starts_with(" 5"), "seed {number}: {says}");
@@ -232,16 +309,31 @@ async fn ten_thousand_malformed_requests_harm_nobody() {
         statuses.buffer_unordered(AT_ONCE).filter(|silent| std::future::ready(*silent)).count().await;
     assert!(silent < REQUESTS as usize / 4, "{silent} requests got no word");
 
-    let grpc: SocketAddr = stage.grpc.parse().unwrap();
-    let garbage = stream::iter(0..GRPC_REQUESTS).map(|number| async move {
-        let mut seed = Seed(!number);
-        let size = seed.below(2_000);
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let junk = seed.bytes(size);
-        let bytes = if number % 2 == 0 { junk } else { [&preface[..], &junk].concat() };
-        send(&grpc.to_string(), &bytes, true).await;
+    let garbage = stream::iter(0..GARBAGE).map(|number| {
+        let stage = &stage;
+        async move {
+            let mut seed = Seed(!number);
+            let size = seed.below(2_000);
+            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+            let junk = seed.bytes(size);
+            let bytes = if number % 2 == 0 { junk } else { [&preface[..], &junk].concat() };
+            send(&stage.grpc, &bytes, Pace::Cut).await;
+        }
     });
     garbage.buffer_unordered(AT_ONCE).count().await;
+    let connections = stream::iter(0..CALLERS).map(|caller| {
+        let stage = &stage;
+        async move {
+            let sender = calls::connect(stage).await;
+            let numbers = stream::iter((caller..CALLS).step_by(CALLERS as usize));
+            let made = numbers.map(|number| {
+                let mut sender = sender.clone();
+                async move { calls::make_broken(&mut sender, number).await }
+            });
+            made.buffer_unordered(AT_ONCE / CALLERS as usize).count().await;
+        }
+    });
+    connections.buffer_unordered(CALLERS as usize).count().await;
 
     assert_eq!(stage.get("/readyz").await.status, 200);
     wait.add_permits(STREAM_TOKENS);
@@ -249,7 +341,7 @@ async fn ten_thousand_malformed_requests_harm_nobody() {
     let told: Vec<_> =
         chunks.iter().flat_map(|c| c["choices"][0]["token_ids"].as_array().unwrap().clone()).collect();
     assert_eq!(told, vec![json!(text); STREAM_TOKENS], "the stream beside them has all of its tokens");
-    patiently(async { while counts(&stage).await != (0, 0, 0) {} }).await;
+    patiently(async { while in_use(&stage).await != [0; 6] {} }).await;
     patiently(async { while memory(&stage, "files").await > files {} }).await;
     let grown = memory(&stage, "rss_bytes").await.saturating_sub(rss);
     assert!(grown <= GROWTH_BYTES_MAX, "memory grew by {grown} bytes");

@@ -237,6 +237,10 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
     /// Reads until a text has come.
     pub(crate) async fn until(&mut self, text: &str) {
         while !String::from_utf8_lossy(&self.read).contains(text) {
