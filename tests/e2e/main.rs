@@ -5,6 +5,7 @@ mod clients;
 mod commands;
 mod hosts;
 mod hub;
+mod limits;
 mod loss;
 mod metrics;
 mod process;

@@ -8,6 +8,7 @@ use galerne_wire::v1::FinishReason;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::calls;
 use crate::leader::{Act, Leader, gate, token, tokens};
@@ -267,6 +268,43 @@ async fn memory(stage: &Stage, field: &str) -> u64 {
     stage.operate("GET", "/debug/memory", "").await.json()[field].as_u64().unwrap()
 }
 
+/// Lets the stream beside them go on, half of it over so many requests.
+fn go_on(wait: &Semaphore, number: u64, of: u64) {
+    if number.is_multiple_of(of / (STREAM_TOKENS as u64 / 2)) {
+        wait.add_permits(1);
+    }
+}
+
+/// Bytes that are no HTTP/2 at the gRPC face.
+async fn garbage(stage: &Stage) {
+    let sent = stream::iter(0..GARBAGE).map(|number| async move {
+        let mut seed = Seed(!number);
+        let size = seed.below(2_000);
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let junk = seed.bytes(size);
+        let bytes = if number % 2 == 0 { junk } else { [&preface[..], &junk].concat() };
+        send(&stage.grpc, &bytes, Pace::Cut).await;
+    });
+    sent.buffer_unordered(AT_ONCE).count().await;
+}
+
+/// Calls with wrong messages there.
+async fn broken_calls(stage: &Stage, wait: &Semaphore) {
+    let connections = stream::iter(0..CALLERS).map(|caller| async move {
+        let sender = calls::connect(stage).await;
+        let numbers = stream::iter((caller..CALLS).step_by(CALLERS as usize));
+        let made = numbers.map(|number| {
+            let mut sender = sender.clone();
+            async move {
+                go_on(wait, number, CALLS);
+                calls::make_broken(&mut sender, number).await;
+            }
+        });
+        made.buffer_unordered(AT_ONCE / CALLERS as usize).count().await;
+    });
+    connections.buffer_unordered(CALLERS as usize).count().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_malformed_requests_harm_nobody() {
     let limits = ServerLimits {
@@ -294,9 +332,7 @@ async fn ten_thousand_malformed_requests_harm_nobody() {
     let statuses = stream::iter(0..REQUESTS).map(|number| {
         let (stage, wait) = (&stage, &wait);
         async move {
-            if number % (REQUESTS / STREAM_TOKENS as u64) == 0 {
-                wait.add_permits(1);
-            }
+            go_on(wait, number, REQUESTS);
             let (bytes, pace) = request(&mut Seed(number));
             let answer = send(&stage.http, &bytes, pace).await;
             let says = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
@@ -309,34 +345,10 @@ async fn ten_thousand_malformed_requests_harm_nobody() {
         statuses.buffer_unordered(AT_ONCE).filter(|silent| std::future::ready(*silent)).count().await;
     assert!(silent < REQUESTS as usize / 4, "{silent} requests got no word");
 
-    let garbage = stream::iter(0..GARBAGE).map(|number| {
-        let stage = &stage;
-        async move {
-            let mut seed = Seed(!number);
-            let size = seed.below(2_000);
-            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-            let junk = seed.bytes(size);
-            let bytes = if number % 2 == 0 { junk } else { [&preface[..], &junk].concat() };
-            send(&stage.grpc, &bytes, Pace::Cut).await;
-        }
-    });
-    garbage.buffer_unordered(AT_ONCE).count().await;
-    let connections = stream::iter(0..CALLERS).map(|caller| {
-        let stage = &stage;
-        async move {
-            let sender = calls::connect(stage).await;
-            let numbers = stream::iter((caller..CALLS).step_by(CALLERS as usize));
-            let made = numbers.map(|number| {
-                let mut sender = sender.clone();
-                async move { calls::make_broken(&mut sender, number).await }
-            });
-            made.buffer_unordered(AT_ONCE / CALLERS as usize).count().await;
-        }
-    });
-    connections.buffer_unordered(CALLERS as usize).count().await;
+    garbage(&stage).await;
+    broken_calls(&stage, &wait).await;
 
     assert_eq!(stage.get("/readyz").await.status, 200);
-    wait.add_permits(STREAM_TOKENS);
     let chunks = beside.rest().await.chunks();
     let told: Vec<_> =
         chunks.iter().flat_map(|c| c["choices"][0]["token_ids"].as_array().unwrap().clone()).collect();
