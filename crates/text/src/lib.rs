@@ -35,4 +35,4 @@ pub use detokenizer::{Detokenizer, Piece};
 pub use error::TextError;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
-pub use tools::{Part, ToolForce, ToolFormat, ToolParser};
+pub use tools::{Part, ToolElse, ToolForce, ToolFormat, ToolParser};

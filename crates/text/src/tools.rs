@@ -6,7 +6,7 @@ mod parser;
 
 use crate::tokenizer::Tokenizer;
 
-pub use grammar::ToolForce;
+pub use grammar::{ToolElse, ToolForce};
 pub use parser::{Part, ToolParser};
 
 /// How one model writes calls of tools.
@@ -61,6 +61,12 @@ impl ToolFormat {
         let markers =
             open.special.into_iter().chain(close.as_ref().and_then(|close| close.special)).collect();
         Self { style, open, close, markers }
+    }
+
+    /// Whether calls are written as Mistral's models write them: their ids are nine letters and digits then, and what
+    /// refers to them must be, too.
+    pub fn is_mistral(&self) -> bool {
+        self.style == Style::Mistral
     }
 
     /// Special tokens that mark a call: the detokenizer must spell them out though it leaves out special tokens.

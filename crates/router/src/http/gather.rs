@@ -3,7 +3,7 @@
 use galerne_text::Part;
 use galerne_types::TokenOut;
 
-use super::shape::{Calls, Finish, Shaped, Shaper};
+use super::shape::{Calls, Finish, Ids, Shaped, Shaper};
 use crate::answer::Stopped;
 use crate::choices::Choices;
 use crate::failure::Failure;
@@ -43,9 +43,9 @@ impl Call {
 }
 
 /// Waits for the end of all choices.
-pub(super) async fn gather(choices: &mut Choices, calls: &Calls) -> Result<Vec<Gathered>, Failure> {
+pub(super) async fn gather(choices: &mut Choices, calls: &Calls, ids: Ids) -> Result<Vec<Gathered>, Failure> {
     let mut all: Vec<_> = (0..choices.len()).map(|_| Gathered::default()).collect();
-    let mut shapers = (0..choices.len()).map(|_| Shaper::new(calls)).collect::<Result<Vec<_>, _>>()?;
+    let mut shapers = (0..choices.len()).map(|_| Shaper::new(calls, ids)).collect::<Result<Vec<_>, _>>()?;
     while let Some(news) = choices.next().await {
         let (at, delta) = news?;
         all[at].add(shapers[at].push(delta)?);

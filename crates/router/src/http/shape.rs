@@ -25,9 +25,19 @@ pub(super) enum Calls {
     List,
 }
 
+/// How calls are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// As Mistral's models and clients have it: nine letters and digits.
+    Mistral,
+    /// As OpenAI names them: `call_` and 24 letters and digits.
+    OpenAi,
+}
+
 /// Takes one choice's deltas and tells what their text is.
 pub(super) struct Shaper {
     state: State,
+    ids: Ids,
     /// A call has begun.
     called: bool,
 }
@@ -63,16 +73,17 @@ pub(super) enum Finish {
 }
 
 impl Shaper {
-    pub(super) fn new(calls: &Calls) -> Result<Self, Failure> {
+    pub(super) fn new(calls: &Calls, ids: Ids) -> Result<Self, Failure> {
         let state = match calls {
             Calls::Never => State::Words,
-            Calls::Taught { format, parallel } => {
-                State::Taught { parser: Box::new(ToolParser::new(format, ids()?)), parallel: *parallel }
-            }
+            Calls::Taught { format, parallel } => State::Taught {
+                parser: Box::new(ToolParser::new(format, ids.new_ones()?)),
+                parallel: *parallel,
+            },
             Calls::Arguments(name) => State::Arguments { name: name.clone(), begun: false },
             Calls::List => State::List(String::new()),
         };
-        Ok(Self { state, called: false })
+        Ok(Self { state, ids, called: false })
     }
 
     /// Takes the next delta.
@@ -89,7 +100,11 @@ impl Shaper {
             }
             State::Arguments { name, begun } => {
                 if !text.is_empty() && !std::mem::replace(begun, true) {
-                    shaped.calls.push(Part::Call { index: 0, id: ids()?(), name: name.clone() });
+                    shaped.calls.push(Part::Call {
+                        index: 0,
+                        id: self.ids.new_ones()?(),
+                        name: name.clone(),
+                    });
                 }
                 if !text.is_empty() {
                     shaped.calls.push(Part::Arguments { index: 0, text });
@@ -98,7 +113,7 @@ impl Shaper {
             State::List(all) => {
                 all.push_str(&text);
                 if finish.is_some() {
-                    match listed(all)? {
+                    match listed(all, self.ids)? {
                         Some(calls) => shaped.calls = calls,
                         None => shaped.text = std::mem::take(all), // cut before its end
                     }
@@ -146,9 +161,9 @@ impl Finish {
 }
 
 /// The calls in a JSON list of them; `None` if it is not complete.
-fn listed(text: &str) -> Result<Option<Vec<Part>>, Failure> {
+fn listed(text: &str, ids: Ids) -> Result<Option<Vec<Part>>, Failure> {
     let Ok(calls) = serde_json::from_str::<Vec<Value>>(text) else { return Ok(None) };
-    let mut new_id = ids()?;
+    let mut new_id = ids.new_ones()?;
     let mut parts = Vec::with_capacity(2 * calls.len());
     for (index, call) in calls.iter().enumerate() {
         let (Some(name), Some(arguments)) = (call["name"].as_str(), call.get("arguments")) else {
@@ -160,19 +175,30 @@ fn listed(text: &str) -> Result<Option<Vec<Part>>, Failure> {
     Ok(Some(parts))
 }
 
-/// Characters of a call's id: what Mistral's models were taught, and any client takes.
-const ID_CHARS: usize = 9;
+impl Ids {
+    /// What clients of OpenAI's API see: templates of Mistral's models refuse ids that are not Mistral's.
+    pub(super) fn of(calls: &Calls) -> Self {
+        match calls {
+            Calls::Taught { format, .. } if format.is_mistral() => Self::Mistral,
+            _ => Self::OpenAi,
+        }
+    }
 
-/// Gives calls their ids: nine letters and digits, from the system's random numbers.
-fn ids() -> Result<impl FnMut() -> String + Send + 'static, Failure> {
-    let mut state = random_seed()?;
-    Ok(move || {
-        let digit = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            char::from(LETTERS[(state >> 33) as usize % LETTERS.len()])
+    /// Gives calls their ids, from the system's random numbers.
+    fn new_ones(self) -> Result<impl FnMut() -> String + Send + 'static, Failure> {
+        let mut state = random_seed()?;
+        let (prefix, chars) = match self {
+            Self::Mistral => ("", 9),
+            Self::OpenAi => ("call_", 24),
         };
-        (0..ID_CHARS).map(digit).collect()
-    })
+        Ok(move || {
+            let letter = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                char::from(LETTERS[(state >> 33) as usize % LETTERS.len()])
+            };
+            prefix.chars().chain((0..chars).map(letter)).collect()
+        })
+    }
 }
 
 const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -182,7 +208,7 @@ mod tests {
     use super::*;
 
     fn shape(calls: &Calls, texts: &[&str]) -> (String, Vec<(usize, String)>, Finish) {
-        let mut shaper = Shaper::new(calls).unwrap();
+        let mut shaper = Shaper::new(calls, Ids::of(calls)).unwrap();
         let (mut text, mut found, mut end) = (String::new(), Vec::new(), None);
         for (at, piece) in texts.iter().enumerate() {
             let finish = (at + 1 == texts.len()).then_some(FinishReason::Stop);
@@ -192,7 +218,8 @@ mod tests {
             for part in shaped.calls {
                 match part {
                     Part::Call { index, id, name } => {
-                        assert!(id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric()), "{id}");
+                        let own = id.strip_prefix("call_").expect("OpenAI's prefix");
+                        assert!(own.len() == 24 && own.bytes().all(|b| b.is_ascii_alphanumeric()), "{id}");
                         found.push((index, format!("{name}:")));
                     }
                     Part::Arguments { index, text } => found[index].1.push_str(&text),
@@ -202,6 +229,13 @@ mod tests {
             end = shaped.finish;
         }
         (text, found, end.unwrap())
+    }
+
+    #[test]
+    fn mistrals_ids_have_nine_characters() {
+        let mut new_id = Ids::Mistral.new_ones().unwrap();
+        let (one, other) = (new_id(), new_id());
+        assert!(one.len() == 9 && one.bytes().all(|b| b.is_ascii_alphanumeric()) && one != other, "{one}");
     }
 
     #[test]

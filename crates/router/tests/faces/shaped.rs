@@ -34,7 +34,8 @@ async fn a_named_tool_is_called() {
     let (choice, message) = (&body["choices"][0], &body["choices"][0]["message"]);
     assert_eq!((&choice["finish_reason"], &message["content"]), (&json!("tool_calls"), &Value::Null));
     let call = &message["tool_calls"][0];
-    assert_eq!((&call["type"], call["id"].as_str().unwrap().len()), (&json!("function"), 9));
+    assert_eq!(call["type"], "function");
+    assert!(call["id"].as_str().unwrap().starts_with("call_"), "{call}");
     assert_eq!(call["function"], json!({ "name": "sub", "arguments": "{\"a\": 1}" }));
     let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!(
@@ -89,9 +90,7 @@ async fn tools_that_may_not_be_called_change_nothing() {
     }
     let both =
         json!({ "tools": tools(), "tool_choice": "required", "response_format": { "type": "json_object" } });
-    let error = stage.post(CHAT, &chat(&both)).await.json()["error"].clone();
-    assert_eq!(error["param"], "tools");
-    assert!(error["message"].as_str().unwrap().contains("response_format"), "{error}");
+    assert_eq!(stage.post(CHAT, &chat(&both)).await.status, 200, "a forced call leaves nothing to be shaped");
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::gather::gather;
 use super::openai::reply::Form;
+use super::shape::Ids;
 use super::{openai, stream};
 use crate::ask::{Caller, Several};
 use crate::choices::Choices;
@@ -119,7 +120,7 @@ pub(super) async fn answer(
         let chunks = ChatStream::new(form, &calls, lead, &choices)?;
         return Ok(openai::events(id, stream::body(chunks, choices)));
     }
-    let all = gather(&mut choices, &calls).await?;
+    let all = gather(&mut choices, &calls, Ids::Mistral).await?;
     Ok(openai::whole(id, reply::whole(&form, &choices, &all, &lead)?))
 }
 

@@ -10,7 +10,7 @@ use crate::http::gather::{Call, Gathered};
 use crate::http::openai::chat_reply::ToolCall;
 use crate::http::openai::logprobs::Logprobs;
 use crate::http::openai::reply::{Beside, Form, Usage};
-use crate::http::shape::{Calls, Finish, Shaped, Shaper};
+use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
 use crate::http::stream::{Dialect, json};
 
 #[derive(Serialize)]
@@ -103,7 +103,8 @@ struct Voice {
 impl ChatStream {
     pub(super) fn new(form: Form, calls: &Calls, lead: String, choices: &Choices) -> Result<Self, Failure> {
         let head = form.head("chat.completion.chunk")?;
-        let voice = |_| Ok(Voice { shaper: Shaper::new(calls)?, begun: false, calls: Vec::new() });
+        let voice =
+            |_| Ok(Voice { shaper: Shaper::new(calls, Ids::Mistral)?, begun: false, calls: Vec::new() });
         let voices = (0..choices.len()).map(voice).collect::<Result<Vec<_>, Failure>>()?;
         Ok(Self { form, head, lead, left: voices.len(), voices })
     }

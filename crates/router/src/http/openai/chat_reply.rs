@@ -11,7 +11,7 @@ use crate::answer::{Answer, Delta};
 use crate::choices::Choices;
 use crate::failure::Failure;
 use crate::http::gather::{Call, Gathered};
-use crate::http::shape::{Calls, Finish, Shaped, Shaper};
+use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
 use crate::http::stream::Dialect;
 
 #[derive(Serialize)]
@@ -138,7 +138,7 @@ struct Voice {
 impl ChatStream {
     pub(in crate::http) fn new(form: Form, calls: &Calls, choices: &Choices) -> Result<Self, Failure> {
         let head = form.head("chat.completion.chunk")?;
-        let voice = |_| Ok(Voice { shaper: Shaper::new(calls)?, begun: false });
+        let voice = |_| Ok(Voice { shaper: Shaper::new(calls, Ids::of(calls))?, begun: false });
         let voices = (0..choices.len()).map(voice).collect::<Result<_, Failure>>()?;
         Ok(Self { form, head, voices, begun: false })
     }

@@ -29,7 +29,7 @@ use super::body::read;
 use super::error::ApiError;
 use super::gather::gather;
 use super::mistral::Client;
-use super::shape::Calls;
+use super::shape::{Calls, Ids};
 use super::{mistral, stream};
 use crate::ask::{Caller, Several};
 use crate::choices::Choices;
@@ -64,7 +64,7 @@ pub(super) async fn chat(
         let chunks = ChatStream::new(form, &calls, &choices)?;
         return Ok(events(id, stream::body(chunks, choices)));
     }
-    let all = gather(&mut choices, &calls).await?;
+    let all = gather(&mut choices, &calls, Ids::of(&calls)).await?;
     Ok(whole(id, chat_reply::whole(&form, &choices, &all)?))
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn completion(
         let chunks = TextStream::new(form, echo, &choices)?;
         return Ok(events(id, stream::body(chunks, choices)));
     }
-    let all = gather(&mut choices, &Calls::Never).await?;
+    let all = gather(&mut choices, &Calls::Never, Ids::OpenAi).await?;
     Ok(whole(id, text_reply::whole(&form, &choices, &all, keep, &echo)?))
 }
 

@@ -10,7 +10,7 @@ use crate::answer::{Answer, Delta};
 use crate::choices::Choices;
 use crate::failure::Failure;
 use crate::http::gather::Gathered;
-use crate::http::shape::{Calls, Finish, Shaped, Shaper};
+use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
 use crate::http::stream::Dialect;
 
 /// A text completion has one name, whole or in chunks.
@@ -120,7 +120,7 @@ struct Line {
 impl TextStream {
     pub(in crate::http) fn new(form: Form, echo: Echo, choices: &Choices) -> Result<Self, Failure> {
         let head = form.head(OBJECT)?;
-        let line = |_| Ok(Line { shaper: Shaper::new(&Calls::Never)?, begun: false, offset: 0 });
+        let line = |_| Ok(Line { shaper: Shaper::new(&Calls::Never, Ids::OpenAi)?, begun: false, offset: 0 });
         let lines = (0..choices.len()).map(line).collect::<Result<_, Failure>>()?;
         Ok(Self { form, head, echo, lines })
     }

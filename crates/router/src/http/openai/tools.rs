@@ -1,6 +1,6 @@
 //! Tools that a model may call, and whether it must.
 
-use galerne_text::{Chat, ToolForce};
+use galerne_text::{Chat, ToolElse, ToolForce, ToolFormat};
 use galerne_types::Grammar;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -118,13 +118,6 @@ impl Tools {
         if choice == ToolChoice::Never {
             return Ok(Calls::Never); // a model that does not hear of them calls none
         }
-        if options.grammar.is_some() {
-            let message = format!(
-                "tools and {} cannot both shape an answer: leave one out, or set tool_choice to none",
-                options.grammar_field
-            );
-            return Err(ApiError::invalid(Some("tools"), message));
-        }
         let format = model.chat.as_ref().and_then(galerne_text::ChatFormat::tool_format);
         let force = match &choice {
             ToolChoice::Required => Some(ToolForce::Any),
@@ -132,7 +125,10 @@ impl Tools {
             ToolChoice::Never | ToolChoice::Auto => None,
         };
         let (calls, grammar) = match (format, force) {
-            (Some(format), None) => (Calls::Taught { format, parallel }, None),
+            (Some(format), None) => {
+                let rules = or_else(&format, &list, options, parallel)?;
+                (Calls::Taught { format, parallel }, rules.map(Grammar::Lark))
+            }
             (Some(format), Some(force)) => {
                 let rules = format.grammar(&list, force, parallel);
                 let rules = rules.map_err(|error| ApiError::invalid(Some("tools"), error.to_string()))?;
@@ -149,8 +145,10 @@ impl Tools {
             options.spelled_out = format.markers().to_vec();
         }
         if grammar.is_some() {
+            // What the answer was to be else is a part of it, unless a call is forced: then there is nothing else.
+            let shaped = choice == ToolChoice::Auto && options.grammar.is_some();
+            options.grammar_field = if shaped { options.grammar_field } else { "tools" };
             options.grammar = grammar;
-            options.grammar_field = "tools";
         }
         chat.tools = list;
         Ok(calls)
@@ -209,6 +207,41 @@ impl Tool {
         }
         Ok(json!({ "type": "function", "function": function }))
     }
+}
+
+/// The rules of an answer that may call, if there are any: an answer that does not call is what the request says that
+/// it must be, and calls of strict tools have arguments that meet their schemas.
+fn or_else(
+    format: &ToolFormat,
+    tools: &[Value],
+    options: &Options,
+    parallel: bool,
+) -> Result<Option<String>, ApiError> {
+    let schema;
+    let otherwise = match &options.grammar {
+        None if tools.iter().any(|tool| tool["function"]["strict"] == true) => ToolElse::Words,
+        None => return Ok(None),
+        Some(Grammar::JsonObject) => {
+            schema = json!({ "type": "object" });
+            ToolElse::Json(&schema)
+        }
+        Some(Grammar::JsonSchema(text)) => {
+            schema = serde_json::from_str(text)
+                .map_err(|error| ApiError::invalid(Some(options.grammar_field), error.to_string()))?;
+            ToolElse::Json(&schema)
+        }
+        Some(Grammar::Choice(texts)) => ToolElse::OneOf(texts),
+        Some(Grammar::Regex(_) | Grammar::Lark(_)) => {
+            let message = format!(
+                "tools and a regular expression or a grammar in {} cannot both shape an answer: leave one out, say \
+                 with a schema or a choice what the answer must be, or set tool_choice to none",
+                options.grammar_field
+            );
+            return Err(ApiError::invalid(Some("tools"), message));
+        }
+    };
+    let rules = format.grammar_or_else(tools, otherwise, parallel);
+    rules.map(Some).map_err(|error| ApiError::invalid(Some("tools"), error.to_string()))
 }
 
 /// How a model that knows no tools is made to call one: its answer is the arguments, or a list of calls.
@@ -285,6 +318,49 @@ mod tests {
         ] {
             assert_eq!(take(&body).unwrap_err().param.as_deref(), Some(field), "{body}");
         }
+    }
+
+    /// How calls stand in the answers of Mistral's v3 models.
+    fn mistral() -> ToolFormat {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/golden/v3.model");
+        let version = Some(galerne_checkpoint::MistralVersion::V3);
+        let assets = galerne_checkpoint::TextAssets {
+            tokenizer: galerne_checkpoint::TokenizerAsset::None,
+            sentencepiece: Some(galerne_checkpoint::SentencePieceFile { path, version, mistral: true }),
+            chat_template: None,
+            bos_token: None,
+            eos_token: None,
+            add_bos: false,
+        };
+        let tokenizer = galerne_text::Tokenizer::load(&assets).unwrap();
+        galerne_text::ChatFormat::load(&assets, &tokenizer, None).unwrap().unwrap().tool_format().unwrap()
+    }
+
+    #[test]
+    fn an_answer_calls_or_is_what_the_request_says() {
+        let format = mistral();
+        let mut options = Options::new(galerne_types::Sampling::greedy(), crate::ask::MaxTokens::UpTo(9));
+        let mut strict = tool("a");
+        strict["function"]["strict"] = true.into();
+        assert_eq!(or_else(&format, &[tool("a")], &options, true).unwrap(), None, "nothing is to be held");
+        let rules = or_else(&format, &[tool("b"), strict.clone()], &options, true).unwrap().unwrap();
+        assert!(rules.starts_with("start: WORDS? calls?\n"), "{rules}");
+        for (grammar, begin) in [
+            (Grammar::JsonObject, "start: words | calls\nwords: %json {\"type\":\"object\"}\n"),
+            (
+                Grammar::JsonSchema("{\"enum\":[1]}".to_owned()),
+                "start: words | calls\nwords: %json {\"enum\":[1]}\n",
+            ),
+            (Grammar::Choice(vec!["x".to_owned()]), "start: WORDS | calls\nWORDS: \"x\"\n"),
+        ] {
+            options.grammar = Some(grammar);
+            let rules = or_else(&format, &[tool("b")], &options, false).unwrap().unwrap();
+            assert!(rules.starts_with(begin), "{rules}");
+        }
+        (options.grammar, options.grammar_field) = (Some(Grammar::Regex("a".to_owned())), "guided_regex");
+        let error = or_else(&format, &[strict], &options, true).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("tools"));
+        assert!(error.message().contains("guided_regex"), "{}", error.message());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::choices::Choices;
 use crate::failure::Failure;
 use crate::http::error::ApiError;
 use crate::http::gather::Call;
-use crate::http::shape::{Calls, Finish, Shaped, Shaper};
+use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
 use crate::http::stream::{Dialect, json};
 
 /// A response in events.
@@ -67,7 +67,7 @@ struct More<'a> {
 
 impl ResponseStream {
     pub(super) fn new(reply: Reply, calls: &Calls) -> Result<Self, Failure> {
-        let shaper = Shaper::new(calls)?;
+        let shaper = Shaper::new(calls, Ids::of(calls))?;
         Ok(Self { reply, shaper, items: Vec::new(), open: None, sequence: 0, finish: None })
     }
 

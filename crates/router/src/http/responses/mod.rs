@@ -19,6 +19,7 @@ use self::reply::Reply;
 use super::body::read;
 use super::error::ApiError;
 use super::gather::gather;
+use super::shape::Ids;
 use super::{openai, stream};
 use crate::ask::{Caller, Several};
 use crate::choices::Choices;
@@ -39,6 +40,6 @@ pub(super) async fn responses(
         let events = ResponseStream::new(reply, &calls)?;
         return Ok(openai::events(id, stream::body(events, choices)));
     }
-    let all = gather(&mut choices, &calls).await?;
+    let all = gather(&mut choices, &calls, Ids::of(&calls)).await?;
     Ok(openai::whole(id, reply.whole(&choices, &all)?))
 }
