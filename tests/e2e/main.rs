@@ -9,6 +9,10 @@ mod limits;
 mod loss;
 mod metrics;
 mod process;
+mod secured;
 mod serve;
 mod setup;
 mod traces;
+
+#[path = "../../crates/tls/tests/tls/authority.rs"]
+mod authority;

@@ -1,8 +1,10 @@
 """An OTLP receiver: the published service over gRPC, each span one line of JSON on standard output.
 
-    python3 otlp_receiver.py
+    python3 otlp_receiver.py [CERT KEY CLIENT_CA TOKEN]
+
+With arguments it speaks TLS, wants to see a certificate of CLIENT_CA, and takes nothing without the token.
 """
-import json
+import json, sys
 from concurrent import futures
 
 import grpc
@@ -15,8 +17,13 @@ def plain(attributes):
     return {a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in attributes}
 
 
+*files, token = sys.argv[1:] or [None]
+
+
 class Receiver(service.TraceServiceServicer):
     def Export(self, request, context):
+        if token and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing")
         for part in request.resource_spans:
             resource = plain(part.resource.attributes)
             for span in (span for scope in part.scope_spans for span in scope.spans):
@@ -39,7 +46,11 @@ class Receiver(service.TraceServiceServicer):
 
 server = grpc.server(futures.ThreadPoolExecutor(4))
 service.add_TraceServiceServicer_to_server(Receiver(), server)
-port = server.add_insecure_port("127.0.0.1:0")
+if token:
+    cert, key, client_ca = (open(path, "rb").read() for path in files)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, cert)], client_ca, True))
+else:
+    port = server.add_insecure_port("127.0.0.1:0")
 server.start()
-print(f"receives on http://127.0.0.1:{port}", flush=True)
+print(f"receives on http{'s' if token else ''}://127.0.0.1:{port}", flush=True)
 server.wait_for_termination()

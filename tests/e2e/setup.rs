@@ -66,9 +66,19 @@ impl Etcd {
     }
 
     /// Starts etcd on `ip` by way of `command`, which ends in the program's path.
-    pub(crate) fn start_with(mut command: Command, ip: &str) -> Self {
+    pub(crate) fn start_with(command: Command, ip: &str) -> Self {
+        Self::start_on(command, "http", ip)
+    }
+
+    /// Starts etcd by way of `command`, whose flags name certificates.
+    pub(crate) fn start_under_tls(command: Command) -> Self {
+        Self::start_on(command, "https", "127.0.0.1")
+    }
+
+    fn start_on(mut command: Command, scheme: &str, ip: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let (client, peer) = (format!("http://{ip}:{}", free_port()), format!("http://{ip}:{}", free_port()));
+        let (client, peer) =
+            (format!("{scheme}://{ip}:{}", free_port()), format!("http://{ip}:{}", free_port()));
         command
             .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "warn", "--data-dir"])
             .arg(data.path());

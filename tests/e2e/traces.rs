@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -16,16 +17,20 @@ const CLIENT: &str = "00f067aa0ba902b7";
 const SECRET: &str = "PlantedSecret0815";
 
 /// The receiver, and the spans that it has received.
-struct Receiver(Process);
+pub(crate) struct Receiver(Process);
 
 impl Receiver {
     fn start() -> (Self, String) {
-        let process = Process::start(&mut setup::python("otlp_receiver.py"));
+        Self::start_with(&mut setup::python("otlp_receiver.py"))
+    }
+
+    pub(crate) fn start_with(command: &mut Command) -> (Self, String) {
+        let process = Process::start(command);
         let line = process.line_with("receives on ");
         (Self(process), line.rsplit(' ').next().expect("an address").to_owned())
     }
 
-    fn spans(&self) -> Vec<Value> {
+    pub(crate) fn spans(&self) -> Vec<Value> {
         self.0.output().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use galerne_checkpoint::Checkpoint;
-use galerne_coord::{Coord, EtcdAccess, EtcdLogin, EtcdTls};
+use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
 use galerne_types::{GroupId, Shards};
@@ -96,7 +96,12 @@ pub(crate) async fn connect(
     cluster: &str,
 ) -> anyhow::Result<Coord> {
     let connected = Coord::connect_as(access, endpoints, cluster, ETCD_CONNECT_TIMEOUT).await;
-    connected.map_err(|error| anyhow::anyhow!("{error}: start etcd there, or name its endpoints with --etcd"))
+    connected.map_err(|error| match &error {
+        CoordError::Unreachable { reason, .. } if !reason.contains("--etcd") => {
+            anyhow::anyhow!("{error}: start etcd there, or name its endpoints with --etcd")
+        }
+        _ => error.into(), // it says itself what to do
+    })
 }
 
 /// What to serve.

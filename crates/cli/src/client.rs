@@ -34,7 +34,7 @@ pub(crate) struct ClientArgs {
 }
 
 /// TLS with a router.
-#[derive(Args, Clone, Default)]
+#[derive(Args, Clone)]
 pub(crate) struct ClientTlsArgs {
     /// Authority of the router's certificate (PEM): speak TLS with it.
     #[arg(long, value_name = "FILE", env = "GALERNE_TLS_CA")]
@@ -45,6 +45,11 @@ pub(crate) struct ClientTlsArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+}
+
+/// A client over a channel that needs no key.
+pub(crate) fn over(channel: Channel) -> Client {
+    GalerneClient::with_interceptor(channel, Bearer(None))
 }
 
 impl ClientTlsArgs {

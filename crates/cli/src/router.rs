@@ -50,9 +50,17 @@ pub(crate) struct FaceArgs {
 }
 
 impl FaceArgs {
-    /// Whether the faces speak TLS.
-    pub(crate) fn speaks_tls(&self) -> bool {
-        self.tls_cert.is_some()
+    /// What a client needs that is to reach them: flags of curl's.
+    pub(crate) fn curl_flags(&self) -> String {
+        let tls = if self.tls_cert.is_some() { " --cacert FILE" } else { "" };
+        let certificate = if self.tls_client_ca.is_some() { " --cert FILE --key FILE" } else { "" };
+        let key = if self.api_keys.is_some() { " -H 'authorization: Bearer KEY'" } else { "" };
+        format!("{tls}{certificate}{key}")
+    }
+
+    /// The scheme of the HTTP face.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls_cert.is_some() { "https" } else { "http" }
     }
 
     /// TLS of the faces, and of calls to leaders; wrong files are told at once.
@@ -87,7 +95,7 @@ impl FaceArgs {
         }
         let options = GateOptions { keys: self.api_keys.clone(), no_auth: self.no_auth };
         let gate = Gate::open(options, &faces)?;
-        Ok((Listeners { http, grpc, admin }, gate))
+        Ok((Listeners { http, grpc, inside: None, admin }, gate))
     }
 }
 
@@ -110,12 +118,12 @@ pub(crate) struct RouterCommand {
 impl RouterCommand {
     pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
         let tls = self.faces.tls(&self.tls)?;
-        let http_scheme = if tls.http.is_some() { "https" } else { "http" };
         let (listeners, gate) = self.faces.open().await?;
         let options = options(&self.model, &self.faces, gate, tls, log);
         let coord = args::connect(&self.etcd.etcd, &self.etcd.access.access(), &self.etcd.cluster).await?;
         println!(
-            "HTTP on {http_scheme}://{}  gRPC on {}",
+            "HTTP on {}://{}  gRPC on {}",
+            self.faces.scheme(),
             listeners.http.local_addr()?,
             listeners.grpc.local_addr()?
         );

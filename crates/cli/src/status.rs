@@ -7,7 +7,7 @@ use clap::Args;
 use galerne_wire::v1::{FleetRequest, FleetResponse};
 use serde_json::{Value, json};
 
-use crate::client::ClientArgs;
+use crate::client::{Client, ClientArgs};
 use crate::fleet;
 
 /// Shows groups and ranks: state, epoch, process, shards, memory.
@@ -62,12 +62,15 @@ impl Status {
 }
 
 /// The fleet's table, as a router tells it.
-pub(crate) async fn table(router: &ClientArgs) -> anyhow::Result<String> {
-    Ok(fleet::table(&ask(router).await?))
+pub(crate) async fn table(client: &mut Client) -> anyhow::Result<String> {
+    Ok(fleet::table(&fleet_of(client).await?))
 }
 
 async fn ask(router: &ClientArgs) -> anyhow::Result<FleetResponse> {
-    let mut client = router.connect().await?;
+    fleet_of(&mut router.connect().await?).await
+}
+
+async fn fleet_of(client: &mut Client) -> anyhow::Result<FleetResponse> {
     let answer = client.fleet(FleetRequest {}).await;
     let answer = answer.map_err(|status| anyhow::anyhow!("the router answered: {}", status.message()))?;
     Ok(answer.into_inner())

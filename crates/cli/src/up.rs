@@ -1,11 +1,12 @@
 //! `galerne up`: a whole cluster on this machine.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use galerne_coord::{Coord, embedded};
+use galerne_coord::{Coord, EtcdAccess, embedded};
+use galerne_router::Listeners;
 use galerne_telemetry::LogHandle;
 use galerne_types::GroupId;
 use galerne_wire::v1::{ChatMessage, Sampling};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, ClusterTlsArgs, EngineArgs, EtcdAccessArgs, ModelArgs, Place};
-use crate::client::{ClientArgs, ClientTlsArgs};
+use crate::client::{self, Client};
 use crate::router::FaceArgs;
 use crate::{chat, fleet, status};
 
@@ -47,7 +48,7 @@ pub(crate) struct Up {
     #[arg(long, default_value = "default", value_name = "NAME", value_parser = args::name)]
     cluster: String,
     /// Ask this once everything is ready, and stream the answer to the terminal.
-    #[arg(long, value_name = "TEXT", conflicts_with = "tls_cert")]
+    #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// How long the groups may take until they are ready, in seconds.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
@@ -63,12 +64,9 @@ impl Up {
         let cut = self.engine.cut(&self.model)?;
         let tls = self.faces.tls(&self.tls)?;
         let (listeners, gate) = self.faces.open().await?;
-        let http_address = listeners.http.local_addr()?.to_string();
-        let own = ClientArgs {
-            grpc: listeners.grpc.local_addr()?.to_string(),
-            tls: ClientTlsArgs::default(),
-            api_key: gate.own_key().map(|key| key.reveal().to_owned()),
-        };
+        let addresses = [listeners.http.local_addr()?, listeners.grpc.local_addr()?];
+        let (channel, inside) = galerne_router::inside();
+        let listeners = Listeners { inside: Some(inside), ..listeners };
 
         // The store ends with this process: the ranks give up their leases before that.
         let mut store = Parts::new();
@@ -90,7 +88,7 @@ impl Up {
         let served = tokio::select! {
             ended = first_to_end(&mut parts) => ended,
             ended = first_to_end(&mut store), if !store.is_empty() => ended,
-            result = self.serve(&coord, &http_address, &own, &shutdown) => result,
+            result = self.serve(&coord, addresses, client::over(channel), &shutdown) => result,
         };
         shutdown.cancel();
         served.and(all_to_end(&mut parts).await)
@@ -99,7 +97,13 @@ impl Up {
     /// Connects to etcd, or starts the embedded store and connects to that.
     async fn coordinate(&self, store: &mut Parts) -> anyhow::Result<(Coord, Vec<String>)> {
         let mut endpoints = self.etcd.clone();
+        let access = self.etcd_access.access();
         if endpoints.is_empty() {
+            let open = access == EtcdAccess::default();
+            anyhow::ensure!(
+                open,
+                "--etcd-ca and --etcd-user are for an etcd: name its endpoints with --etcd"
+            );
             let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
             let address = listener.local_addr()?;
             store.spawn(async move { Ok(embedded::serve(listener, std::future::pending()).await?) });
@@ -110,7 +114,7 @@ impl Up {
         } else {
             println!("coordination: etcd on {}", endpoints.join(", "));
         }
-        let coord = args::connect(&endpoints, &self.etcd_access.access(), &self.cluster).await?;
+        let coord = args::connect(&endpoints, &access, &self.cluster).await?;
         Ok((coord, endpoints))
     }
 
@@ -135,8 +139,8 @@ impl Up {
     async fn serve(
         &self,
         coord: &Coord,
-        http: &str,
-        router: &ClientArgs,
+        [http, grpc]: [SocketAddr; 2],
+        mut router: Client,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         let started = std::time::Instant::now();
@@ -151,27 +155,17 @@ impl Up {
             let messages =
                 vec![ChatMessage { role: "user".to_owned(), content: prompt.clone(), ..Default::default() }];
             let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
-            let mut client = router.connect().await?;
             tokio::select! {
-                answer = chat::ask(&mut client, "", messages, greedy, PROMPT_ANSWER_TOKENS_MAX) => { answer?; }
+                answer = chat::ask(&mut router, "", messages, greedy, PROMPT_ANSWER_TOKENS_MAX) => { answer?; }
                 () = shutdown.cancelled() => return Ok(()),
             }
             println!();
         }
-        if self.faces.speaks_tls() {
-            println!(
-                "HTTP  https://{http}/v1   gRPC  {} under TLS   Ctrl-C ends everything. Try:",
-                router.grpc
-            );
-            println!("  galerne status --grpc {} --tls-ca FILE", router.grpc);
-            shutdown.cancelled().await;
-            println!("ending");
-            return Ok(());
-        }
-        println!("{}\n", status::table(router).await?);
-        println!("HTTP  http://{http}/v1   gRPC  {}   Ctrl-C ends everything. Try:", router.grpc);
+        println!("{}\n", status::table(&mut router).await?);
+        let (scheme, flags) = (self.faces.scheme(), self.faces.curl_flags());
+        println!("HTTP  {scheme}://{http}/v1   gRPC  {grpc}   Ctrl-C ends everything. Try:");
         println!(
-            "  curl http://{http}/v1/chat/completions -H 'content-type: application/json' \
+            "  curl{flags} {scheme}://{http}/v1/chat/completions -H 'content-type: application/json' \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}],\"max_tokens\":64}}'"
         );
         shutdown.cancelled().await;

@@ -46,6 +46,38 @@ impl EtcdAccess {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
+    /// `reason`, and what to do about it where that is known.
+    pub(crate) fn explain(&self, reason: String) -> String {
+        match self.advice(&reason) {
+            Some(advice) => format!("{reason}: {advice}"),
+            None => reason,
+        }
+    }
+
+    /// The words are rustls's and etcd's own.
+    fn advice(&self, reason: &str) -> Option<&'static str> {
+        let open = "nobody speaks TLS there: leave out --etcd-ca, or name etcd's port for TLS";
+        let certificate = match self.tls.as_ref().is_some_and(|tls| tls.identity.is_some()) {
+            true => {
+                "etcd does not take our certificate: its --trusted-ca-file must hold the authority of --etcd-cert"
+            }
+            false => "etcd wants to see a certificate: name one with --etcd-cert and --etcd-key",
+        };
+        let known: [(&str, &'static str); 10] = [
+            ("UnknownIssuer", "no authority in --etcd-ca has made etcd's certificate"),
+            ("BadSignature", "no authority in --etcd-ca has made etcd's certificate"),
+            ("not valid for name", "etcd's certificate must be made for the host of its endpoint"),
+            ("InvalidContentType", open),
+            ("tls handshake eof", open),
+            ("fatal alert", certificate),
+            ("user name is empty", "etcd wants to know who asks: name --etcd-user and --etcd-password-file"),
+            ("authentication failed", "look at --etcd-user and at what stands in --etcd-password-file"),
+            ("authentication is not enabled", "leave out --etcd-user, or enable it at etcd"),
+            ("permission denied", "grant the user of --etcd-user to read and write all keys below /galerne/"),
+        ];
+        known.into_iter().find(|(words, _)| reason.contains(words)).map(|(_, advice)| advice)
+    }
+
     pub(crate) async fn read(&self) -> Result<Arc<Contents>, CoordError> {
         let mut contents = Contents::default();
         if let Some(EtcdTls { ca, identity }) = &self.tls {

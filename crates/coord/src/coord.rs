@@ -45,7 +45,7 @@ impl Coord {
         timeout: Duration,
     ) -> Result<Self, CoordError> {
         let keys = Keys::new(cluster)?;
-        let etcd = Etcd::connect(endpoints, access, timeout).await?;
+        let etcd = Etcd::connect(endpoints, access, keys.groups(), timeout).await?;
         Ok(Self { etcd, keys, fleet: Arc::default() })
     }
 

@@ -15,6 +15,12 @@ pub enum CoordError {
         /// What it would begin with.
         scheme: &'static str,
     },
+    /// An endpoint that wants TLS, and nothing to trust.
+    #[error("etcd endpoint {0:?} wants TLS: name the authority of etcd's certificate with --etcd-ca")]
+    NoAuthority(
+        /// As it was given.
+        String,
+    ),
     /// A file that says how etcd is spoken to is wrong.
     #[error("{file}, which is needed to speak to etcd, cannot be used: {reason}")]
     Access {

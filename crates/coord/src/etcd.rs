@@ -38,10 +38,11 @@ pub(crate) struct Listing {
 }
 
 impl Etcd {
-    /// Connects, and makes sure within `timeout` that etcd answers and has a quorum.
+    /// Connects, and makes sure within `timeout` that etcd answers, has a quorum and lets us read below `prefix`.
     pub(crate) async fn connect(
         endpoints: &[String],
         access: &EtcdAccess,
+        prefix: &str,
         timeout: Duration,
     ) -> Result<Self, CoordError> {
         let scheme = access.scheme();
@@ -49,12 +50,13 @@ impl Etcd {
             return Err(CoordError::Endpoint { endpoint: String::new(), scheme });
         }
         endpoints.iter().try_for_each(|endpoint| check_endpoint(endpoint, scheme))?;
+        let deadline = Instant::now() + timeout;
         let (access, with) = (Arc::new(access.clone()), access.read().await?);
-        let client = make(endpoints, &access, &with, timeout).await?;
+        let client = make_patiently(endpoints, &access, &with, deadline).await?;
         let made = Arc::new(RwLock::new(Made { client, with }));
         let etcd = Self { made, access, endpoints: endpoints.join(",").into() };
-        etcd.call_within("connect", timeout, |mut client| async move { client.get("/galerne", None).await })
-            .await?;
+        let read = |mut client: Client| async move { client.get(prefix, None).await };
+        etcd.call_within("connect", deadline - Instant::now(), read).await?;
         Ok(etcd)
     }
 
@@ -62,24 +64,27 @@ impl Etcd {
         self.made.read().unwrap_or_else(PoisonError::into_inner).client.clone()
     }
 
-    /// Makes the client anew if the files that it was made with have changed: certificates and passwords end. What is
-    /// wrong with them is told, and the old client kept.
-    async fn renew(&self) {
-        let with = match self.access.read().await {
-            Ok(with) => with,
-            Err(error) => return tracing::warn!("{error}"),
-        };
+    /// Makes the client anew if the files that it was made with have changed, and returns whether they had:
+    /// certificates and passwords end.
+    async fn renew(&self) -> Result<bool, CoordError> {
+        let with = self.access.read().await?;
         if *with == *self.made.read().unwrap_or_else(PoisonError::into_inner).with {
-            return;
+            return Ok(false);
         }
         let endpoints: Vec<String> = self.endpoints.split(',').map(str::to_owned).collect();
-        match make(&endpoints, &self.access, &with, DIAL_DEADLINE).await {
-            Ok(client) => {
-                *self.made.write().unwrap_or_else(PoisonError::into_inner) = Made { client, with };
-                tracing::info!("etcd is spoken to with new files");
-            }
-            Err(error) => tracing::warn!("{error}"),
+        let client = make(&endpoints, &self.access, &with, DIAL_DEADLINE).await?;
+        *self.made.write().unwrap_or_else(PoisonError::into_inner) = Made { client, with };
+        tracing::info!("etcd is spoken to with new files");
+        Ok(true)
+    }
+
+    /// Tells etcd again who asks, by what the files say now.
+    async fn log_in(&self) -> Result<(), CoordError> {
+        if !self.renew().await? {
+            let again = self.client().refresh_token().await;
+            again.map_err(|error| failure(&error, &self.access, &self.endpoints, "log in"))?;
         }
+        Ok(())
     }
 
     /// Runs `attempt` until etcd has answered, within [`CALL_DEADLINE`]. An attempt whose connection broke is
@@ -107,14 +112,22 @@ impl Etcd {
         let deadline = Instant::now() + timeout;
         let mut reason = format!("no answer within {timeout:?}");
         let mut backoff = Backoff::new();
+        let mut may_log_in = self.access.login.is_some();
         loop {
             match timeout_at(deadline, attempt(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if !passes(&error) => {
-                    let endpoints = self.endpoints.to_string();
-                    return Err(CoordError::Refused { endpoints, what, reason: root_cause(&error) });
+                Ok(Err(error)) if may_log_in && is_stranger(&error) => {
+                    may_log_in = false;
+                    match timeout_at(deadline, self.log_in()).await {
+                        Ok(known) => known?,
+                        Err(_) => break,
+                    }
+                    continue;
                 }
-                Ok(Err(error)) => reason = root_cause(&error),
+                Ok(Err(error)) if !passes(&error) => {
+                    return Err(failure(&error, &self.access, &self.endpoints, what));
+                }
+                Ok(Err(error)) => reason = self.access.explain(root_cause(&error)),
                 Err(_) => break,
             }
             let pause = backoff.pause();
@@ -122,7 +135,9 @@ impl Etcd {
                 break;
             }
             sleep(pause).await;
-            self.renew().await;
+            if let Err(error) = self.renew().await {
+                tracing::warn!("{error}"); // the old client goes on
+            }
         }
         Err(CoordError::Unreachable { endpoints: self.endpoints.to_string(), what, reason })
     }
@@ -163,6 +178,51 @@ fn passes(error: &etcd_client::Error) -> bool {
     }
 }
 
+/// Whether etcd does not know, or not any more, who asks: tokens end, by themselves (JWT), when a user changes or when
+/// etcd starts anew. `etcd-client` logs in again by itself, but not where a stream tells of it, nor after a change of
+/// the password.
+fn is_stranger(error: &etcd_client::Error) -> bool {
+    const SAYS: [&str; 4] = [
+        "invalid auth token",
+        "revision of auth store is old",
+        "user name is empty",
+        "authentication failed",
+    ];
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.code() == Code::Unauthenticated || SAYS.iter().any(|says| status.message().contains(says))
+}
+
+fn failure(
+    error: &etcd_client::Error,
+    access: &EtcdAccess,
+    endpoints: &str,
+    what: &'static str,
+) -> CoordError {
+    let (endpoints, reason) = (endpoints.to_owned(), access.explain(root_cause(error)));
+    match passes(error) {
+        true => CoordError::Unreachable { endpoints, what, reason },
+        false => CoordError::Refused { endpoints, what, reason },
+    }
+}
+
+/// Tries to make a client until `deadline`, as long as etcd is away.
+async fn make_patiently(
+    endpoints: &[String],
+    access: &EtcdAccess,
+    with: &Contents,
+    deadline: Instant,
+) -> Result<Client, CoordError> {
+    let mut backoff = Backoff::new();
+    loop {
+        let made = make(endpoints, access, with, deadline - Instant::now()).await;
+        let pause = backoff.pause();
+        match made {
+            Err(CoordError::Unreachable { .. }) if Instant::now() + pause < deadline => sleep(pause).await,
+            made => return made,
+        }
+    }
+}
+
 /// A client of etcd's members. One with a name asks for its token here, so that this may fail.
 async fn make(
     endpoints: &[String],
@@ -177,20 +237,19 @@ async fn make(
         .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     let made = Client::connect(endpoints, Some(access.apply(with, options)));
-    let (endpoints, what) = (endpoints.join(","), "connect");
     match tokio::time::timeout(timeout, made).await {
-        Ok(Ok(client)) => Ok(client),
-        Ok(Err(error)) if passes(&error) => {
-            Err(CoordError::Unreachable { endpoints, what, reason: root_cause(&error) })
-        }
-        Ok(Err(error)) => Err(CoordError::Refused { endpoints, what, reason: root_cause(&error) }),
+        Ok(made) => made.map_err(|error| failure(&error, access, &endpoints.join(","), "connect")),
         Err(_) => {
-            Err(CoordError::Unreachable { endpoints, what, reason: format!("no answer within {timeout:?}") })
+            let (endpoints, reason) = (endpoints.join(","), format!("no answer within {timeout:?}"));
+            Err(CoordError::Unreachable { endpoints, what: "connect", reason })
         }
     }
 }
 
 fn check_endpoint(endpoint: &str, scheme: &'static str) -> Result<(), CoordError> {
+    if scheme == "http" && endpoint.starts_with("https://") {
+        return Err(CoordError::NoAuthority(endpoint.to_owned()));
+    }
     let address = endpoint.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(endpoint);
     let address = address.strip_suffix('/').unwrap_or(address);
     match address.rsplit_once(':') {
@@ -207,15 +266,19 @@ mod tests {
 
     use super::*;
 
+    async fn connect(endpoint: &str, timeout: Duration) -> Result<Etcd, CoordError> {
+        Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), "/galerne/c/groups/", timeout).await
+    }
+
     #[tokio::test]
     async fn wrong_endpoints_are_refused_at_once() {
-        for endpoint in ["", "localhost", "https://localhost:2379", ":2379", "localhost:port", "http://a/b:1"]
-        {
-            let refused =
-                Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), CALL_DEADLINE).await.err();
+        for endpoint in ["", "localhost", ":2379", "localhost:port", "http://a/b:1"] {
+            let refused = connect(endpoint, CALL_DEADLINE).await.err();
             let refused = refused.map(|error| error.to_string()).unwrap_or_default();
             assert_eq!(refused, format!("etcd endpoint {endpoint:?} is not HOST:PORT or http://HOST:PORT"));
         }
+        let refused = connect("https://localhost:2379", CALL_DEADLINE).await.err().unwrap().to_string();
+        assert!(refused.ends_with("name the authority of etcd's certificate with --etcd-ca"), "{refused}");
         for endpoint in ["localhost:2379", "http://10.0.0.1:2379/", "[::1]:2379"] {
             assert!(check_endpoint(endpoint, "http").is_ok(), "{endpoint}");
         }
@@ -225,8 +288,7 @@ mod tests {
     async fn failure(endpoint: &str) -> String {
         let started = Instant::now();
         let timeout = Duration::from_millis(300);
-        let error =
-            Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), timeout).await.err().unwrap();
+        let error = connect(endpoint, timeout).await.err().unwrap();
         assert!(started.elapsed() < timeout + Duration::from_secs(1));
         error.to_string()
     }

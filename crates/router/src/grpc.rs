@@ -25,6 +25,7 @@ use tonic_health::server::HealthReporter;
 
 use self::call::Names;
 pub(crate) use self::errors::head_refused;
+use crate::inside::Inside;
 use crate::serve::{Router, RouterError};
 use crate::server::{self, Protocol};
 
@@ -32,6 +33,7 @@ use crate::server::{self, Protocol};
 pub(crate) async fn serve(
     router: Arc<Router>,
     listener: TcpListener,
+    inside: Option<Inside>,
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -54,7 +56,8 @@ pub(crate) async fn serve(
         .add_service(health)
         .add_service(reflection)
         .prepare();
-    let routes = access::guarded(routes.into_axum_router(), &router);
+    let open = routes.into_axum_router();
+    let routes = access::guarded(open.clone(), &router);
     let served = {
         let (places, limits) = (router.grpc_places.clone(), router.limits.clone());
         server::serve(
@@ -67,7 +70,11 @@ pub(crate) async fn serve(
             stop.clone(),
         )
     };
-    tokio::join!(served, report_health(&router, reporter, &stop));
+    let served_inside = async {
+        let Some(inside) = inside else { return };
+        server::serve_inside(inside, router.limits.clone(), open, stop.clone()).await;
+    };
+    tokio::join!(served, served_inside, report_health(&router, reporter, &stop));
     Ok(())
 }
 

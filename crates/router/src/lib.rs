@@ -23,6 +23,7 @@ mod gate;
 mod groups;
 mod grpc;
 mod http;
+mod inside;
 mod limits;
 mod loads;
 mod metrics;
@@ -36,6 +37,7 @@ mod traffic;
 
 pub use galerne_text::ChatFormatKind;
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
+pub use inside::{Inside, inside};
 pub use limits::RequestLimits;
 pub use model::ModelSource;
 pub use serve::{Listeners, RouterError, RouterOptions, RouterTls, serve};

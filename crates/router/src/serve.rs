@@ -17,6 +17,7 @@ use crate::ask::Prompt;
 use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::groups::{Groups, Listed};
+use crate::inside::Inside;
 use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX, RequestLimits};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
@@ -51,6 +52,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// `galerne.v1`.
     pub grpc: TcpListener,
+    /// The way of the process itself to `galerne.v1`, which needs no key.
+    pub inside: Option<Inside>,
     /// The operator's port: metrics, the fleet, draining, what goes on inside.
     pub admin: Option<TcpListener>,
 }
@@ -148,10 +151,10 @@ pub async fn serve(
 ) -> Result<(), RouterError> {
     let shutdown_grace = options.shutdown_grace;
     let router = Router::new(options, fleet).await?;
-    let Listeners { http, grpc, admin } = listeners;
+    let Listeners { http, grpc, inside, admin } = listeners;
     let end = CancellationToken::new();
     let faces = async {
-        let ended = serve_faces(&router, http, grpc, shutdown, shutdown_grace).await;
+        let ended = serve_faces(&router, http, (grpc, inside), shutdown, shutdown_grace).await;
         end.cancel();
         ended
     };
@@ -172,7 +175,7 @@ pub async fn serve(
 async fn serve_faces(
     router: &Arc<Router>,
     http: TcpListener,
-    grpc: TcpListener,
+    (grpc, inside): (TcpListener, Option<Inside>),
     shutdown: impl Future<Output = ()>,
     shutdown_grace: Duration,
 ) -> Result<(), RouterError> {
@@ -185,7 +188,7 @@ async fn serve_faces(
                 http::serve(router.clone(), http, stop.clone()).await;
                 Ok(())
             },
-            grpc::serve(router.clone(), grpc, stop.clone())
+            grpc::serve(router.clone(), grpc, inside, stop.clone())
         )
     };
     tokio::pin!(faces);

@@ -16,12 +16,21 @@ pub enum TelemetryError {
     Ratio(String),
     /// Nothing can be exported to that endpoint.
     #[error(
-        "cannot export spans to {endpoint:?} ({reason}): give a gRPC endpoint such as http://127.0.0.1:4317"
+        "cannot export spans to {endpoint:?} ({reason}): give a gRPC endpoint such as http://127.0.0.1:4317, or an \
+         https:// one"
     )]
     Endpoint {
         /// What was asked for.
         endpoint: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A file that says how the collector is spoken to cannot be read.
+    #[error("{file}, which is needed to speak to the collector, cannot be read: {reason}")]
+    File {
+        /// Which.
+        file: String,
+        /// Why not.
         reason: String,
     },
     /// The process logs already.

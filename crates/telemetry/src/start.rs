@@ -1,5 +1,6 @@
 //! What a process is told about its telemetry, and the start and end of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -38,8 +39,12 @@ pub struct Options {
 /// Where spans go, and of how many requests.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// A collector's gRPC endpoint (OTLP), `http://HOST:4317`.
+    /// A collector's gRPC endpoint (OTLP), `http://HOST:4317`, or `https://HOST:4317`.
     pub endpoint: String,
+    /// Authority of the collector's certificate (PEM); without it, those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Certificate to show to the collector, and its key (PEM).
+    pub identity: Option<(PathBuf, PathBuf)>,
     /// Share of requests that are followed though their clients do not say; from 0 to 1. A client's `traceparent`
     /// decides for itself.
     pub ratio: f64,
@@ -59,9 +64,10 @@ pub struct Telemetry {
 /// A value of `options` is wrong, or the process has started its telemetry already.
 pub fn start(options: Options) -> Result<Telemetry, TelemetryError> {
     let Options { filter, format, export, service, instance } = options;
-    let Some(Export { endpoint, ratio }) = export else {
+    let Some(export) = export else {
         return Ok(Telemetry { log: log::install(&filter, format, None)?, spans: None });
     };
+    let ratio = export.ratio;
     if !(0.0..=1.0).contains(&ratio) {
         return Err(TelemetryError::Ratio(ratio.to_string()));
     }
@@ -71,7 +77,7 @@ pub fn start(options: Options) -> Result<Telemetry, TelemetryError> {
         ..SpanLimits::default()
     };
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(export::processor(&endpoint)?)
+        .with_span_processor(export::processor(&export)?)
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
         .with_span_limits(limits)
         .with_resource(resource(service, instance))

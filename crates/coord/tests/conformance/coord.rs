@@ -254,7 +254,7 @@ async fn form(first: &Registration, second: &Registration) -> Epoch {
 }
 
 /// The case's group once `holds` for it.
-async fn seen(fleet: &mut watch::Receiver<Fleet>, holds: impl Fn(&Group) -> bool) -> Group {
+pub(crate) async fn seen(fleet: &mut watch::Receiver<Fleet>, holds: impl Fn(&Group) -> bool) -> Group {
     let group = |fleet: &Fleet| fleet.groups.get(&group_id()).cloned().unwrap_or_default();
     group(&fleet.wait_for(|fleet| holds(&group(fleet))).await.unwrap())
 }
@@ -263,11 +263,11 @@ fn group_id() -> GroupId {
     GroupId("g".into())
 }
 
-fn rank_id(index: u16) -> RankId {
+pub(crate) fn rank_id(index: u16) -> RankId {
     RankId(format!("host/{index}"))
 }
 
-fn rank(index: u16, world_size: usize) -> RankRecord {
+pub(crate) fn rank(index: u16, world_size: usize) -> RankRecord {
     RankRecord {
         id: rank_id(index),
         group: group_id(),

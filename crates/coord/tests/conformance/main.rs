@@ -2,10 +2,13 @@
 //!
 //! The real one is found by `GALERNE_ETCD`, in the workspace's `.cache/bin`, or on the PATH.
 
+#[path = "../../../tls/tests/tls/authority.rs"]
+mod authority;
 mod coord;
 mod etcdctl;
 mod kv;
 mod lease;
+mod secured;
 mod server;
 mod watch;
 

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use galerne_dispatch::Quotas;
 use galerne_tls::keep_fresh;
 use galerne_types::TenantId;
@@ -24,6 +24,9 @@ use file::KeyTable;
 pub use file::{KeyFileError, key_entry};
 pub use key::ApiKey;
 pub(crate) use visit::Caller;
+
+/// Where clients of other APIs show their keys.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Who may use the faces, as it was told at start.
 #[derive(Clone, Debug, Default)]
@@ -40,9 +43,6 @@ pub enum GateError {
     /// The key file is wrong.
     #[error(transparent)]
     Keys(#[from] KeyFileError),
-    /// The system gives no random bytes for a key of the process's own.
-    #[error("no random bytes for a key: {0}")]
-    Random(#[from] getrandom::Error),
     /// Anybody could use it.
     #[error(
         "{flag} {address} can be reached from other machines: name a file of API keys with --api-keys (`galerne key \
@@ -63,13 +63,12 @@ pub struct Gate {
     keys: RwLock<Arc<KeyTable>>,
     quotas: Mutex<Quotas>,
     began: Instant,
-    own: Option<ApiKey>,
 }
 
 /// A caller showed no key, or a wrong one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stranger {
-    #[error("an API key is needed: send it as `Authorization: Bearer KEY`")]
+    #[error("an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")]
     NoKey,
     #[error("this API key is not valid here")]
     WrongKey,
@@ -86,7 +85,6 @@ impl Gate {
         if let (None, false, Some((flag, address))) = (&file, no_auth, public) {
             return Err(GateError::Open { flag, address: *address });
         }
-        let own = file.is_some().then(ApiKey::random).transpose()?;
         let table = file.as_deref().map(KeyTable::read).transpose()?.unwrap_or_default();
         let mut quotas = Quotas::default();
         quotas.set(table.quotas(), Duration::ZERO);
@@ -95,13 +93,7 @@ impl Gate {
             keys: RwLock::new(Arc::new(table)),
             quotas: Mutex::new(quotas),
             began: Instant::now(),
-            own,
         }))
-    }
-
-    /// A key of this process's own, which holds while it runs; none if no key is asked for.
-    pub fn own_key(&self) -> Option<&ApiKey> {
-        self.own.as_ref()
     }
 
     /// Takes the key file in as it is now, if it has changed; returns whether it had. Blocks on the file.
@@ -132,11 +124,7 @@ impl Gate {
         if self.file.is_none() {
             return Ok(Caller::default());
         }
-        let shown = headers.get(header::AUTHORIZATION).ok_or(Stranger::NoKey)?;
-        let key = bearer(shown.as_bytes()).ok_or(Stranger::NoKey)?;
-        if self.own.as_ref().is_some_and(|own| own.is(key)) {
-            return Ok(Caller::default());
-        }
+        let key = shown(headers).ok_or(Stranger::NoKey)?;
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let tenant = keys.tenant(key).ok_or(Stranger::WrongKey)?;
         Ok(Caller::new(tenant, self.clone()))
@@ -151,6 +139,13 @@ impl Gate {
     fn quotas(&self) -> std::sync::MutexGuard<'_, Quotas> {
         self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key that a request shows: gRPC's metadata are headers too. A proxy may need `Authorization` for itself, with a
+/// scheme of its own.
+fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+    authorization.or_else(|| headers.get(X_API_KEY).map(|value| value.as_bytes().trim_ascii()))
 }
 
 /// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 7235).

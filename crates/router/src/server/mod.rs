@@ -12,7 +12,7 @@ mod streams;
 mod watched;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ pub use self::limits::ServerLimits;
 use self::places::Place;
 pub(crate) use self::places::Places;
 use self::refusal::refuse;
+use crate::inside::Inside;
 use crate::trace;
 
 /// Time before the next try to accept a connection when the system had no room for it.
@@ -35,6 +36,9 @@ const ACCEPT_RETRY_MS: Duration = Duration::from_millis(50);
 
 /// Connections that are told at once why they are refused; further ones are only closed.
 const REFUSALS_MAX: usize = 256;
+
+/// Where the process's own connections come from.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// What a face speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,29 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Serves the process's own connections over HTTP/2, as [`serve`] does those of others.
+pub(crate) async fn serve_inside(
+    Inside(mut streams): Inside,
+    limits: ServerLimits,
+    routes: axum::Router,
+    stop: CancellationToken,
+) {
+    let routes = routes.layer(from_fn(trace::serve));
+    let face = Arc::new(Face { protocol: Protocol::Http2, limits, routes, tls: None, stop });
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            Some(stream) = streams.recv() => stream,
+            Some(_) = connections.join_next() => continue,
+            () = face.stop.cancelled() => break,
+        };
+        let face = face.clone();
+        connections.spawn(async move { connection::serve(stream, NOWHERE, &face).await });
+    }
+    drop(streams);
     while connections.join_next().await.is_some() {}
 }
 

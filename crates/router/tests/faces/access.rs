@@ -74,7 +74,7 @@ async fn without_a_key_only_health_is_told_over_http() {
     let none = send(&stage, "POST", "/v1/completions", "", &asked).await;
     assert_eq!(none.status, 401, "{none:?}");
     assert!(none.head.contains("www-authenticate: bearer realm=\"galerne\"\r\n"), "{none:?}");
-    let says = "an API key is needed: send it as `Authorization: Bearer KEY`";
+    let says = "an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`";
     let error =
         json!({ "message": says, "type": "invalid_request_error", "param": null, "code": "invalid_api_key" });
     assert_eq!(none.json()["error"], error);
@@ -97,10 +97,37 @@ async fn without_a_key_only_health_is_told_over_grpc() {
     assert_eq!(reflection.unwrap_err().code(), Code::Unauthenticated);
     let none = client.fleet(FleetRequest {}).await.unwrap_err();
     assert_eq!(none.code(), Code::Unauthenticated);
-    assert_eq!(none.message(), "an API key is needed: send it as `Authorization: Bearer KEY`");
+    assert_eq!(
+        none.message(),
+        "an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`"
+    );
     let wrong = client.fleet(with_key(FleetRequest {}, "galerne-0")).await.unwrap_err();
     assert_eq!((wrong.code(), wrong.message()), (Code::Unauthenticated, "this API key is not valid here"));
     client.fleet(with_key(FleetRequest {}, key.reveal())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_may_stand_in_a_header_of_its_own() {
+    let (file, key, other) = (KeyFile::new(), ApiKey::random().unwrap(), ApiKey::random().unwrap());
+    file.write(&[("acme", &key)], "");
+    let leader = Leader::start(tokens(&[5], FinishReason::Stop)).await;
+    let stage = Stage::behind(&file.gate(), &leader).await;
+    let (right, wrong) = (key.reveal(), other.reveal());
+    for (headers, status) in [
+        (format!("x-api-key: {right}\r\n"), 200),
+        (format!("X-Api-Key: {wrong}\r\n"), 401),
+        (format!("authorization: Basic dTpw\r\nx-api-key: {right}\r\n"), 200),
+        (format!("authorization: Bearer {wrong}\r\nx-api-key: {right}\r\n"), 401),
+        ("x-api-key: \r\n".to_owned(), 401),
+    ] {
+        let head = format!("GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+        assert_eq!(stage.open(&head).await.rest().await.status, status, "{headers}");
+    }
+    for (key, fits) in [(right, true), (wrong, false)] {
+        let mut request = Request::new(FleetRequest {});
+        request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+        assert_eq!(stage.client().await.fleet(request).await.is_ok(), fits);
+    }
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn a_router_that_cannot_serve_says_why() {
             requests: RequestLimits::default(),
             log: None,
         };
-        let listeners = Listeners { http, grpc, admin: None };
+        let listeners = Listeners { http, grpc, inside: None, admin: None };
         let (_fleet, view) = watch::channel(Fleet::default());
         galerne_router::serve(options, view, listeners, pending()).await.unwrap_err()
     };

@@ -161,7 +161,7 @@ impl Stage {
         };
         let options =
             RouterOptions { models: vec![model], shutdown_grace, limits, requests, gate, tls, log: None };
-        let listeners = Listeners { http, grpc, admin: Some(admin) };
+        let listeners = Listeners { http, grpc, inside: None, admin: Some(admin) };
         let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;
         }));
