@@ -20,7 +20,7 @@ pub(crate) struct LimitArgs {
     /// Connections at once from one address on each face; one more is answered 429.
     #[arg(long, default_value_t = DEFAULT.connections_per_peer_max, value_name = "COUNT", value_parser = count)]
     connections_per_peer_max: usize,
-    /// Time for a request's line and headers.
+    /// Time for a request's line and headers; for a TLS handshake.
     #[arg(long, default_value_t = seconds_of(DEFAULT.header_s_max), value_name = "SECONDS", value_parser = seconds)]
     header_s_max: f64,
     /// Bytes of a request's line and headers together.
@@ -59,7 +59,8 @@ pub(crate) struct LimitArgs {
     /// Requests that the router works on at once; one more is answered 429.
     #[arg(long, default_value_t = REQUESTS.requests_max, value_name = "COUNT", value_parser = count)]
     requests_max: usize,
-    /// Bytes of all bodies that come in at once, over all connections; beyond it requests are answered 429.
+    /// Bytes of all bodies that come in at once, over all connections, and of their JSON; beyond it requests are
+    /// answered 429.
     #[arg(long, default_value_t = REQUESTS.bodies_bytes_max, value_name = "BYTES", value_parser = bytes)]
     bodies_bytes_max: usize,
     /// Prompts of one request.

@@ -9,7 +9,7 @@ use galerne_types::limits::GRAMMAR_BYTES_MAX;
 pub struct RequestLimits {
     /// Requests that this router works on at once; beyond it they are refused until one has ended.
     pub requests_max: usize,
-    /// Bytes of bodies that are being read at once, over all connections of both faces.
+    /// Bytes of bodies that are being read at once, over all connections of both faces, and of what their JSON becomes.
     pub bodies_bytes_max: usize,
     /// Prompts of one request.
     pub prompts_max: usize,

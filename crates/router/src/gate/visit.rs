@@ -40,8 +40,18 @@ impl Caller {
         Self { body: Some(body), ..self }
     }
 
-    /// Holds so many more bytes of the request's body, if there is room for them.
-    pub(crate) fn hold(&self, bytes: usize) -> Result<(), Failure> {
+    /// Holds a piece of the request's body, if there is room for it.
+    pub(crate) fn hold(&self, piece: &[u8]) -> Result<(), Failure> {
+        self.body.as_ref().map_or(Ok(()), |body| body.piece(piece))
+    }
+
+    /// Bytes that the body holds.
+    pub(crate) fn held(&self) -> usize {
+        self.body.as_ref().map_or(0, |body| body.bytes())
+    }
+
+    /// Holds so many bytes until the request's end: something of the body is kept.
+    pub(crate) fn keep(&self, bytes: usize) -> Result<(), Failure> {
         self.body.as_ref().map_or(Ok(()), |body| body.more(bytes))
     }
 

@@ -10,14 +10,20 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use super::errors::message_too_slow;
+use super::errors::{message_too_slow, messages_too_large};
 use crate::gate::Caller;
 use crate::server::ServerLimits;
+
+/// Bytes in front of each message.
+const FRAME_HEAD_BYTES: usize = 5;
 
 /// A call's body. A client sends one message, or a few; those who watch for long send nothing meanwhile.
 struct Limited {
     body: Body,
     caller: Caller,
+    bytes_max: usize,
+    /// Bytes that may still come.
+    left: usize,
     whole_s_max: Duration,
     idle_s_max: Duration,
     /// When the whole body is due; set at the first wait for bytes.
@@ -28,8 +34,10 @@ struct Limited {
 
 /// Puts limits around the body of a caller's request.
 pub(super) fn limited(body: Body, caller: Caller, limits: &ServerLimits) -> Body {
-    let &ServerLimits { body_s_max: whole_s_max, body_idle_s_max: idle_s_max, .. } = limits;
-    Body::new(Limited { body, caller, whole_s_max, idle_s_max, end: None, alarm: None })
+    let &ServerLimits { body_bytes_max, body_s_max: whole_s_max, body_idle_s_max: idle_s_max, .. } = limits;
+    let left = body_bytes_max.saturating_add(FRAME_HEAD_BYTES);
+    let (end, alarm) = (None, None);
+    Body::new(Limited { body, caller, bytes_max: body_bytes_max, left, whole_s_max, idle_s_max, end, alarm })
 }
 
 impl Limited {
@@ -62,7 +70,10 @@ impl HttpBody for Limited {
         this.alarm = None;
         Poll::Ready(frame.map(|frame| {
             let frame = frame.map_err(|error| Status::from_error(error.into_inner()))?;
-            this.caller.hold(frame.data_ref().map_or(0, Bytes::len))?;
+            let data = frame.data_ref().map_or(&[][..], |data| data);
+            this.left =
+                this.left.checked_sub(data.len()).ok_or_else(|| messages_too_large(this.bytes_max))?;
+            this.caller.hold(data)?;
             Ok(frame)
         }))
     }

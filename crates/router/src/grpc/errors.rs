@@ -62,6 +62,12 @@ pub(super) fn message_too_slow(message: String) -> Status {
     Status::with_error_details(Code::Aborted, message, details("MESSAGE_TOO_SLOW"))
 }
 
+/// What a caller gets whose messages are too large together; one that is too large by itself tonic refuses.
+pub(super) fn messages_too_large(bytes_max: usize) -> Status {
+    let message = format!("the messages of a call must have at most {bytes_max} bytes together");
+    Status::with_error_details(Code::OutOfRange, message, details("MESSAGES_TOO_LARGE"))
+}
+
 /// What a caller gets whose request's head is refused before any service sees it.
 pub(crate) fn head_refused(message: String) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details("HEAD_TOO_LARGE"))

@@ -35,7 +35,7 @@ pub(super) async fn read(body: Body, caller: &Caller, limits: &ServerLimits) -> 
         if let Ok(bytes) = &mut whole {
             let room = match total > body_bytes_max {
                 true => Err(too_large(body_bytes_max)),
-                false => caller.hold(chunk.len()).map_err(ApiError::from),
+                false => caller.hold(&chunk).map_err(ApiError::from),
             };
             match room {
                 Ok(()) => bytes.extend_from_slice(&chunk),

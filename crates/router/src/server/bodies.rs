@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::failure::Failure;
 
-/// Counts the bytes of bodies from when they arrive until somebody has made tokens of them.
+/// Bytes that a value of a JSON text takes where it has been read: it can be written in two.
+const JSON_VALUE_BYTES: usize = 64;
+
+/// Counts the bytes of bodies, and of what their JSON becomes, from when they arrive until somebody has made tokens of
+/// them.
 #[derive(Debug)]
 pub(crate) struct Bodies {
     bytes_max: usize,
@@ -36,9 +40,22 @@ impl Bodies {
 }
 
 impl Held {
-    /// Holds so many more, if all bodies together have room for them.
+    /// Holds a piece of the body, if all bodies together have room for it.
+    pub(crate) fn piece(&self, piece: &[u8]) -> Result<(), Failure> {
+        let values = piece.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+        self.more(piece.len() + values * JSON_VALUE_BYTES)
+    }
+
+    /// Holds so many bytes more.
     pub(crate) fn more(&self, bytes: usize) -> Result<(), Failure> {
         let max = self.bodies.bytes_max;
+        let own = self.bytes().saturating_add(bytes);
+        if own > max {
+            let message = format!(
+                "this body and its JSON would take {own} bytes, and all bodies together may take {max}: send less at once"
+            );
+            return Err(Failure::Invalid { field: None, message });
+        }
         let room = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= max);
         if self.bodies.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
             let message =
@@ -47,6 +64,11 @@ impl Held {
         }
         self.bytes.fetch_add(bytes, Relaxed);
         Ok(())
+    }
+
+    /// Bytes that it holds now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
     }
 
     /// Gives all of them back.
@@ -76,7 +98,21 @@ mod tests {
         one.release();
         other.more(6).unwrap();
         assert_eq!(bodies.bytes(), 10);
+        let never = other.more(1).unwrap_err();
+        assert!(
+            matches!(never, Failure::Invalid { .. }) && never.to_string().contains("would take 11 bytes")
+        );
         drop((one, other));
         assert_eq!(bodies.bytes(), 0);
+    }
+
+    #[test]
+    fn json_counts_as_what_it_becomes() {
+        let bodies = Bodies::new(1 << 20);
+        let body = bodies.begin();
+        let text = b"{\"a\":[[],1,2]}";
+        body.piece(text).unwrap();
+        assert_eq!(bodies.bytes(), text.len() + 5 * JSON_VALUE_BYTES);
+        assert!(size_of::<serde_json::Value>() <= 2 * JSON_VALUE_BYTES);
     }
 }

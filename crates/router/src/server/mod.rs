@@ -21,6 +21,7 @@ use galerne_tls::Server as TlsServer;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::bodies::{Bodies, Held};
@@ -147,12 +148,13 @@ async fn admitted(stream: TcpStream, peer: SocketAddr, place: Place, face: Arc<F
         None => connection::serve(stream, peer, &face).await,
         Some(tls) => {
             let shaken = tokio::select! {
-                shaken = tls.accept(stream) => shaken,
+                shaken = timeout(face.limits.header_s_max, tls.accept(stream)) => shaken,
                 () = face.stop.cancelled() => return,
             };
             match shaken {
-                Ok(stream) => connection::serve(stream, peer, &face).await,
-                Err(error) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                Ok(Ok(stream)) => connection::serve(stream, peer, &face).await,
+                Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
             }
         }
     }

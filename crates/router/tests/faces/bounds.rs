@@ -280,13 +280,16 @@ async fn begun(stage: &Stage, bytes: usize) -> (Connection, String) {
     (stage.open(&format!("{head}\r\n\r\n{sent}")).await, rest.to_owned())
 }
 
+/// What of a body of 800 bytes has come, and its one JSON value.
+const SLOW_BYTES: u64 = 790 + 64;
+
 #[tokio::test]
 async fn all_bodies_together_have_a_limit_and_give_their_room_back() {
     let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
     let stage =
         Stage::busy(&leader, RequestLimits { bodies_bytes_max: 1000, ..RequestLimits::DEFAULT }).await;
     let (mut slow, rest) = begun(&stage, 800).await;
-    patiently(async { while bytes_held(&stage).await != 790 {} }).await;
+    patiently(async { while bytes_held(&stage).await != SLOW_BYTES {} }).await;
     let says = "at most 1000 bytes of bodies that come in at once";
     let large = json!({ "prompt": "x".repeat(300) });
     let reply = stage.post(TEXT, &large).await;
@@ -297,18 +300,22 @@ async fn all_bodies_together_have_a_limit_and_give_their_room_back() {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!(status.message().contains(says), "{status}");
     assert_eq!(status.get_error_details().error_info().unwrap().reason, "OVERLOADED");
-    assert_eq!(bytes_held(&stage).await, 790, "what was refused holds nothing");
+    assert_eq!(bytes_held(&stage).await, SLOW_BYTES, "what was refused holds nothing");
     slow.send(&rest).await;
     assert_eq!(slow.rest().await.status, 200);
     patiently(async { while bytes_held(&stage).await != 0 {} }).await;
     assert_eq!(stage.post(TEXT, &large).await.status, 200);
 
     let (gone, _) = begun(&stage, 800).await;
-    patiently(async { while bytes_held(&stage).await != 790 {} }).await;
+    patiently(async { while bytes_held(&stage).await != SLOW_BYTES {} }).await;
     drop(gone);
     patiently(async { while bytes_held(&stage).await != 0 {} }).await;
 
-    // An answer that runs holds no body.
+    let never = stage.post(TEXT, &json!({ "prompt": vec![5; 100] })).await;
+    assert_eq!(never.status, 400, "{never:?}");
+    assert!(never.body.contains("all bodies together may take 1000: send less at once"), "{never:?}");
+
+    // An answer that runs holds no body, unless it repeats it.
     leader.play(vec![Act::Token(token(40)), Act::Wait(gate())]);
     let mut running = stage.start(TEXT, &json!({ "prompt": "x".repeat(300), "stream": true })).await;
     running.until("data: ").await;
@@ -317,6 +324,12 @@ async fn all_bodies_together_have_a_limit_and_give_their_room_back() {
     let mut stream = stage.client().await.generate(request).await.unwrap().into_inner();
     patiently(stream.message()).await.unwrap().unwrap();
     assert_eq!(bytes_held(&stage).await, 0);
+    let repeats = json!({ "input": "x", "instructions": "x".repeat(300), "stream": true });
+    let mut repeated = stage.start(RESPONSES, &repeats).await;
+    repeated.until("data: ").await;
+    assert!(bytes_held(&stage).await > 300);
+    drop(repeated);
+    patiently(async { while bytes_held(&stage).await != 0 {} }).await;
 }
 
 #[tokio::test]
@@ -353,7 +366,15 @@ async fn messages_and_heads_of_calls_are_limited_in_words() {
     let prompt = Some(Prompt::Text("x".repeat(1001)));
     let status = stage.client().await.generate(GenerateRequest { prompt, ..asked() }).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
-    assert!(status.message().contains("limit is: 1000 bytes"), "{status}");
+    assert!(status.message().contains("1000 bytes"), "{status}");
+    let mut sender = calls::connect(&stage).await;
+    let one = GenerateRequest { prompt: Some(Prompt::Text("x".repeat(400))), ..asked() }.encode_to_vec();
+    let body = [calls::framed(&one), calls::framed(&one), calls::framed(&one)].concat();
+    let path = "/galerne.v1.Galerne/Generate";
+    let call = Call { path, headers: Vec::new(), body, manner: Manner::Whole };
+    let status = calls::make(&mut sender, call).await.unwrap().1.unwrap();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert!(status.message().contains("must have at most 1000 bytes together"), "{status}");
     let many = (0..150).map(|at| (format!("x-{at}"), "y".to_owned())).collect();
     let large = vec![("x-large".to_owned(), "y".repeat(17_000))];
     for headers in [many, large] {

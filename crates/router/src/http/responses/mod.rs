@@ -33,7 +33,9 @@ pub(super) async fn responses(
 ) -> Result<Response, ApiError> {
     let request::Wanted { asked, view, calls, terms } =
         request::parse(&router, &read(body, &caller, &router.limits).await?)?;
-    let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
+    let body_bytes = caller.held();
+    let mut choices = Choices::start(&router, Several { caller: caller.clone(), ..asked }).await?;
+    caller.keep(body_bytes)?; // the answer repeats its terms
     let reply = Reply::new(terms, view, &choices)?;
     let id = reply.id.clone();
     if view.stream {
