@@ -243,11 +243,7 @@ impl Rank {
         self.collective.broadcast(0, &mut ids)?;
         if self.collective.rank() > 0 {
             let (ids, _) = ids.as_chunks();
-            drawn.extend(ids.iter().map(|id| TokenOut {
-                id: TokenId::from_le_bytes(*id),
-                logprob: 0.0,
-                top: Vec::new(),
-            }));
+            drawn.extend(ids.iter().map(|id| TokenOut::unreported(TokenId::from_le_bytes(*id))));
         }
         Ok(drawn)
     }

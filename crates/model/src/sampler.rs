@@ -51,7 +51,7 @@ pub fn draw(logits: &[f32], draw: &Draw, past: Option<&Past>, mask: Option<&[u32
         }
     };
     match sampling.logprobs {
-        None => TokenOut { id, logprob: 0.0, top: Vec::new() },
+        None => TokenOut::unreported(id),
         Some(count) => report(logits, id, count as usize),
     }
 }
@@ -161,7 +161,7 @@ fn place(uniform: f64, sums: &[f64]) -> usize {
     sums.partition_point(|&sum| sum <= target)
 }
 
-/// A token's log probability, and the `count` most likely tokens with theirs.
+/// A token's log probability and rank, and the `count` most likely tokens with theirs.
 fn report(logits: &[f32], id: TokenId, count: usize) -> TokenOut {
     let scores = cleaned(logits);
     let max = largest(&scores);
@@ -170,7 +170,9 @@ fn report(logits: &[f32], id: TokenId, count: usize) -> TokenOut {
     let log_total = if none { 0.0 } else { f64::from(max) + libm::log(total(&weights(&scores, max, 1.0))) };
     let logprob = |id: TokenId| (f64::from(scores[id as usize]) - log_total) as f32;
     let top = BestFirst::new(&scores).take(count).map(|id| TopToken { id, logprob: logprob(id) }).collect();
-    TokenOut { id, logprob: logprob(id), top }
+    let own = scores[id as usize];
+    let before = (0..).zip(&scores).filter(|&(other, &score)| score > own || score == own && other < id);
+    TokenOut { id, logprob: logprob(id), rank: before.count() as u32 + 1, top }
 }
 
 /// Logits that are numbers or -∞, with one zero.

@@ -51,8 +51,47 @@ pub(crate) struct Options {
     pub(crate) include_stop: bool,
     /// Special tokens that are text even when special tokens are left out: what marks a tool call.
     pub(crate) spelled_out: Vec<TokenId>,
-    /// Keep this many tokens of the prompt, the last ones.
-    pub(crate) truncate: Option<u32>,
+    /// Do without some of the prompt's tokens.
+    pub(crate) truncate: Option<Truncate>,
+}
+
+/// How many tokens of a prompt to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncate {
+    /// `None`: as many as leave room for the answer.
+    keep: Option<u32>,
+    /// The first ones instead of the last.
+    first: bool,
+}
+
+impl Truncate {
+    /// As vLLM's `truncate_prompt_tokens` says it: -1 is as many as the model can take.
+    pub(crate) fn of(keep: i64, first: bool) -> Result<Self, String> {
+        match u32::try_from(keep) {
+            Ok(keep @ 1..) => Ok(Self { keep: Some(keep), first }),
+            _ if keep == -1 => Ok(Self { keep: None, first }),
+            _ => Err(format!("truncate_prompt_tokens must be -1 or a count of tokens, not {keep}")),
+        }
+    }
+
+    /// The last `keep` tokens; all for 0.
+    pub(crate) fn to_last(keep: u32) -> Option<Self> {
+        (keep > 0).then_some(Self { keep: Some(keep), first: false })
+    }
+
+    /// Shortens a prompt behind which an answer of `max_tokens` is to have room in the context.
+    fn apply(self, prompt: &mut Vec<TokenId>, max_tokens: MaxTokens, context: u32) {
+        let answer = match max_tokens {
+            MaxTokens::Exactly(max) | MaxTokens::UpTo(max) if max < context => max,
+            _ => 1,
+        };
+        let keep = self.keep.unwrap_or_else(|| context.saturating_sub(answer).max(1)) as usize;
+        if self.first {
+            prompt.truncate(keep);
+        } else {
+            prompt.drain(..prompt.len().saturating_sub(keep));
+        }
+    }
 }
 
 /// What to continue.
@@ -255,10 +294,10 @@ impl Options {
         request.prompt.len() as u64 + u64::from(answer) * u64::from(answers)
     }
 
-    /// Names the field of a grammar that a leader refused; what else it could refuse has been checked before.
+    /// Names the field of a grammar that a leader refused.
     pub(crate) fn blame(&self, failure: Failure) -> Failure {
         match failure {
-            Failure::Invalid { field: None, message } if self.grammar.is_some() => {
+            Failure::Invalid { field: Some("grammar"), message } => {
                 Failure::Invalid { field: Some(self.grammar_field), message }
             }
             failure => failure,
@@ -274,8 +313,8 @@ impl Options {
         caller: &Caller,
         limits: &RequestLimits,
     ) -> Result<Request, Failure> {
-        if let Some(keep) = self.truncate {
-            prompt.drain(..prompt.len().saturating_sub(keep as usize));
+        if let Some(truncate) = self.truncate {
+            truncate.apply(&mut prompt, self.max_tokens, context);
         }
         if prompt.len() > limits.prompt_tokens_max as usize {
             let (max, tokens) = (limits.prompt_tokens_max, prompt.len());

@@ -46,10 +46,10 @@ fn scheduler(requests: impl IntoIterator<Item = Request>) -> Scheduler {
 
 /// The answer of ranks that draw `token` wherever one is to be drawn.
 fn draws(step: &Step, token: TokenId) -> Sampled {
-    let token = TokenOut { id: token, logprob: 0.0, top: Vec::new() };
+    let token = TokenOut::unreported(token);
     let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect();
     let scores = step.slices.iter().filter_map(|slice| slice.score.as_ref());
-    let told = |&id: &TokenId| TokenOut { id, logprob: -1.0, top: Vec::new() };
+    let told = |&id: &TokenId| TokenOut { logprob: -1.0, ..TokenOut::unreported(id) };
     Sampled { tokens, scores: scores.map(|score| score.targets.iter().map(told).collect()).collect() }
 }
 
@@ -90,7 +90,7 @@ fn a_stream_that_ends_is_dropped_from_the_step_after_next() {
     let second = scheduler.plan().unwrap();
     assert_eq!(second.slices.len(), 2, "planned before the end was known");
     let mut sampled = draws(&first, PLAIN);
-    sampled.tokens[0] = Some(TokenOut { id: STOP, logprob: 0.0, top: Vec::new() });
+    sampled.tokens[0] = Some(TokenOut::unreported(STOP));
     let events = scheduler.commit(&first, &sampled);
     assert_eq!(told(&events), [(0, Ok(0)), (0, Err(FinishReason::Stop)), (1, Ok(0))]);
     assert_eq!(scheduler.load().kv_blocks_free, 14, "the second step still uses its block");

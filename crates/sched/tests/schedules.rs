@@ -303,7 +303,7 @@ impl World {
             };
             let stop = draw.banned.is_empty() && stops >> (i % 64) & 1 == 1;
             let id = if stop { STOP[i % 2] } else { 10 + draw.index };
-            let token = TokenOut { id, logprob: -1.0, top: Vec::new() };
+            let token = TokenOut { logprob: -1.0, ..TokenOut::unreported(id) };
             sampled.tokens.push(Some(token.clone()));
             let known = self.known.get_mut(&request).unwrap();
             if known.ended {

@@ -116,8 +116,18 @@ pub struct TokenOut {
     pub id: TokenId,
     /// Its natural log probability under the raw logits; 0 when logprobs were not asked for.
     pub logprob: f32,
+    /// Its place among all tokens by their raw logits, of equal ones the lower id first: 1 is the most likely; 0 when
+    /// logprobs were not asked for.
+    pub rank: u32,
     /// The most likely tokens, best first, as many as were asked for.
     pub top: Vec<TopToken>,
+}
+
+impl TokenOut {
+    /// A token of which nobody asked how likely it was.
+    pub fn unreported(id: TokenId) -> Self {
+        Self { id, logprob: 0.0, rank: 0, top: Vec::new() }
+    }
 }
 
 /// An alternative to the token that was drawn.

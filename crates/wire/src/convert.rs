@@ -147,14 +147,14 @@ impl TryFrom<v1::Sampling> for types::Sampling {
 impl From<types::TokenOut> for v1::Token {
     fn from(token: types::TokenOut) -> Self {
         let top = token.top.iter().map(|top| v1::TopToken { id: top.id, logprob: top.logprob }).collect();
-        Self { id: token.id, logprob: token.logprob, top }
+        Self { id: token.id, logprob: token.logprob, top, rank: token.rank }
     }
 }
 
 impl From<v1::Token> for types::TokenOut {
     fn from(token: v1::Token) -> Self {
         let top = token.top.iter().map(|top| types::TopToken { id: top.id, logprob: top.logprob }).collect();
-        Self { id: token.id, logprob: token.logprob, top }
+        Self { id: token.id, logprob: token.logprob, rank: token.rank, top }
     }
 }
 

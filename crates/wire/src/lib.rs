@@ -3,9 +3,11 @@
 //! The bytes on a wire are hostile: every conversion into a type checks what the type promises and says what is
 //! wrong, naming the field.
 
+mod blame;
 mod convert;
 mod secret;
 
+pub use blame::{blamed, blaming};
 pub use convert::{WireError, check_sampling};
 pub use secret::{show_secret, shows_secret};
 

@@ -206,7 +206,7 @@ proptest! {
     fn logprobs_are_those_of_the_raw_logits(mut case in some_case(), count in 0..20u32) {
         prop_assume!(case.logits.iter().any(|&logit| score(logit) > f64::NEG_INFINITY));
         let plain = case.drawn();
-        prop_assert_eq!((plain.logprob, plain.top.len()), (0.0, 0));
+        prop_assert_eq!((plain.logprob, plain.rank, plain.top.len()), (0.0, 0, 0));
         case.draw.sampling.logprobs = Some(count);
         let told = case.drawn();
         prop_assert_eq!(told.id, plain.id);
@@ -220,6 +220,8 @@ proptest! {
         prop_assert!(near(told.logprob, told.id));
         let mut best: Vec<u32> = (0..case.logits.len() as u32).collect();
         best.sort_by(|&a, &b| expected[b as usize].partial_cmp(&expected[a as usize]).unwrap().then(a.cmp(&b)));
+        let place = best.iter().position(|&id| id == told.id).unwrap();
+        prop_assert_eq!(told.rank as usize, place + 1);
         best.truncate(count as usize);
         prop_assert_eq!(told.top.iter().map(|top| top.id).collect::<Vec<_>>(), best);
         prop_assert!(told.top.iter().all(|top| near(top.logprob, top.id)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use galerne_types::TokenOut;
 use galerne_wire::v1::run_event::Event;
-use galerne_wire::{show_secret, v1};
+use galerne_wire::{blamed, show_secret, v1};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::{Code, Status, Streaming};
 use tracing::Span;
@@ -152,7 +152,7 @@ impl Trouble {
             Code::Unavailable => Self::Lost,
             Code::FailedPrecondition => Self::Stale,
             Code::ResourceExhausted => Self::Final(Failure::Overloaded(message)),
-            Code::InvalidArgument => Self::Final(Failure::Invalid { field: None, message }),
+            Code::InvalidArgument => Self::Final(Failure::Invalid { field: blamed(status), message }),
             Code::Aborted => Self::Final(Failure::TooSlow { tokens: 0 }),
             _ => Self::Final(Failure::Engine(message)),
         }

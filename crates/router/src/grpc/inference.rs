@@ -23,7 +23,7 @@ use super::access;
 use super::call::{Call, End, Names, News};
 use super::deadline::Deadline;
 use super::errors::Fields;
-use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, random_seed};
+use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed};
 use crate::failure::Failure;
 use crate::serve::Router;
 
@@ -145,7 +145,6 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
     let stopping = request.stopping.unwrap_or_default();
     let mut logit_bias: Vec<_> = decoding.logit_bias.into_iter().collect();
     logit_bias.sort_unstable_by_key(|(id, _)| *id);
-    let ranked = |asked: Option<u32>| asked.map(|_| TOP_LOGPROBS_MAX); // all of them, to tell the ranks
     let sampling = Sampling {
         temperature: request.temperature.unwrap_or(0.0),
         top_k: draws.top_k.unwrap_or(0),
@@ -156,7 +155,7 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         frequency_penalty: decoding.frequency_penalty,
         logit_bias,
         seed: draws.seed.map(i64::cast_unsigned).map_or_else(random_seed, Ok)?,
-        logprobs: ranked(view.logprobs),
+        logprobs: view.logprobs,
     };
     let max_tokens = if stopping.max_new_tokens == 0 { u32::MAX } else { stopping.max_new_tokens };
     let skip_special = request.response.and_then(|response| response.skip_special_tokens).unwrap_or(true);
@@ -167,9 +166,9 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         stop_token_ids: stopping.stop_token_ids,
         ignore_eos: stopping.ignore_eos,
         skip_special,
-        prompt_logprobs: ranked(view.prompt_logprobs),
+        prompt_logprobs: view.prompt_logprobs,
         grammar: decoding.structured_output.map(grammar).transpose()?.flatten(),
-        truncate: Some(request.truncate_prompt_tokens).filter(|keep| *keep > 0),
+        truncate: Truncate::to_last(request.truncate_prompt_tokens),
         ..Options::new(sampling, MaxTokens::UpTo(max_tokens))
     };
     Ok(Several {
@@ -248,7 +247,7 @@ impl View {
         if let Some(top) = self.prompt_logprobs {
             let scores = answer.prompt_scores();
             info.logprobs = std::iter::once(0.0).chain(scores.iter().map(|score| score.logprob)).collect();
-            info.ranks = std::iter::once(0).chain(scores.iter().map(rank)).collect();
+            info.ranks = std::iter::once(0).chain(scores.iter().map(|score| score.rank)).collect();
             let others = scores.iter().map(|score| candidates(score, top));
             info.candidate_tokens =
                 std::iter::once(pb::CandidateTokenInfo::default()).chain(others).collect();
@@ -276,7 +275,7 @@ impl View {
         }
         if let Some(top) = self.logprobs {
             outputs.logprobs = tokens.iter().map(|token| token.logprob).collect();
-            outputs.ranks = tokens.iter().map(rank).collect();
+            outputs.ranks = tokens.iter().map(|token| token.rank).collect();
             outputs.candidate_tokens = tokens.iter().map(|token| candidates(token, top)).collect();
         }
         outputs
@@ -303,11 +302,6 @@ fn alternatives(field: &'static str, candidates: Option<pb::CandidateTokens>) ->
         ));
     }
     Ok(asked)
-}
-
-/// 1 for the most likely token; 0 beyond those that are known.
-fn rank(token: &TokenOut) -> u32 {
-    token.top.iter().position(|top| top.id == token.id).map_or(0, |at| at as u32 + 1)
 }
 
 /// The `count` most likely tokens, without the one itself.

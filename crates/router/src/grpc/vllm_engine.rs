@@ -24,7 +24,7 @@ use super::call::{Call, End, Names, News};
 use super::deadline::Deadline;
 use super::errors::Fields;
 use super::inference::or_one;
-use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, random_seed};
+use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::model::Model;
@@ -225,29 +225,18 @@ impl Service {
             ignore_eos: params.ignore_eos,
             prompt_logprobs: count("prompt_logprobs", params.prompt_logprobs)?,
             grammar: params.constraint.map(grammar).transpose()?.flatten(),
-            truncate: self.truncate(params.truncate_prompt_tokens, params.max_tokens)?,
+            truncate: truncate(params.truncate_prompt_tokens)?,
             ..Options::new(sampling, MaxTokens::UpTo(max_tokens))
         };
         let (model, each) = (self.model()?.name.clone(), params.n.max(1));
         Ok(Several { model, prompts: vec![prompt], each, options, caller })
     }
+}
 
-    /// How many tokens of the prompt to keep; -1 are those that leave room for the answer.
-    fn truncate(&self, keep: Option<i32>, max_tokens: Option<u32>) -> Result<Option<u32>, Failure> {
-        match keep {
-            None => Ok(None),
-            Some(-1) => {
-                let context =
-                    self.router.groups.card(&self.model()?.name).map(|card| card.context_tokens_max);
-                Ok(context.map(|context| context.saturating_sub(max_tokens.unwrap_or(1)).max(1)))
-            }
-            Some(keep) if keep > 0 => Ok(Some(keep.cast_unsigned())),
-            Some(keep) => Err(Failure::invalid(
-                "sampling_params.truncate_prompt_tokens",
-                format!("truncate_prompt_tokens must be -1 or a count of tokens, not {keep}"),
-            )),
-        }
-    }
+fn truncate(keep: Option<i32>) -> Result<Option<Truncate>, Failure> {
+    let Some(keep) = keep else { return Ok(None) };
+    let truncate = Truncate::of(keep.into(), false);
+    truncate.map(Some).map_err(|says| Failure::invalid("sampling_params.truncate_prompt_tokens", says))
 }
 
 /// Refuses by name what would change the answer and is not done here.

@@ -188,7 +188,7 @@ async fn log_probabilities_of_a_prompt_have_vllms_shape() {
     let body = stage.post(TEXT, &json!({ "prompt": [5, 6, 7], "prompt_logprobs": 2 })).await.json();
     let list = body["choices"][0]["prompt_logprobs"].as_array().unwrap().clone();
     assert_eq!((list.len(), &list[0]), (3, &Value::Null));
-    assert_eq!((&list[1]["6"]["rank"], &list[1]["6"]["decoded_token"]), (&json!(1), &json!(text(6))));
+    assert_eq!((&list[1]["6"]["rank"], &list[1]["6"]["decoded_token"]), (&json!(6), &json!(text(6))));
     assert_eq!((&list[2]["301"]["rank"], &list[2]["301"]["logprob"]), (&json!(2), &json!(-9999.0)));
 
     let stream =

@@ -139,9 +139,9 @@ async fn log_probabilities_ranks_and_candidates() {
     };
     let all = whole(&stage, GenerateRequest { response: Some(response), ..asked() }).await;
     let (prompt, outputs) = (all.prompt_info.unwrap(), all.outputs.unwrap());
-    assert_eq!((prompt.logprobs, prompt.ranks), (vec![0.0, -0.06, -0.07], vec![0, 1, 1]));
+    assert_eq!((prompt.logprobs, prompt.ranks), (vec![0.0, -0.06, -0.07], vec![0, 6, 7]));
     assert!(prompt.candidate_tokens.iter().all(|info| info.tokens.is_empty()));
-    assert_eq!((outputs.logprobs, outputs.ranks), (vec![-0.4, -0.41], vec![1, 1]));
+    assert_eq!((outputs.logprobs, outputs.ranks), (vec![-0.4, -0.41], vec![40, 41]));
     let second: Vec<_> = outputs
         .candidate_tokens
         .iter()

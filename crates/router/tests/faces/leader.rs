@@ -169,11 +169,12 @@ pub(crate) fn scored(position: u32, ids: &[u32]) -> Act {
     Act::Score(position, ids.iter().map(|&id| token(id)).collect())
 }
 
-/// A token with log probabilities that its id foretells: its own -id/100, then two alternatives.
+/// A token with log probabilities that its id foretells: its own -id/100, then two alternatives;
+/// its rank is id % 100.
 pub(crate) fn token(id: u32) -> v1::Token {
     let logprob = -(id as f32) / 100.0;
     let top = vec![v1::TopToken { id, logprob }, v1::TopToken { id: 301, logprob: f32::NEG_INFINITY }];
-    v1::Token { id, logprob, top }
+    v1::Token { id, logprob, top, rank: id % 100 }
 }
 
 /// A wait that only `add_permits` ends.

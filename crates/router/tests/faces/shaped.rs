@@ -113,11 +113,16 @@ async fn what_an_answer_must_be_reaches_the_leader() {
         let request = patiently(leader.requests.recv()).await.unwrap();
         assert_eq!(request.grammar.unwrap().grammar, Some(expected));
     }
-    leader.play(vec![Act::Fail(tonic::Status::invalid_argument("the schema is wrong at /properties/a"))]);
+    let wrong = tonic::Status::invalid_argument("the schema is wrong at /properties/a");
+    leader.play(vec![Act::Fail(galerne_wire::blaming(wrong, "grammar"))]);
     let reply = stage.post(CHAT, &chat(&json!({ "guided_json": schema }))).await;
     let error = &reply.json()["error"];
     assert_eq!((reply.status, &error["param"]), (400, &json!("guided_json")), "{error}");
     assert!(error["message"].as_str().unwrap().contains("/properties/a"));
+    let large = tonic::Status::invalid_argument("the request can need 9 KV blocks, but the group has 8");
+    leader.play(vec![Act::Fail(galerne_wire::blaming(large, "max_tokens"))]);
+    let reply = stage.post(CHAT, &chat(&json!({ "guided_json": schema }))).await;
+    assert_eq!(reply.json()["error"]["param"], "max_tokens", "not the grammar is too large");
     let long = "x".repeat((256 << 10) + 1);
     let reply = stage.post(CHAT, &chat(&json!({ "guided_regex": long }))).await;
     assert!(
@@ -180,6 +185,16 @@ async fn special_tokens_and_stop_strings_are_shown_on_demand() {
     assert_eq!(body["choices"][0]["logprobs"]["tokens"][0], format!("token_id:{}", all[0]));
     let request = patiently(leader.requests.recv()).await.unwrap();
     assert_eq!(request.prompt, ids("To be")[ids("To be").len() - 1..]);
+    let long: Vec<u32> = (0..3000).map(|at| at % 1000).collect();
+    for (truncate, answer, side, kept) in [
+        (json!(3), 16, "left", &long[2997..]),
+        (json!(3), 16, "right", &long[..3]),
+        (json!(-1), 48, "left", &long[1000..]), // the context of 2048 less the answer
+    ] {
+        let asked = json!({ "prompt": long, "truncate_prompt_tokens": truncate, "max_tokens": answer, "truncation_side": side });
+        assert_eq!(stage.post("/v1/completions", &asked).await.status, 200);
+        assert_eq!(patiently(leader.requests.recv()).await.unwrap().prompt, kept);
+    }
     let sampling = request.sampling.unwrap();
     assert_eq!((sampling.min_p, sampling.repetition_penalty), (0.25, Some(1.5)));
     assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (-1.0, 0.5));

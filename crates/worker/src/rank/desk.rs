@@ -201,7 +201,7 @@ mod tests {
         let draw = Draw { grammar: Some(ID), ..Draw::new(Sampling::greedy(), 0) };
         let slice =
             Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![], draw: Some(draw), score: None };
-        let token = TokenOut { id: token, logprob: 0.0, top: Vec::new() };
+        let token = TokenOut::unreported(token);
         let sampled = Sampled { tokens: vec![Some(token)], scores: Vec::new() };
         desk.drawn(&Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: vec![] }, &sampled);
     }

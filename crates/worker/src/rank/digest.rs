@@ -47,10 +47,7 @@ mod tests {
             score: None,
         };
         let step = Step { epoch: Epoch(6), number: 7, slices: vec![slice], traces: Vec::new() };
-        let sampled = |id| Sampled {
-            tokens: vec![Some(TokenOut { id, logprob: 0.0, top: Vec::new() })],
-            scores: Vec::new(),
-        };
+        let sampled = |id| Sampled { tokens: vec![Some(TokenOut::unreported(id))], scores: Vec::new() };
         let base = digest(&step, &sampled(8));
         assert_eq!(base, digest(&step, &sampled(8)));
         let changes: [fn(&mut Step); 8] = [

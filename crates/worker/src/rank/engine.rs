@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use galerne_grammar::Constraint;
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
-use galerne_wire::{shows_secret, v1};
+use galerne_wire::{blaming, shows_secret, v1};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
@@ -77,7 +77,8 @@ impl v1::engine_server::Engine for EngineService {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mut request =
             request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let constraint = self.grammars.constraint(&request).await?;
+        let constraint =
+            self.grammars.constraint(&request).await.map_err(|status| blaming(status, "grammar"))?;
         let (mut stream, events) = streams::stream();
         if let Some(traced) = traced {
             traced.mark(&mut request);
@@ -105,9 +106,9 @@ impl v1::engine_server::Engine for EngineService {
 fn refused(refusal: &Refusal) -> Status {
     let says = refusal.to_string();
     match refusal {
-        Refusal::TooLong { .. } | Refusal::NeverFits { .. } | Refusal::Invalid(_) => {
-            Status::invalid_argument(says)
-        }
+        Refusal::TooLong { .. } => blaming(Status::invalid_argument(says), "prompt"),
+        Refusal::NeverFits { .. } => blaming(Status::invalid_argument(says), "max_tokens"),
+        Refusal::Invalid(_) => Status::invalid_argument(says),
         Refusal::Overloaded { .. } => Status::resource_exhausted(says),
         Refusal::NoGroup { .. } => Status::unavailable(says),
     }

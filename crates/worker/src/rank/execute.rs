@@ -63,10 +63,10 @@ impl Rehearsal {
     fn shown(&self, id: TokenId, logprobs: Option<u32>) -> TokenOut {
         let logprob = -(self.vocab as f32).ln();
         match logprobs {
-            None => TokenOut { id, logprob: 0.0, top: Vec::new() },
+            None => TokenOut::unreported(id),
             Some(count) => {
                 let top = (0..count.min(self.vocab)).map(|id| TopToken { id, logprob });
-                TokenOut { id, logprob, top: top.collect() }
+                TokenOut { id, logprob, rank: id + 1, top: top.collect() }
             }
         }
     }

@@ -262,7 +262,7 @@ mod tests {
 
     /// Every draw is the token's index.
     fn sample(step: &Step) -> Sampled {
-        let token = |id| TokenOut { id, logprob: 0.0, top: Vec::new() };
+        let token = |id| TokenOut::unreported(id);
         Sampled {
             tokens: step
                 .slices

@@ -180,7 +180,7 @@ mod tests {
     const ID: RequestId = RequestId(1);
 
     fn token(index: u32) -> Event {
-        Event::Token { request: ID, index, token: TokenOut { id: 9, logprob: 0.0, top: Vec::new() } }
+        Event::Token { request: ID, index, token: TokenOut::unreported(9) }
     }
 
     fn drain(receiver: &mut mpsc::Receiver<RunItem>) -> Vec<RunItem> {

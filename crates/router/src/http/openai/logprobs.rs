@@ -135,7 +135,7 @@ impl TextLogprobs {
 
 /// vLLM's `prompt_logprobs`: null for the first token, then an object for each, by token ids.
 pub(in crate::http) fn of_prompt(spelling: Spelling<'_>, scores: &[TokenOut]) -> Vec<Value> {
-    let entry = |id: TokenId, logprob: f32, rank: Option<usize>| {
+    let entry = |id: TokenId, logprob: f32, rank: u32| {
         let decoded = String::from_utf8_lossy(spelling.tokenizer.token_bytes(id));
         (
             id.to_string(),
@@ -143,10 +143,9 @@ pub(in crate::http) fn of_prompt(spelling: Spelling<'_>, scores: &[TokenOut]) ->
         )
     };
     let object = |score: &TokenOut| {
-        let rank = score.top.iter().position(|top| top.id == score.id).map(|at| at + 1);
-        let own = std::iter::once(entry(score.id, score.logprob, rank));
-        let top = score.top.iter().enumerate().map(|(at, top)| entry(top.id, top.logprob, Some(at + 1)));
-        Value::Object(own.chain(top).collect())
+        let top = score.top.iter().zip(1..).map(|(top, rank)| entry(top.id, top.logprob, rank));
+        let own = std::iter::once(entry(score.id, score.logprob, score.rank));
+        Value::Object(top.chain(own).collect())
     };
     std::iter::once(Value::Null).chain(scores.iter().map(object)).collect()
 }

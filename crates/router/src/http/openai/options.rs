@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::format;
 use super::reply::View;
-use crate::ask::{MaxTokens, Options, random_seed};
+use crate::ask::{MaxTokens, Options, Truncate, random_seed};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::limits::RequestLimits;
@@ -33,7 +33,7 @@ enum Stop {
 #[serde(untagged)]
 enum PromptLogprobs {
     Wanted(bool),
-    Count(u32),
+    Count(i64),
 }
 
 /// Takes everything about sampling and stopping, but the seed's name and the log probabilities, which differ.
@@ -49,11 +49,7 @@ pub(in crate::http) fn options(
     };
     let grammar = format::grammar(fields)?;
     let (grammar, grammar_field) = grammar.unzip();
-    let truncate = fields.take_u32("truncate_prompt_tokens")?;
-    if truncate == Some(0) {
-        let message = "truncate_prompt_tokens must be at least 1, not 0";
-        return Err(ApiError::invalid(Some("truncate_prompt_tokens"), message));
-    }
+    let truncate = truncate(fields)?;
     Ok(Options {
         min_tokens: fields.take_u32("min_tokens")?.unwrap_or(0),
         stop,
@@ -67,6 +63,22 @@ pub(in crate::http) fn options(
         truncate,
         ..Options::new(sampling(fields, logprobs)?, max_tokens)
     })
+}
+
+/// Takes how many tokens of the prompt to keep, and from which side.
+fn truncate(fields: &mut Fields<'_>) -> Result<Option<Truncate>, ApiError> {
+    const NAME: &str = "truncate_prompt_tokens";
+    let side: Option<String> = fields.take("truncation_side", "left or right")?;
+    let first = match side.as_deref() {
+        None | Some("left") => false, // what is cut off is on the left
+        Some("right") => true,
+        Some(_) => {
+            return Err(ApiError::invalid(Some("truncation_side"), "truncation_side must be left or right"));
+        }
+    };
+    let keep: Option<i64> = fields.take(NAME, "-1 or a count of tokens")?;
+    let truncate = keep.map(|keep| Truncate::of(keep, first)).transpose();
+    truncate.map_err(|says| ApiError::invalid(Some(NAME), says))
 }
 
 fn sampling(fields: &mut Fields<'_>, logprobs: Option<u32>) -> Result<Sampling, ApiError> {
@@ -112,7 +124,7 @@ fn seed(fields: &mut Fields<'_>) -> Result<u64, ApiError> {
 fn prompt_logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     let top = alternatives(fields, "top_prompt_logprobs")?;
     match fields.take("prompt_logprobs", "true, false, or how many alternatives to show")? {
-        Some(PromptLogprobs::Count(count)) => Ok(Some(count)),
+        Some(PromptLogprobs::Count(count)) => told("prompt_logprobs", count).map(Some),
         Some(PromptLogprobs::Wanted(true)) => Ok(Some(top.unwrap_or(0))),
         Some(PromptLogprobs::Wanted(false)) | None if top.unwrap_or(0) == 0 => Ok(None),
         Some(PromptLogprobs::Wanted(false)) | None => {
@@ -153,12 +165,17 @@ pub(in crate::http) fn alternatives(
     fields: &mut Fields<'_>,
     name: &'static str,
 ) -> Result<Option<u32>, ApiError> {
-    let count = fields.take_u32(name)?;
-    if let Some(count) = count.filter(|count| *count > TOP_LOGPROBS_MAX) {
-        let says = format!("{name} must be at most {TOP_LOGPROBS_MAX}, not {count}");
-        return Err(ApiError::invalid(Some(name), says));
-    }
-    Ok(count)
+    let count: Option<i64> = fields.take(name, "an integer")?;
+    count.map(|count| told(name, count)).transpose()
+}
+
+/// How many alternatives to tell; -1 is vLLM's word for the whole vocabulary, which it, too, refuses unless started
+/// with a higher limit.
+fn told(name: &'static str, count: i64) -> Result<u32, ApiError> {
+    let asked = if count == -1 { "-1, which is all of the vocabulary".to_owned() } else { count.to_string() };
+    u32::try_from(count).ok().filter(|count| *count <= TOP_LOGPROBS_MAX).ok_or_else(|| {
+        ApiError::invalid(Some(name), format!("{name} must be from 0 to {TOP_LOGPROBS_MAX}, not {asked}"))
+    })
 }
 
 /// Takes what the client wants to see.
