@@ -50,7 +50,7 @@ impl Caller {
         self.body.as_ref().map_or(0, |body| body.bytes())
     }
 
-    /// Holds so many bytes until the request's end: something of the body is kept.
+    /// Holds so many bytes with the body: something else that is kept of the request.
     pub(crate) fn keep(&self, bytes: usize) -> Result<(), Failure> {
         self.body.as_ref().map_or(Ok(()), |body| body.more(bytes))
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
+use tonic::Status;
 
 use super::body::limited;
 use super::errors::{blame, unauthenticated};
@@ -13,6 +14,9 @@ use crate::serve::Router;
 
 /// Whether a router is well is told to whoever asks: load balancers have no keys. What it offers (reflection) is not.
 const OPEN: &str = "/grpc.health.v1.Health/";
+
+/// Bytes that a call takes here before its message has come, beside its headers: a connection carries thousands of them.
+const CALL_BYTES: usize = 8 << 10;
 
 /// Asks for a key in front of all services but health, and puts limits around what is sent; the caller is then among
 /// a request's extensions.
@@ -27,6 +31,10 @@ async fn check(State(router): State<Arc<Router>>, request: Request, next: Next) 
         Ok(caller) => caller.holding(router.bodies.begin()),
         Err(stranger) => return unauthenticated(stranger.to_string()).into_http(),
     };
+    let head: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if let Err(full) = caller.keep(CALL_BYTES + head) {
+        return Status::from(full).into_http();
+    }
     let tenant = caller.tenant;
     let mut request = request.map(|body| limited(body, caller.clone(), &router.limits));
     request.extensions_mut().insert(caller);

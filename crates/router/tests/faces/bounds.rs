@@ -271,57 +271,60 @@ async fn bytes_held(stage: &Stage) -> u64 {
     stage.operate("GET", "/debug/state", "").await.json()["bodies"]["bytes"].as_u64().unwrap()
 }
 
-/// Begins a request of so many bytes, of which all but the last ten are sent.
-async fn begun(stage: &Stage, bytes: usize) -> (Connection, String) {
-    let body = format!("{{\"prompt\":\"{}\"}}", "x".repeat(bytes - 13));
+/// A request with so much in it that changes nothing.
+fn padded(bytes: usize) -> Value {
+    json!({ "prompt": "x", "user": "y".repeat(bytes) })
+}
+
+/// Begins a request whose last ten bytes are kept back.
+async fn begun(stage: &Stage) -> (Connection, String) {
+    let body = padded(80_000).to_string();
     let (sent, rest) = body.split_at(body.len() - 10);
     let head =
         format!("POST {TEXT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}", body.len());
-    (stage.open(&format!("{head}\r\n\r\n{sent}")).await, rest.to_owned())
+    let connection = stage.open(&format!("{head}\r\n\r\n{sent}")).await;
+    patiently(async { while bytes_held(stage).await < 80_000 {} }).await;
+    (connection, rest.to_owned())
 }
-
-/// What of a body of 800 bytes has come, and its one JSON value.
-const SLOW_BYTES: u64 = 790 + 64;
 
 #[tokio::test]
 async fn all_bodies_together_have_a_limit_and_give_their_room_back() {
     let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
-    let stage =
-        Stage::busy(&leader, RequestLimits { bodies_bytes_max: 1000, ..RequestLimits::DEFAULT }).await;
-    let (mut slow, rest) = begun(&stage, 800).await;
-    patiently(async { while bytes_held(&stage).await != SLOW_BYTES {} }).await;
-    let says = "at most 1000 bytes of bodies that come in at once";
-    let large = json!({ "prompt": "x".repeat(300) });
-    let reply = stage.post(TEXT, &large).await;
+    let limits = RequestLimits { bodies_bytes_max: 100_000, ..RequestLimits::DEFAULT };
+    let stage = Stage::busy(&leader, limits).await;
+    let (mut slow, rest) = begun(&stage).await;
+    let held = bytes_held(&stage).await;
+    let says = "at most 100000 bytes of bodies that come in at once";
+    let reply = stage.post(TEXT, &padded(30_000)).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (429, &json!("overloaded")), "{reply:?}");
     told(&reply, says);
-    let prompt = Some(Prompt::Text("x".repeat(300)));
-    let status = stage.client().await.generate(GenerateRequest { prompt, ..asked() }).await.unwrap_err();
+    let request = |length: usize| GenerateRequest { stop: vec!["x".repeat(length)], ..asked() };
+    let status = stage.client().await.generate(request(30_000)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!(status.message().contains(says), "{status}");
     assert_eq!(status.get_error_details().error_info().unwrap().reason, "OVERLOADED");
-    assert_eq!(bytes_held(&stage).await, SLOW_BYTES, "what was refused holds nothing");
+    assert_eq!(bytes_held(&stage).await, held, "what was refused holds nothing");
     slow.send(&rest).await;
     assert_eq!(slow.rest().await.status, 200);
     patiently(async { while bytes_held(&stage).await != 0 {} }).await;
-    assert_eq!(stage.post(TEXT, &large).await.status, 200);
+    assert_eq!(stage.post(TEXT, &padded(30_000)).await.status, 200);
 
-    let (gone, _) = begun(&stage, 800).await;
-    patiently(async { while bytes_held(&stage).await != SLOW_BYTES {} }).await;
+    let (gone, _) = begun(&stage).await;
     drop(gone);
     patiently(async { while bytes_held(&stage).await != 0 {} }).await;
-
-    let never = stage.post(TEXT, &json!({ "prompt": vec![5; 100] })).await;
-    assert_eq!(never.status, 400, "{never:?}");
-    assert!(never.body.contains("all bodies together may take 1000: send less at once"), "{never:?}");
+    let many = json!({ "prompt": vec![5; 2000] }); // few bytes, many values
+    for never in [stage.post(TEXT, &padded(100_000)).await, stage.post(TEXT, &many).await] {
+        assert_eq!(never.status, 400, "{never:?}");
+        assert!(never.body.contains("all bodies together may take 100000: send less at once"), "{never:?}");
+    }
+    let status = stage.client().await.generate(request(100_000)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
 
     // An answer that runs holds no body, unless it repeats it.
     leader.play(vec![Act::Token(token(40)), Act::Wait(gate())]);
     let mut running = stage.start(TEXT, &json!({ "prompt": "x".repeat(300), "stream": true })).await;
     running.until("data: ").await;
-    let prompt = Some(Prompt::Text("x".repeat(300)));
-    let request = GenerateRequest { prompt, ..asked() };
-    let mut stream = stage.client().await.generate(request).await.unwrap().into_inner();
+    let mut stream = stage.client().await.generate(request(300)).await.unwrap().into_inner();
     patiently(stream.message()).await.unwrap().unwrap();
     assert_eq!(bytes_held(&stage).await, 0);
     let repeats = json!({ "input": "x", "instructions": "x".repeat(300), "stream": true });
@@ -402,26 +405,55 @@ async fn messages_that_are_slow_cut_or_no_messages_are_their_senders_fault() {
         let mut sender = calls::connect(&stage).await;
         let message = calls::framed(&asked().encode_to_vec());
         let half = message[..message.len() - 1].to_vec();
-        let not = calls::framed(&[0xff; 10]);
-        for (body, manner, code, reason, says) in [
-            (half.clone(), Manner::Open, Code::Aborted, "MESSAGE_TOO_SLOW", says),
-            (message, Manner::Open, Code::Aborted, "MESSAGE_TOO_SLOW", says), // its end does not come
-            (
-                half,
-                Manner::Whole,
-                Code::InvalidArgument,
-                "BAD_MESSAGE",
-                "the message cannot be read: Unexpected EOF",
-            ),
-            (not, Manner::Whole, Code::InvalidArgument, "BAD_MESSAGE", "failed to decode"),
-        ] {
-            let call = Call { path: "/galerne.v1.Galerne/Generate", headers: Vec::new(), body, manner };
-            let (http, status) = calls::make(&mut sender, call).await.unwrap();
-            let status = status.unwrap();
-            assert_eq!((http.as_u16(), status.code()), (200, code), "{status}");
-            assert!(status.message().contains(says), "{status}");
-            assert_eq!(status.get_error_details().error_info().unwrap().reason, reason);
+        // The second one is there, but the call's end is not.
+        for body in [half, message] {
+            let status = called(&mut sender, body, Manner::Open).await;
+            assert_eq!(status.code(), Code::Aborted, "{status}");
+            assert_eq!(status.message(), says);
+            assert_eq!(status.get_error_details().error_info().unwrap().reason, "MESSAGE_TOO_SLOW");
         }
         assert_eq!(bytes_held(&stage).await, 0);
     }
+    let stage = Stage::with(&[&leader]).await;
+    let mut sender = calls::connect(&stage).await;
+    let message = calls::framed(&asked().encode_to_vec());
+    for (body, says) in [
+        (message[..message.len() - 1].to_vec(), "Unexpected EOF"),
+        (calls::framed(&[0xff; 10]), "failed to decode"),
+        (Vec::new(), "Missing request message"),
+    ] {
+        let status = called(&mut sender, body, Manner::Whole).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let message = status.message();
+        assert!(message.starts_with("the message cannot be read: ") && message.contains(says), "{message}");
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "BAD_MESSAGE");
+    }
+}
+
+#[tokio::test]
+async fn calls_without_a_message_take_room_too() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let limits = RequestLimits { bodies_bytes_max: 100_000, ..RequestLimits::DEFAULT };
+    let stage = Stage::busy(&leader, limits).await;
+    let sender = calls::connect(&stage).await;
+    let silent: Vec<_> = (0..12)
+        .map(|_| {
+            let mut sender = sender.clone();
+            tokio::spawn(async move { called(&mut sender, Vec::new(), Manner::Open).await })
+        })
+        .collect();
+    patiently(async { while bytes_held(&stage).await < 12 * 8192 {} }).await;
+    let status = stage.client().await.generate(asked()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    silent.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(sender);
+    patiently(async { while bytes_held(&stage).await != 0 {} }).await;
+    stage.client().await.generate(asked()).await.unwrap();
+}
+
+async fn called(sender: &mut calls::Sender, body: Vec<u8>, manner: Manner) -> Status {
+    let call = Call { path: "/galerne.v1.Galerne/Generate", headers: Vec::new(), body, manner };
+    let (http, status) = calls::make(sender, call).await.unwrap();
+    assert_eq!(http.as_u16(), 200);
+    status.unwrap()
 }
