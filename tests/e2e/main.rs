@@ -3,6 +3,7 @@
 mod bad_start;
 mod clients;
 mod commands;
+mod fairness;
 mod hosts;
 mod hub;
 mod limits;

@@ -1,5 +1,7 @@
 //! Continuous batching, fair between tenants.
 
+mod preemption;
+
 use galerne_types::limits::{STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
 
@@ -8,8 +10,8 @@ use crate::check::check;
 use crate::sequence::{Sequence, blocks_needed};
 use crate::tenants::{Held, Tenants};
 
-/// Among several tenants, the prompts of all but the least served fill at most this part of a step: a step with many
-/// tokens takes long, and whoever comes waits for it.
+/// Among several tenants, the prompts of all but the one that used least of late fill at most this part of a step: a step
+/// with many tokens takes long, and whoever comes waits for it.
 const OTHERS_PROMPT_PART: u32 = 32;
 
 /// What a group's ranks can hold and run.
@@ -48,14 +50,17 @@ pub struct Load {
 ///
 /// **Admission**: the oldest request of the tenant that was served least (`tenants`) is admitted once a slot and all
 /// blocks that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. With one
-/// tenant that is first come, first served. What was admitted always runs to its end: no deadlock over blocks and
-/// nothing to preempt, at the price of blocks that stay empty when an answer ends early. Since nobody is preempted, slots
-/// and blocks are kept free for whoever comes: among several tenants, one that holds more than an equal share is passed
-/// over unless it leaves to each of the others what that one wanted lately, and a quarter of all to whoever comes.
+/// tenant that is first come, first served. What was admitted never lacks a block: no deadlock, at the price of blocks
+/// that stay empty when an answer ends early. Slots and blocks are kept free for whoever comes: among several tenants, one
+/// that holds more than an equal share is passed over unless it leaves to each of the others what that one wanted lately,
+/// and a quarter of all to whoever comes.
+///
+/// **Preemption** (`preemption`): who was alone may hold all. If then one comes whose request fits an equal share, the
+/// youngest requests of the tenant that holds the most go back to the queue, each once at most, and later on as a replay.
 ///
 /// **A step** holds one token of every answer under way, and then chunks of prompts until `step_tokens_max`: those of the
 /// least served tenant first, within a tenant in order of admission. While several tenants are present, the prompts of
-/// all but the least served take at most a thirty-second of a step. A prompt is completed only with tokens that the
+/// all but the one that used least of late take at most a thirty-second of a step. A prompt is completed only with tokens that the
 /// answers leave, so the answers never outgrow a step, and none waits for another.
 ///
 /// **Planning overlaps execution**: up to [`STEPS_IN_FLIGHT_MAX`] steps may be planned and not yet committed. A
@@ -73,6 +78,8 @@ pub struct Scheduler {
     admitted: Vec<u32>,
     /// Requests admitted since they were last asked for.
     admitted_since: Vec<RequestId>,
+    /// Requests preempted since they were last asked for.
+    preempted_since: Vec<RequestId>,
     pool: BlockPool,
 }
 
@@ -94,6 +101,7 @@ impl Scheduler {
             slots: (0..sequences_max).map(|_| None).collect(),
             admitted: Vec::new(),
             admitted_since: Vec::new(),
+            preempted_since: Vec::new(),
             pool: BlockPool::new(kv_blocks),
             limits,
         }
@@ -175,10 +183,15 @@ impl Scheduler {
         events
     }
 
-    /// The requests that [`plan`](Self::plan) has admitted since this was last called, in order; for whoever holds a
-    /// clock.
+    /// The requests that [`plan`](Self::plan) has admitted for the first time since this was last called, in order; for
+    /// whoever holds a clock.
     pub fn take_admitted(&mut self) -> Vec<RequestId> {
         std::mem::take(&mut self.admitted_since)
+    }
+
+    /// The requests that [`plan`](Self::plan) has preempted since this was last called. They go on later.
+    pub fn take_preempted(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.preempted_since)
     }
 
     /// How busy it is now.
@@ -193,17 +206,34 @@ impl Scheduler {
     }
 
     fn admit(&mut self) {
-        while let Some(slot) = self.slots.iter().position(Option::is_none) {
-            let slots_free = self.slots.iter().filter(|slot| slot.is_none()).count() as u32;
-            let free = Held { slots: slots_free, kv_blocks: self.pool.free() };
-            let total = Held { slots: self.limits.sequences_max, kv_blocks: self.pool.total() };
+        while self.tenants.waiting() > 0 {
+            let (free, total) = (self.free(), self.total());
             let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
-            let Some(blocks) = self.pool.take(needed) else { break };
-            let request = self.tenants.admit(tenant).expect("whose turn it is has a request");
-            self.admitted_since.push(request.id);
-            self.slots[slot] = Some(Sequence::new(request, blocks, &self.limits));
+            if free.slots == 0 || free.kv_blocks < needed {
+                match self.make_room(tenant, needed) {
+                    true => continue,
+                    false => break,
+                }
+            }
+            let slot = self.slots.iter().position(Option::is_none).expect("a slot is free");
+            let blocks = self.pool.take(needed).expect("so many blocks are free");
+            let (request, resumed) = self.tenants.admit(tenant).expect("whose turn it is has a request");
+            if !resumed {
+                self.admitted_since.push(request.id);
+            }
+            self.slots[slot] = Some(Sequence::new(request, resumed, blocks, &self.limits));
             self.admitted.push(slot as u32);
         }
+    }
+
+    /// What nobody holds.
+    fn free(&self) -> Held {
+        let slots = self.slots.iter().filter(|slot| slot.is_none()).count() as u32;
+        Held { slots, kv_blocks: self.pool.free() }
+    }
+
+    fn total(&self) -> Held {
+        Held { slots: self.limits.sequences_max, kv_blocks: self.pool.total() }
     }
 
     fn plan_slices(&mut self) -> Vec<Slice> {
@@ -221,19 +251,20 @@ impl Scheduler {
 
     fn plan_prompts(&mut self, slices: &mut Vec<Slice>) {
         let mut tokens_left = self.limits.step_tokens_max - slices.len() as u32;
-        let least_service = self.tenants.least_service();
-        let mut prefilling: Vec<(u64, u32)> = Vec::new();
+        let least_used = self.tenants.least_used();
+        let mut prefilling: Vec<(u64, bool, u32)> = Vec::new();
         for &slot in &self.admitted {
             let sequence = occupied(&mut self.slots, slot);
             if sequence.prefills() {
-                prefilling.push((self.tenants.service(sequence.request.tenant), slot));
+                let tenant = sequence.request.tenant;
+                let others = self.tenants.used(tenant) > least_used;
+                prefilling.push((self.tenants.service(tenant), others, slot));
             }
         }
-        prefilling.sort_by_key(|&(service, _)| service); // in order of admission where it is equal
+        prefilling.sort_by_key(|&(service, ..)| service); // in order of admission where it is equal
         let mut others_left = self.limits.step_tokens_max.div_ceil(OTHERS_PROMPT_PART);
-        for (service, slot) in prefilling {
+        for (_, others, slot) in prefilling {
             let sequence = occupied(&mut self.slots, slot);
-            let others = service > least_service;
             let most = if others { others_left.min(tokens_left) } else { tokens_left };
             let tokens = sequence.prompt_left().min(most);
             if tokens > 0 {
@@ -275,15 +306,18 @@ impl Scheduler {
 
     fn release_if_done(&mut self, slot: u32) {
         let sequence = self.sequence(slot);
-        if !sequence.ended || sequence.steps_in_flight > 0 {
+        if !(sequence.ended || sequence.yields) || sequence.steps_in_flight > 0 {
             return;
         }
-        let blocks = std::mem::take(&mut sequence.blocks);
-        let (tenant, unplanned) = (sequence.request.tenant, sequence.prompt_left());
-        self.tenants.release(tenant, blocks.len() as u32, unplanned);
-        self.pool.give_back(&blocks);
-        self.slots[slot as usize] = None;
+        let sequence = self.slots[slot as usize].take().expect("it was there just now");
+        let needed = sequence.blocks.len() as u32;
+        self.pool.give_back(&sequence.blocks);
         self.admitted.retain(|&other| other != slot);
+        if !sequence.yields {
+            self.tenants.release(sequence.request.tenant, needed, sequence.prompt_left());
+        } else if !sequence.ended {
+            self.tenants.put_back(sequence.into_rest(), needed);
+        }
         let all_free = self.pool.free() == self.pool.total();
         assert!(all_free || !self.admitted.is_empty(), "KV blocks are taken, but no request runs");
     }

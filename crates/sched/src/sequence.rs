@@ -17,6 +17,12 @@ pub(crate) struct Sequence {
     pub(crate) steps_in_flight: u32,
     /// Nothing more is planned for it or told of it.
     pub(crate) ended: bool,
+    /// Nothing more is planned for it: it goes back to the queue when the steps that hold it are committed.
+    pub(crate) yields: bool,
+    /// It has gone back once, and runs to its end now.
+    pub(crate) resumed: bool,
+    /// Tokens that it has drawn here.
+    answer: Vec<TokenId>,
     /// Position of the next slice: all before it are planned.
     positions_planned: u32,
     /// Index of the next token whose draw will be planned.
@@ -46,11 +52,14 @@ fn blocks_of(positions: u32) -> u32 {
 
 impl Sequence {
     /// A request that was checked, with the blocks that it can need.
-    pub(crate) fn new(request: Request, blocks: Vec<BlockId>, limits: &Limits) -> Self {
+    pub(crate) fn new(request: Request, resumed: bool, blocks: Vec<BlockId>, limits: &Limits) -> Self {
         Self {
             blocks,
             steps_in_flight: 0,
             ended: false,
+            yields: false,
+            resumed,
+            answer: Vec::new(),
             positions_planned: 0,
             index_planned: request.first_index,
             index_committed: request.first_index,
@@ -66,12 +75,35 @@ impl Sequence {
 
     /// Whether a decode slice can be planned: the prompt is planned to its end, and an index is left to draw.
     pub(crate) fn decodes(&self) -> bool {
-        !self.ended && self.prompt_left() == 0 && self.index_planned < self.index_end
+        self.goes_on() && self.prompt_left() == 0 && self.index_planned < self.index_end
     }
 
     /// Whether a chunk of the prompt can be planned.
     pub(crate) fn prefills(&self) -> bool {
-        !self.ended && self.prompt_left() > 0
+        self.goes_on() && self.prompt_left() > 0
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.ended && !self.yields
+    }
+
+    /// Whether its slot and blocks are free as soon as the steps that hold it are committed.
+    pub(crate) fn leaves(&self) -> bool {
+        !self.prefills() && !self.decodes()
+    }
+
+    /// Whether it may be sent back to the queue: once, and not while its prompt is being scored, which is not done twice.
+    pub(crate) fn may_yield(&self) -> bool {
+        !self.resumed && !self.leaves() && (self.request.prompt_logprobs.is_none() || self.prompt_left() == 0)
+    }
+
+    /// The request that goes on where this sequence stopped: a replay.
+    pub(crate) fn into_rest(self) -> Request {
+        let Self { mut request, answer, .. } = self;
+        request.first_index += answer.len() as u32;
+        request.prompt.extend(answer);
+        request.prompt_logprobs = None;
+        request
     }
 
     /// The next chunk of the prompt, `tokens` long; the one that completes it draws.
@@ -129,6 +161,7 @@ impl Sequence {
     pub(crate) fn commit_draw(&mut self, index: u32, token: TokenId) -> Option<FinishReason> {
         assert_eq!(index, self.index_committed, "tokens of a request are committed in order");
         self.index_committed += 1;
+        self.answer.push(token);
         if self.request.stop_tokens.contains(&token) {
             Some(FinishReason::Stop)
         } else if self.index_committed == self.index_end {

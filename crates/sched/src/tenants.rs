@@ -17,8 +17,8 @@ const IDLE_TENANTS_MAX: usize = 1024;
 /// A tenant may hold this many times what it leaves free for the others: alone 3/4 of all, two of them 3/7 each.
 const HELD_PER_FREE: u64 = 3;
 
-/// After so many steps a tenant is trusted to need one slot fewer than it once did.
-const PEAK_STEPS: u64 = 4096;
+/// After so many steps a tenant is trusted to need one slot fewer than it once did, and half of its use is forgotten.
+const MEMORY_STEPS: u64 = 4096;
 
 /// A tenant that had nothing to ask comes back ahead of the others by the service of so many full steps, so that a short
 /// burst of a tenant that asks little does not wait.
@@ -45,6 +45,9 @@ pub(crate) struct Tenants {
 struct Account {
     waiting: VecDeque<Arrived>,
     service: u64,
+    /// What it was served of late, while it was present: unlike `service` that is not lifted when it comes back, so it
+    /// tells who uses much and who uses little.
+    used: u64,
     /// Prompt tokens of admitted requests that no step holds yet.
     outstanding: u64,
     /// By those of its requests that run.
@@ -64,6 +67,8 @@ struct Arrived {
     number: u64,
     /// What it can need.
     kv_blocks: u32,
+    /// It has run before.
+    resumes: bool,
     request: Request,
 }
 
@@ -75,16 +80,16 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn of_one(kv_blocks: u32) -> Self {
+    pub(crate) fn of_one(kv_blocks: u32) -> Self {
         Self { slots: 1, kv_blocks }
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.slots += other.slots;
         self.kv_blocks += other.kv_blocks;
     }
 
-    fn subtract(&mut self, other: Self) {
+    pub(crate) fn subtract(&mut self, other: Self) {
         self.slots -= other.slots;
         self.kv_blocks -= other.kv_blocks;
     }
@@ -97,6 +102,11 @@ impl Held {
 impl Account {
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.held.slots == 0
+    }
+
+    fn serve(&mut self, service: u64) {
+        self.service += service;
+        self.used += service;
     }
 
     /// Lowers the peak by one request of mean size, but not below what it asks for now.
@@ -146,7 +156,8 @@ impl Tenants {
             return Err(Refusal::Overloaded { waiting });
         }
         let start = self.start().saturating_sub(self.credit);
-        let account = self.accounts.entry(tenant).or_default();
+        let used = self.least_used().saturating_sub(self.credit);
+        let account = self.accounts.entry(tenant).or_insert_with(|| Account { used, ..Account::default() });
         if waiting == 0 {
             account.service = account.service.max(start);
         }
@@ -154,8 +165,34 @@ impl Tenants {
         account.peak = account.peak.max(account.asked);
         self.waiting += 1;
         self.arrivals += 1;
-        account.waiting.push_back(Arrived { number: self.arrivals, kv_blocks, request });
+        account.waiting.push_back(Arrived { number: self.arrivals, kv_blocks, resumes: false, request });
         Ok(())
+    }
+
+    /// Puts the rest of a request that gave its slot up at the head of its tenant's queue.
+    pub(crate) fn put_back(&mut self, request: Request, kv_blocks: u32) {
+        let account = self.accounts.entry(request.tenant).or_default();
+        account.asked.add(Held::of_one(kv_blocks));
+        self.waiting += 1;
+        account.waiting.push_front(Arrived { number: 0, kv_blocks, resumes: true, request });
+    }
+
+    /// Whether a tenant's next request, which can need so many blocks, fits its equal share among those that have
+    /// requests here: then it need not wait for others who have more.
+    pub(crate) fn is_entitled(&self, tenant: TenantId, kv_blocks: u32, total: Held) -> bool {
+        let (share, held) = (self.share(total), self.held(tenant));
+        held.slots < share.slots.max(1) && held.kv_blocks + kv_blocks <= share.kv_blocks
+    }
+
+    /// An equal share among those that have requests here.
+    pub(crate) fn share(&self, total: Held) -> Held {
+        let tenants = (self.busy() as u32).max(1);
+        Held { slots: total.slots / tenants, kv_blocks: total.kv_blocks / tenants }
+    }
+
+    /// What those requests of a tenant hold that run and go on.
+    pub(crate) fn held(&self, tenant: TenantId) -> Held {
+        self.accounts.get(&tenant).map_or(Held::default(), |account| account.held)
     }
 
     /// Where a tenant starts that comes now: level with the least served of those who wait.
@@ -193,15 +230,16 @@ impl Tenants {
         self.accounts.iter().filter_map(next).min().map(|(_, tenant, kv_blocks)| (tenant, kv_blocks))
     }
 
-    /// Gives out the oldest request of a tenant, which from now on holds a slot and its blocks.
-    pub(crate) fn admit(&mut self, tenant: TenantId) -> Option<Request> {
+    /// Gives out the oldest request of a tenant, which from now on holds a slot and its blocks, and tells whether it has
+    /// run before.
+    pub(crate) fn admit(&mut self, tenant: TenantId) -> Option<(Request, bool)> {
         let account = self.accounts.get_mut(&tenant)?;
-        let Arrived { request, kv_blocks, .. } = account.waiting.pop_front()?;
+        let Arrived { request, kv_blocks, resumes, .. } = account.waiting.pop_front()?;
         self.waiting -= 1;
         self.virtual_time = self.virtual_time.max(account.service);
         account.held.add(Held::of_one(kv_blocks));
         account.outstanding += PROMPT_TOKEN_SERVICE * request.prompt.len() as u64;
-        Some(request)
+        Some((request, resumes))
     }
 
     /// Takes back a slot and blocks; `unplanned` tokens of the prompt were never run.
@@ -216,13 +254,13 @@ impl Tenants {
     pub(crate) fn serve_prompt(&mut self, tenant: TenantId, tokens: u32) {
         let service = PROMPT_TOKEN_SERVICE * u64::from(tokens);
         let account = self.accounts.entry(tenant).or_default();
-        account.service += service;
+        account.serve(service);
         account.outstanding -= service;
     }
 
     /// A step draws a token of a tenant's answer.
     pub(crate) fn serve_answer(&mut self, tenant: TenantId) {
-        self.accounts.entry(tenant).or_default().service += DRAWN_TOKEN_SERVICE;
+        self.accounts.entry(tenant).or_default().serve(DRAWN_TOKEN_SERVICE);
     }
 
     /// How much a tenant was served.
@@ -230,9 +268,14 @@ impl Tenants {
         self.accounts.get(&tenant).map_or(0, |account| account.service)
     }
 
-    /// The least that a present tenant was served.
-    pub(crate) fn least_service(&self) -> u64 {
-        self.accounts.values().map(|account| account.service).min().unwrap_or(0)
+    /// What a tenant was served of late.
+    pub(crate) fn used(&self, tenant: TenantId) -> u64 {
+        self.accounts.get(&tenant).map_or(0, |account| account.used)
+    }
+
+    /// The least of that among all who are present, with a request or without.
+    pub(crate) fn least_used(&self) -> u64 {
+        self.accounts.values().map(|account| account.used).min().unwrap_or(0)
     }
 
     /// Step `number` is being planned: forgets who has been away for long.
@@ -241,8 +284,9 @@ impl Tenants {
             if !account.is_idle() {
                 account.seen = number;
             }
-            if number.is_multiple_of(PEAK_STEPS) {
+            if number.is_multiple_of(MEMORY_STEPS) {
                 account.forget_peak();
+                account.used /= 2;
             }
             number - account.seen <= PRESENT_STEPS
         });

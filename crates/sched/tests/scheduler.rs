@@ -1,9 +1,11 @@
 //! The scheduler's promises, each by an example.
 
+use std::collections::VecDeque;
+
 use galerne_sched::{Limits, Load, Scheduler};
 use galerne_types::{
-    Epoch, Event, FinishReason, History, Input, Refusal, Request, RequestId, Sampled, Sampling, Score, Step,
-    TenantId, TokenId, TokenOut,
+    Epoch, Event, FinishReason, History, Input, Refusal, Request, RequestId, Sampled, Sampling, Score, Slice,
+    Step, TenantId, TokenId, TokenOut,
 };
 
 const STOP: TokenId = 2;
@@ -102,6 +104,97 @@ fn a_stream_that_ends_is_dropped_from_the_step_after_next() {
         scheduler.load(),
         Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 15, kv_blocks: 16 }
     );
+}
+
+/// Who was alone holds all four slots when another one comes: the youngest goes back to the queue, and on later, where it
+/// stopped.
+#[test]
+fn who_comes_while_another_holds_all_need_not_wait() {
+    let penalized = |id| Request {
+        sampling: Sampling { presence_penalty: 1.0, ..Sampling::greedy() },
+        ..request(id, 10, 100)
+    };
+    let mut scheduler = scheduler((0..6).map(penalized));
+    let first = scheduler.plan().unwrap();
+    let second = scheduler.plan().unwrap();
+    assert_eq!(shape(&second), [(0, 10, 1), (1, 10, 1), (2, 10, 1), (3, 10, 1)]);
+    let comes = Request { tenant: TenantId(1), ..request(9, 20, 3) };
+    scheduler.submit(comes).unwrap();
+    scheduler.take_admitted();
+    scheduler.commit(&first, &draws(&first, PLAIN));
+    let third = scheduler.plan().unwrap();
+    assert_eq!(shape(&third), [(0, 11, 1), (1, 11, 1), (2, 11, 1)], "the second step holds the slot");
+    assert_eq!(scheduler.take_preempted(), [RequestId(3)]);
+    assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN)))[3], (3, Ok(1)), "nothing is lost");
+    let fourth = scheduler.plan().unwrap();
+    assert_eq!(shape(&fourth), [(0, 12, 1), (1, 12, 1), (2, 12, 1), (3, 0, 20)]);
+    assert_eq!(scheduler.take_admitted(), [RequestId(9)]);
+
+    let (mut steps, mut again) = (VecDeque::from([third, fourth]), Vec::new());
+    let draw = loop {
+        let step = steps.pop_front().unwrap();
+        scheduler.commit(&step, &draws(&step, PLAIN));
+        let Some(step) = scheduler.plan() else { continue };
+        let prompt = step.slices.iter().find(|slice| slice.input != Input::Last);
+        if let Some(Slice { input: Input::Tokens(tokens), draw, .. }) = prompt {
+            again.extend(tokens.clone());
+            if let Some(draw) = draw {
+                break draw.clone();
+            }
+        }
+        steps.push_back(step);
+    };
+    assert_eq!(again, [vec![7; 10], vec![PLAIN; 2]].concat(), "its prompt, and its answer so far");
+    assert_eq!(
+        (draw.index, draw.history),
+        (2, Some(History { prompt: vec![7; 10], answer: vec![PLAIN; 2] }))
+    );
+    let begun = scheduler.take_admitted();
+    assert!(!begun.contains(&RequestId(3)) && scheduler.take_preempted().is_empty(), "once");
+}
+
+#[test]
+fn a_preempted_request_can_be_cancelled_at_any_time() {
+    for committed in [0, 1, 2] {
+        let mut scheduler = scheduler((0..4).map(|id| request(id, 10, 100)));
+        let steps = [scheduler.plan().unwrap(), scheduler.plan().unwrap()];
+        scheduler.submit(Request { tenant: TenantId(1), ..request(9, 20, 1) }).unwrap();
+        scheduler.commit(&steps[0], &draws(&steps[0], PLAIN));
+        let third = scheduler.plan().unwrap();
+        assert_eq!(scheduler.take_preempted(), [RequestId(3)]);
+        if committed > 0 {
+            scheduler.commit(&steps[1], &draws(&steps[1], PLAIN));
+        }
+        if committed > 1 {
+            scheduler.commit(&third, &draws(&third, PLAIN));
+            scheduler.plan().unwrap();
+        }
+        (0..4).chain([9]).for_each(|id| scheduler.cancel(RequestId(id)));
+        assert_eq!((scheduler.load().running, scheduler.load().waiting), (0, 0));
+    }
+}
+
+/// Half of the slots, or of the blocks: who has them, or asks for more than them, takes nothing from others.
+#[test]
+fn what_is_more_than_an_equal_share_waits() {
+    let mine = |id, prompt| Request { tenant: TenantId(1), ..request(id, prompt, 20) };
+    for (held, theirs, next) in [
+        (vec![mine(0, 10), mine(1, 10)], vec![request(2, 10, 20), request(3, 10, 20)], mine(9, 10)),
+        (vec![mine(0, 170)], vec![request(1, 100, 60), request(2, 100, 60)], mine(9, 70)),
+    ] {
+        let running = held.len() + theirs.len();
+        let mut scheduler = scheduler(theirs);
+        for request in held {
+            let step = scheduler.plan().unwrap();
+            scheduler.commit(&step, &draws(&step, PLAIN));
+            scheduler.submit(request).unwrap();
+        }
+        scheduler.plan().unwrap();
+        assert_eq!(scheduler.load().running, running);
+        scheduler.submit(next).unwrap();
+        scheduler.plan().unwrap();
+        assert_eq!((scheduler.load().waiting, scheduler.take_preempted()), (1, Vec::new()));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Random schedules against a model of the ranks: whatever is submitted, cancelled, planned and committed in
-//! whatever order, nobody's KV memory is touched by another, nothing leaks, and every request ends once.
+//! whatever order, nobody's KV memory is touched by another, nothing leaks, and every request ends once, also those that
+//! were preempted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -85,6 +86,11 @@ struct Known {
     positions_planned: u32,
     draws_planned: u32,
     tokens_told: u32,
+    /// What it was told since it began, or began again.
+    answer: Vec<TokenId>,
+    /// It was preempted and has not begun again.
+    paused: bool,
+    preempted: bool,
     /// Its block table in its last slice.
     blocks: Vec<BlockId>,
     ended: bool,
@@ -167,6 +173,9 @@ impl World {
                     positions_planned: 0,
                     draws_planned: 0,
                     tokens_told: 0,
+                    answer: Vec::new(),
+                    paused: false,
+                    preempted: false,
                     blocks: Vec::new(),
                     ended: false,
                     request,
@@ -179,7 +188,8 @@ impl World {
                 assert!(told == needed && needed > kv_blocks as usize);
             }
             Err(Refusal::Overloaded { waiting: mine }) => {
-                assert!(waiting == waiting_max || mine >= 3 * (waiting_max - waiting), "room, and refused");
+                let free = waiting_max.saturating_sub(waiting); // the preempted wait beside all others
+                assert!(free == 0 || mine >= 3 * free, "room, and refused");
             }
             Err(refusal) => panic!("refused without reason: {refusal}"),
         }
@@ -198,15 +208,21 @@ impl World {
     /// Requests whose prompt is planned to its end and that have an index left to draw.
     fn decoding(&self) -> BTreeSet<RequestId> {
         let decodes = |known: &Known| {
-            let Known { request, draws_planned, index_end, ended, .. } = known;
-            !ended && *draws_planned > 0 && request.first_index + draws_planned < *index_end
+            let Known { request, draws_planned, index_end, ended, paused, .. } = known;
+            !ended && !paused && *draws_planned > 0 && request.first_index + draws_planned < *index_end
         };
         self.known.iter().filter(|(_, known)| decodes(known)).map(|(&id, _)| id).collect()
     }
 
     fn plan(&mut self) -> bool {
+        let planned = self.scheduler.plan();
+        for id in self.scheduler.take_preempted() {
+            let known = self.known.get_mut(&id).unwrap();
+            assert!(!known.ended && !known.preempted, "once, and while it runs");
+            (known.paused, known.preempted) = (true, true);
+        }
         let decoding = self.decoding();
-        let Some(step) = self.scheduler.plan() else {
+        let Some(step) = planned else {
             let full = self.in_flight.len() == STEPS_IN_FLIGHT_MAX;
             assert!(full || decoding.is_empty(), "answers wait though a step could be planned");
             return false;
@@ -233,15 +249,16 @@ impl World {
     /// Checks a slice against what its slot held, as a rank would see it; says whose it is.
     fn take_in(&mut self, slice: &Slice) -> RequestId {
         if slice.start == 0 {
-            let id = self.take_unstarted(slice);
+            let id = self.begin(slice);
             if let Some(previous) = self.slots.insert(slice.slot, id) {
-                let free = self.known[&previous].ended && !self.is_in_flight(previous);
+                let Known { ended, paused, .. } = self.known[&previous];
+                let free = (ended || paused) && !self.is_in_flight(previous);
                 assert!(free, "slot {} was still in use", slice.slot);
             }
         }
         let id = self.slots[&slice.slot];
         let known = self.known.get_mut(&id).unwrap();
-        assert!(!known.ended, "an ended request is not planned");
+        assert!(!known.ended && !known.paused, "an ended request is not planned");
         assert_eq!(slice.start, known.positions_planned, "positions follow each other");
         known.positions_planned += slice.input.len() as u32;
         match &slice.input {
@@ -269,9 +286,23 @@ impl World {
         id
     }
 
-    /// Whose first slice it is, by its first token: the oldest of a tenant, and of the only one in order of arrival.
-    fn take_unstarted(&mut self, slice: &Slice) -> RequestId {
+    /// Whose first slice it is, by its first token: one that was preempted, with what it was told behind its prompt; or
+    /// the oldest of a tenant, and of the only one in order of arrival.
+    fn begin(&mut self, slice: &Slice) -> RequestId {
         let Input::Tokens(tokens) = &slice.input else { panic!("a prompt begins with tokens") };
+        let again = |known: &&mut Known| known.paused && !known.ended && known.request.prompt[0] == tokens[0];
+        if let Some(known) = self.known.values_mut().find(again) {
+            let answer = std::mem::take(&mut known.answer);
+            known.request.first_index += answer.len() as u32;
+            known.request.prompt.extend(answer);
+            (known.positions_planned, known.draws_planned, known.tokens_told) = (0, 0, 0);
+            known.paused = false;
+            known.blocks.clear();
+            let id = known.request.id;
+            self.slots.retain(|_, last| *last != id);
+            self.unstarted.values_mut().for_each(|ids| ids.retain(|&other| other != id)); // before its first slice
+            return id;
+        }
         let known = &self.known;
         let is_it = |ids: &&mut VecDeque<RequestId>| {
             ids.front().is_some_and(|id| known[id].request.prompt[0] == tokens[0])
@@ -280,10 +311,15 @@ impl World {
         ids.pop_front().unwrap()
     }
 
+    fn holds_blocks(&self, id: RequestId, known: &Known) -> bool {
+        !(known.ended || known.paused) || self.is_in_flight(id)
+    }
+
     /// No block belongs to two requests that go on or stand in a step under way.
     fn check_blocks(&self) {
         let mut owners = BTreeMap::new();
-        for (&id, known) in self.known.iter().filter(|&(&id, known)| !known.ended || self.is_in_flight(id)) {
+        let holds = |&(&id, known): &(&RequestId, &Known)| self.holds_blocks(id, known);
+        for (&id, known) in self.known.iter().filter(holds) {
             for &block in &known.blocks {
                 assert!(block < self.limits.kv_blocks);
                 let other = owners.insert(block, id);
@@ -315,6 +351,7 @@ impl World {
                 "indices follow each other"
             );
             known.tokens_told += 1;
+            known.answer.push(token.id);
             expected.push(Event::Token { request, index: draw.index, token });
             let length = draw.index + 1 == known.index_end;
             if stop || length {
@@ -330,7 +367,7 @@ impl World {
         let Load { running, waiting, kv_blocks_free, kv_blocks, .. } = self.scheduler.load();
         let going_on = self.known.values().filter(|known| !known.ended).count();
         assert_eq!(running + waiting, going_on);
-        let seen = |&(&id, known): &(&RequestId, &Known)| !known.ended || self.is_in_flight(id);
+        let seen = |&(&id, known): &(&RequestId, &Known)| self.holds_blocks(id, known);
         let held: usize = self.known.iter().filter(seen).map(|(_, known)| known.blocks.len()).sum();
         assert!(kv_blocks_free as usize + held <= kv_blocks as usize);
     }
@@ -339,7 +376,7 @@ impl World {
     fn drain(&mut self) {
         let tokens: u32 =
             self.known.values().map(|known| known.request.prompt.len() as u32 + known.index_end).sum();
-        for _ in 0..=tokens {
+        for _ in 0..=2 * tokens {
             while self.plan() {}
             self.commit(0);
             self.check_load();

@@ -3,6 +3,7 @@
 #[path = "../../tls/tests/tls/authority.rs"]
 mod authority;
 mod common;
+mod preemption;
 mod structured;
 
 use authority::Authority;

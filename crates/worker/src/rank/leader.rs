@@ -215,6 +215,7 @@ impl Leader {
     fn plan(&mut self) -> Result<(), EpochError> {
         while let Some(step) = self.scheduler.plan() {
             self.streams.admitted(&self.scheduler.take_admitted());
+            self.stats.preempted(self.scheduler.take_preempted().len());
             if self.in_flight.is_empty() {
                 self.oldest_since = tokio::time::Instant::now();
             }

@@ -18,6 +18,7 @@ const TOKEN_BUCKETS: usize = 16;
 pub(crate) struct StepStats {
     steps: u64,
     tokens: u64,
+    preemptions: u64,
     control: Duration,
     control_max: Duration,
     /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
@@ -49,6 +50,11 @@ impl StepStats {
         self.by_tokens[bucket.min(TOKEN_BUCKETS - 1)] += 1;
     }
 
+    /// So many requests were sent back to the queue.
+    pub(crate) fn preempted(&mut self, requests: usize) {
+        self.preemptions += requests as u64;
+    }
+
     /// What routers are told of an epoch's steps, and of its load now.
     pub(crate) fn report(&self, load: &Load) -> v1::LoadReport {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -58,7 +64,7 @@ impl StepStats {
             tenants: count(load.tenants),
             kv_blocks: load.kv_blocks,
             kv_blocks_free: load.kv_blocks_free,
-            preemptions: 0, // what was admitted runs to its end
+            preemptions: self.preemptions,
             steps: self.steps,
             step_tokens: self.tokens,
             steps_by_tokens: self.by_tokens.to_vec(),

@@ -1,0 +1,67 @@
+//! Room for whoever comes while others hold all.
+
+use galerne_types::TenantId;
+
+use super::{Scheduler, occupied};
+use crate::tenants::Held;
+
+/// A tenant may be taken from while it holds this many times what the one that comes needs.
+const HELD_PER_NEEDED: u32 = 2;
+
+impl Scheduler {
+    /// Sends requests of tenants that hold more than an equal share back to the queue, the youngest of the greediest first,
+    /// until there is room for the next request of `tenant`, which needs so many blocks: all that takes, or none. Returns
+    /// whether anything is free at once; most have to wait for the steps that hold them.
+    pub(super) fn make_room(&mut self, tenant: TenantId, needed: u32) -> bool {
+        if !self.tenants.is_entitled(tenant, needed, self.total()) {
+            return false;
+        }
+        let mut coming = self.free();
+        for sequence in self.slots.iter().flatten().filter(|sequence| sequence.leaves()) {
+            coming.add(Held::of_one(sequence.blocks.len() as u32));
+        }
+        let mut chosen: Vec<u32> = Vec::new();
+        while coming.slots == 0 || coming.kv_blocks < needed {
+            let Some(slot) = self.victim(tenant, needed, coming, &chosen) else { return false };
+            coming.add(Held::of_one(occupied(&mut self.slots, slot).blocks.len() as u32));
+            chosen.push(slot);
+        }
+        let before = self.free();
+        for slot in chosen {
+            let sequence = occupied(&mut self.slots, slot);
+            let (owner, held) = (sequence.request.tenant, sequence.blocks.len() as u32);
+            self.tenants.release(owner, held, sequence.prompt_left());
+            self.preempted_since.push(sequence.request.id);
+            sequence.yields = true;
+            self.release_if_done(slot);
+        }
+        self.free() != before
+    }
+
+    /// The next to go, beside those that are `chosen`.
+    fn victim(&self, tenant: TenantId, needed: u32, coming: Held, chosen: &[u32]) -> Option<u32> {
+        let share = self.tenants.share(self.total());
+        // Of what is short, the more of which is held the better it is to take from.
+        let slots_short = coming.slots == 0;
+        let excess = |owner: TenantId| {
+            let mut held = self.tenants.held(owner);
+            for &slot in chosen {
+                let sequence = self.slots[slot as usize].as_ref().filter(|one| one.request.tenant == owner);
+                held.subtract(sequence.map_or(Held::default(), |one| Held::of_one(one.blocks.len() as u32)));
+            }
+            let (held, share, needed) = if slots_short {
+                (held.slots, share.slots, 1)
+            } else {
+                (held.kv_blocks, share.kv_blocks, needed)
+            };
+            (held > share && held >= HELD_PER_NEEDED * needed).then_some(held)
+        };
+        let candidates = self.admitted.iter().filter(|slot| !chosen.contains(slot)).filter_map(|&slot| {
+            let sequence = self.slots[slot as usize].as_ref().filter(|sequence| sequence.may_yield())?;
+            let owner = Some(sequence.request.tenant).filter(|owner| *owner != tenant)?;
+            Some((excess(owner)?, slot))
+        });
+        // Of equal ones the last, which is the youngest.
+        candidates.max_by_key(|&(held, _)| held).map(|(_, slot)| slot)
+    }
+}
