@@ -11,13 +11,37 @@ pub struct Constraint {
     mask: Option<Arc<[u32]>>,
     matcher: Matcher,
     tokens: Arc<Tokens>,
+    /// Memory for the compiled grammar.
+    bytes: usize,
     /// An end token was drawn: whatever is asked or told afterwards changes nothing.
     ended: bool,
 }
 
 impl Constraint {
     pub(crate) fn new(matcher: Matcher, tokens: Arc<Tokens>) -> Self {
-        Self { mask: None, matcher, tokens, ended: false }
+        Self { mask: None, matcher, tokens, bytes: 0, ended: false }
+    }
+
+    pub(crate) fn measured(&mut self, bytes: usize) {
+        self.bytes = bytes;
+    }
+
+    /// Memory for the compiled grammar when it was compiled, in bytes: an estimate.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Another answer under the same grammar, which is where this one is. They share nothing that one of them could
+    /// use up.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            mask: self.mask.clone(),
+            matcher: self.matcher.deep_clone(),
+            tokens: Arc::clone(&self.tokens),
+            bytes: self.bytes,
+            ended: self.ended,
+        }
     }
 
     /// The tokens that may be drawn now: bit `i % 32` of word `i / 32` stands for token i. Never all zero. When the

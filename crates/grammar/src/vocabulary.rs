@@ -16,6 +16,9 @@ use crate::schema;
 /// Stack of the thread that compiles, in bytes: the depth of its recursion is bounded by [`Limits`], far below.
 const COMPILE_STACK_BYTES: usize = 64 << 20;
 
+/// Memory for the rules of a compiled grammar, in bytes for each byte of its text: an estimate, and a high one.
+const RULES_BYTES: usize = 64;
+
 /// A model's tokens as the parser sees them. Costs some tens of bytes a token; shared by all requests.
 pub struct Vocabulary {
     factory: ParserFactory,
@@ -104,21 +107,19 @@ impl Vocabulary {
             Some(schema) => schema::blame(&schema, &error, limits),
             None => syntax(&error),
         })?;
+        let lexer = parser.clone(); // shares what the first mask adds to it
         let mut constraint = Constraint::new(Matcher::new(Ok(parser)), Arc::clone(&self.tokens));
         constraint.mask().map_err(|error| match error {
             GrammarError::Failed(says) => GrammarError::Syntax(format!("no answer can meet it: {says}")),
             other => other,
         })?;
+        constraint.measured(lexer.parser.lexer_stats().num_bytes + grammar.bytes() * RULES_BYTES);
         Ok(constraint)
     }
 }
 
 fn check_size(grammar: &Grammar, limits: &Limits) -> Result<(), GrammarError> {
-    let bytes = match grammar {
-        Grammar::JsonObject => 0,
-        Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
-        Grammar::Choice(choices) => choices.iter().map(String::len).sum(),
-    };
+    let bytes = grammar.bytes();
     if bytes > limits.bytes_max {
         let max = limits.bytes_max;
         return Err(GrammarError::TooLarge(format!("has {bytes} bytes, and at most {max} are taken")));

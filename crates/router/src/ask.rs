@@ -262,7 +262,7 @@ impl Options {
             return Err(Failure::invalid("prompt_logprobs", message));
         }
         if let Some(grammar) = &self.grammar {
-            let bytes = grammar_bytes(grammar);
+            let bytes = grammar.bytes();
             if bytes > grammar_bytes_max {
                 let field = self.grammar_field;
                 let message = format!("{field} must have at most {grammar_bytes_max} bytes, not {bytes}");
@@ -371,14 +371,6 @@ impl Options {
             grammar: self.grammar.clone(),
             trace: None, // each call to a leader has a span of its own
         })
-    }
-}
-
-fn grammar_bytes(grammar: &Grammar) -> usize {
-    match grammar {
-        Grammar::JsonObject => 0,
-        Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
-        Grammar::Choice(texts) => texts.iter().map(String::len).sum(),
     }
 }
 

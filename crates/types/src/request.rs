@@ -42,7 +42,7 @@ pub struct Request {
 }
 
 /// A language that an answer must belong to. The text is the client's and hostile.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grammar {
     /// Any JSON object.
     JsonObject,
@@ -52,8 +52,19 @@ pub enum Grammar {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// A grammar in llguidance's dialect of Lark (GBNF is translated before).
+    /// A grammar in llguidance's dialect of Lark, or in GBNF.
     Lark(String),
+}
+
+impl Grammar {
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::JsonObject => 0,
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+        }
+    }
 }
 
 /// How a token is drawn from logits. Temperature 0 is greedy; ties go to the lower token id.

@@ -169,6 +169,18 @@ fn a_replay_comes_to_the_same_place() {
 }
 
 #[test]
+fn forks_go_their_own_ways() {
+    let first = compile(&Grammar::Regex("(ab|cd)+".into())).unwrap();
+    assert!(first.bytes() > 0);
+    let (mut one, mut other) = (first.fork(), first.fork());
+    one.advance(&[b'a'.into(), b'b'.into()]).unwrap();
+    other.drawn(b'c'.into()).unwrap();
+    assert!(one.is_whole() && !other.is_whole());
+    assert!(allows(&other.mask().unwrap(), b'd'.into()) && !allows(&other.mask().unwrap(), b'b'.into()));
+    assert!(allows(&first.fork().mask().unwrap(), b'c'.into()), "the first one stays where it is");
+}
+
+#[test]
 fn what_the_mask_forbids_is_noticed() {
     let mut constraint = compile(&Grammar::Choice(vec!["ab".into()])).unwrap();
     assert_eq!(constraint.drawn(b'b'.into()), Err(GrammarError::Forbidden(b'b'.into())));

@@ -30,6 +30,8 @@ struct State {
 #[derive(Clone, Debug, Default)]
 struct Done {
     preemptions: u64,
+    grammar_hits: u64,
+    grammar_misses: u64,
     step_tokens: u64,
     /// Steps by their number of tokens, between the bounds of [`STEP_TOKENS`] and beyond the last.
     steps: [u64; STEP_TOKENS.len() + 1],
@@ -43,6 +45,8 @@ impl Loads {
         let before = before.map(|(_, report)| report.clone()).unwrap_or_default();
         let done = done.entry(model.to_owned()).or_default();
         done.preemptions += report.preemptions.saturating_sub(before.preemptions);
+        done.grammar_hits += report.grammar_hits.saturating_sub(before.grammar_hits);
+        done.grammar_misses += report.grammar_misses.saturating_sub(before.grammar_misses);
         done.step_tokens += report.step_tokens.saturating_sub(before.step_tokens);
         for (power, now) in report.steps_by_tokens.iter().enumerate() {
             let was = before.steps_by_tokens.get(power).copied().unwrap_or(0);
@@ -152,6 +156,18 @@ fn write_models(page: &mut Page, models: &[&str], ready: &[Ready<'_>], done: &BT
     models.iter().for_each(|m| page.sample(&[("model_name", m)], 0));
     page.family("vllm:prefix_cache_hits_total", "counter", "Tokens found in a prefix cache: there is none.");
     models.iter().for_each(|m| page.sample(&[("model_name", m)], 0));
+    page.family(
+        "galerne_grammar_cache_hits_total",
+        "counter",
+        "Requests whose grammar had been compiled for another one.",
+    );
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).grammar_hits));
+    page.family(
+        "galerne_grammar_cache_misses_total",
+        "counter",
+        "Requests whose grammar had to be compiled.",
+    );
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).grammar_misses));
     page.family("vllm:iteration_tokens_total", "histogram", "Tokens in a step.");
     for m in models {
         let done = done(m);
@@ -189,7 +205,13 @@ mod tests {
         // `steps` steps of one token, and as many of 257 to 512.
         let mut steps_by_tokens = vec![0; 16];
         (steps_by_tokens[0], steps_by_tokens[9]) = (steps, steps);
-        LoadReport { preemptions: steps, step_tokens: steps * 301, steps_by_tokens, ..LoadReport::default() }
+        LoadReport {
+            preemptions: steps,
+            grammar_hits: 2 * steps,
+            step_tokens: steps * 301,
+            steps_by_tokens,
+            ..LoadReport::default()
+        }
     }
 
     #[test]
@@ -199,7 +221,7 @@ mod tests {
         loads.record(&group, "m", Epoch(1), report(5));
         loads.record(&group, "m", Epoch(2), report(1));
         let done = loads.lock().done["m"].clone();
-        assert_eq!((done.preemptions, done.step_tokens), (6, 6 * 301));
+        assert_eq!((done.preemptions, done.grammar_hits, done.step_tokens), (6, 12, 6 * 301));
         assert_eq!((done.steps[0], done.steps[7], done.steps.iter().sum::<u64>()), (6, 6, 12));
         loads.retain(|_, epoch| epoch == Epoch(1));
         assert!(loads.lock().latest.is_empty());

@@ -12,11 +12,19 @@ use std::time::Duration;
 use galerne_grammar::{Constraint, GrammarError};
 use galerne_types::{RequestId, Sampled, Step, TokenId};
 
+use super::stats::thread_cpu_time;
 use crate::error::WorkerError;
 
 /// How long the compute thread waits for a mask before the request is ended. The limits of grammars keep a mask to
 /// some tens of milliseconds.
 const MASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Processor time that the masks of a request may take for each of its tokens, on average: one that needs more holds
+/// up all that are in the same steps. The limits of grammars keep a single mask to some three times that.
+const MASK_TIME_EACH: Duration = Duration::from_millis(5);
+
+/// What they may take beyond that, in all.
+const MASK_TIME_MORE: Duration = Duration::from_millis(250);
 
 /// Stack of the desk's thread, in bytes: a parser may follow a long expression by recursion.
 const STACK_BYTES: usize = 16 << 20;
@@ -47,17 +55,39 @@ enum Paper {
     /// The thread will come to it, or is at it.
     Waiting,
     Ready {
-        constraint: Box<Constraint>,
+        held: Box<Held>,
         mask: Arc<[u32]>,
     },
     Failed,
 }
 
+/// A request's grammar, and what it has cost.
+struct Held {
+    constraint: Box<Constraint>,
+    masks: u32,
+    spent: Duration,
+}
+
+impl Held {
+    /// Counts a mask; one that is too much ends the request.
+    fn pay(&mut self, spent: Duration) -> Result<(), GrammarError> {
+        self.masks = self.masks.saturating_add(1);
+        self.spent += spent;
+        let may = MASK_TIME_EACH.saturating_mul(self.masks) + MASK_TIME_MORE;
+        if self.spent <= may {
+            return Ok(());
+        }
+        let (spent, may) = (self.spent.as_millis(), may.as_millis());
+        let says = format!("the masks of {} tokens took {spent} ms, and {may} are taken", self.masks);
+        Err(GrammarError::Failed(says))
+    }
+}
+
 /// What the thread does next. There is at most one entry for each open request and each closed one.
 enum Work {
-    Mask(RequestId, Box<Constraint>, Option<TokenId>),
+    Mask(RequestId, Box<Held>, Option<TokenId>),
     /// Frees what a grammar held, which takes a while.
-    Drop(Box<Constraint>),
+    Drop(Box<Held>),
 }
 
 impl Desk {
@@ -76,7 +106,8 @@ impl Desk {
     /// Takes in a request's grammar, and begins its first mask.
     pub(crate) fn open(&self, request: RequestId, constraint: Box<Constraint>) {
         self.papers.lock().papers.insert(request, Paper::Waiting);
-        self.send(Work::Mask(request, constraint, None));
+        let held = Box::new(Held { constraint, masks: 0, spent: Duration::ZERO });
+        self.send(Work::Mask(request, held, None));
     }
 
     /// The tokens that the request's next draw may take. Waits for the thread if it must. A request that is not
@@ -105,9 +136,9 @@ impl Desk {
             let mut inner = self.papers.lock();
             let Some(paper) = inner.papers.get_mut(&request) else { continue };
             match std::mem::replace(paper, Paper::Waiting) {
-                Paper::Ready { constraint, .. } => {
+                Paper::Ready { held, .. } => {
                     drop(inner);
-                    self.send(Work::Mask(request, constraint, Some(token.id)));
+                    self.send(Work::Mask(request, held, Some(token.id)));
                 }
                 Paper::Failed => *paper = Paper::Failed,
                 Paper::Waiting => inner.fail(request, "a token was drawn before its mask was there".into()),
@@ -118,8 +149,8 @@ impl Desk {
     /// The request has ended, one way or the other.
     pub(crate) fn close(&self, request: RequestId) {
         let paper = self.papers.lock().papers.remove(&request);
-        if let Some(Paper::Ready { constraint, .. }) = paper {
-            self.send(Work::Drop(constraint));
+        if let Some(Paper::Ready { held, .. }) = paper {
+            self.send(Work::Drop(held));
         }
         self.papers.changed.notify_all();
     }
@@ -148,20 +179,22 @@ impl Papers {
     }
 
     fn work(&self, work: Work) {
-        let (request, mut constraint, token) = match work {
-            Work::Mask(request, constraint, token) => (request, constraint, token),
-            Work::Drop(constraint) => return drop(constraint),
+        let (request, mut held, token) = match work {
+            Work::Mask(request, held, token) => (request, held, token),
+            Work::Drop(held) => return drop(held),
         };
+        let begun = thread_cpu_time();
         let mask = catch_unwind(AssertUnwindSafe(|| {
-            token.map_or(Ok(()), |token| constraint.drawn(token))?;
-            constraint.mask()
+            token.map_or(Ok(()), |token| held.constraint.drawn(token))?;
+            held.constraint.mask()
         }));
         let mask = mask.unwrap_or_else(|_| Err(GrammarError::Failed("its parser panicked".into())));
+        let mask = held.pay(thread_cpu_time().saturating_sub(begun)).and(mask);
         let mut inner = self.lock();
         // A request that has been closed meanwhile is forgotten, one whose time was up stays failed.
         if let Some(paper @ Paper::Waiting) = inner.papers.get_mut(&request) {
             match mask {
-                Ok(mask) => *paper = Paper::Ready { constraint, mask },
+                Ok(mask) => *paper = Paper::Ready { held, mask },
                 Err(error) => inner.fail(request, error.to_string()),
             }
         }
@@ -226,6 +259,17 @@ mod tests {
         assert!(desk.mask(ID).is_empty(), "nobody looks at this draw");
         draw(&desk, 0);
         assert!(desk.take_failed().is_empty());
+    }
+
+    #[test]
+    fn a_request_pays_for_its_masks() {
+        let mut held = Held { constraint: constraint("a*"), masks: 0, spent: Duration::ZERO };
+        for _ in 0..1000 {
+            held.pay(MASK_TIME_EACH).unwrap();
+        }
+        held.pay(MASK_TIME_EACH + MASK_TIME_MORE).unwrap();
+        let error = held.pay(MASK_TIME_EACH + Duration::from_millis(1)).unwrap_err().to_string();
+        assert!(error.contains("the masks of 1002 tokens took 5261 ms, and 5260 are taken"), "{error}");
     }
 
     #[test]

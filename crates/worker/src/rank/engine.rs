@@ -11,7 +11,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::door::Door;
-use super::grammars::Grammars;
+use super::grammars::{Counts, Grammars};
 use super::streams::{self, RunItem, StreamSender, lost};
 use super::trace::Traced;
 
@@ -98,7 +98,11 @@ impl v1::engine_server::Engine for EngineService {
 
     async fn load(&self, request: Request<v1::LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
         let inbox = self.enter(&request, request.get_ref().epoch)?;
-        let reports = WatchStream::new(inbox.load).map(Ok);
+        let (cache, epoch) = (self.grammars.cache(), inbox.epoch);
+        let reports = WatchStream::new(inbox.load).map(move |report| {
+            let Counts { hits, misses } = cache.counts(epoch);
+            Ok(v1::LoadReport { grammar_hits: hits, grammar_misses: misses, ..report })
+        });
         Ok(Response::new(reports.chain(stream::once(async { Err(lost()) })).boxed()))
     }
 }

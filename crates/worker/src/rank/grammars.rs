@@ -1,15 +1,20 @@
 //! From a request's grammar to its constraint, off the leader's loop.
 
+mod cache;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_checkpoint::{Checkpoint, TextAssets};
 use galerne_grammar::{Constraint, GrammarError, Limits, Vocabulary};
 use galerne_text::Tokenizer;
-use galerne_types::{Request, TokenId};
+use galerne_types::{Grammar, Request, TokenId};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 use tonic::Status;
+
+use self::cache::Cache;
+pub(crate) use self::cache::Counts;
 
 /// Grammars that are compiled at once: the others wait, and the model keeps its processors.
 const COMPILING_MAX: usize = 2;
@@ -29,6 +34,7 @@ pub(crate) struct Grammars {
     vocabulary: OnceCell<Result<Arc<Vocabulary>, String>>,
     turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    cache: Arc<Cache>,
 }
 
 impl Grammars {
@@ -41,6 +47,7 @@ impl Grammars {
             vocabulary: OnceCell::new(),
             turns: Arc::new(Semaphore::new(COMPILING_MAX)),
             places: Arc::new(Semaphore::new(WAITING_MAX)),
+            cache: Arc::default(),
         }
     }
 
@@ -50,7 +57,7 @@ impl Grammars {
     /// INVALID_ARGUMENT with a sentence for the client: the grammar is wrong or too costly, or this model can keep to
     /// none; RESOURCE_EXHAUSTED if too many wait.
     pub(crate) async fn constraint(&self, request: &Request) -> Result<Option<Box<Constraint>>, Status> {
-        let Some(grammar) = request.grammar.clone() else { return Ok(None) };
+        let Some(grammar) = &request.grammar else { return Ok(None) };
         if let Some(end) = self.end_tokens.iter().find(|end| !request.stop_tokens.contains(end)) {
             return Err(Status::invalid_argument(format!(
                 "an answer under a grammar ends with the model's end tokens, and {end} is not among the stop \
@@ -60,19 +67,17 @@ impl Grammars {
         let _place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| overloaded())?;
         let answer = request.prompt[request.prompt.len() - request.first_index as usize..].to_vec();
         let compile = async {
-            let vocabulary = self.vocabulary().await?;
-            let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| overloaded())?;
-            let compile = move || {
-                let _turn = turn; // kept to the end, also by one that nobody waits for any more
-                let mut constraint = vocabulary.compile(&grammar, &Limits::default())?;
+            let place = self.cache.place(grammar);
+            let compiled = place.get_or_try_init(|| self.compile(grammar)).await.cloned();
+            self.cache.settle(grammar, &place);
+            let compiled = compiled?;
+            off_the_loop(move || {
+                let mut constraint = compiled.fork();
                 constraint.advance(&answer)?;
                 constraint.mask()?;
                 Ok(Box::new(constraint))
-            };
-            let compiled = tokio::task::spawn_blocking(compile).await;
-            let compiled: Result<_, GrammarError> =
-                compiled.map_err(|_| Status::internal("compiling panicked"))?;
-            compiled.map_err(|error| Status::invalid_argument(error.to_string()))
+            })
+            .await
         };
         let compiled = timeout(COMPILE_TIMEOUT, compile).await;
         compiled
@@ -83,6 +88,21 @@ impl Grammars {
                 ))
             })?
             .map(Some)
+    }
+
+    /// The grammars that have been compiled.
+    pub(crate) fn cache(&self) -> Arc<Cache> {
+        Arc::clone(&self.cache)
+    }
+
+    async fn compile(&self, grammar: &Grammar) -> Result<Arc<Constraint>, Status> {
+        let (vocabulary, grammar) = (self.vocabulary().await?, grammar.clone());
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| overloaded())?;
+        off_the_loop(move || {
+            let _turn = turn; // kept to the end, also by one that nobody waits for any more
+            vocabulary.compile(&grammar, &Limits::default()).map(Arc::new)
+        })
+        .await
     }
 
     async fn vocabulary(&self) -> Result<Arc<Vocabulary>, Status> {
@@ -96,6 +116,15 @@ impl Grammars {
             .clone()
             .map_err(|says| Status::invalid_argument(format!("this model cannot keep to a grammar: {says}")))
     }
+}
+
+/// Does what takes a while on a thread of its own.
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GrammarError> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|_| Status::internal("compiling panicked"))?;
+    done.map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn load(assets: &TextAssets, end_tokens: &[TokenId], vocab: u32) -> Result<Arc<Vocabulary>, String> {

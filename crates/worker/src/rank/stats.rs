@@ -68,6 +68,8 @@ impl StepStats {
             steps: self.steps,
             step_tokens: self.tokens,
             steps_by_tokens: self.by_tokens.to_vec(),
+            grammar_hits: 0, // whoever compiles grammars puts them in
+            grammar_misses: 0,
         }
     }
 
@@ -126,7 +128,7 @@ impl Work {
 }
 
 /// Processor time of the calling thread.
-fn thread_cpu_time() -> Duration {
+pub(crate) fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };

@@ -104,6 +104,26 @@ async fn random_schemas_are_met_whatever_the_ranks_and_the_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grammar_is_compiled_once_for_all_its_requests() {
+    let group = Group::start(1).await;
+    let grammar = Grammar::Regex("[a-z]{8}".into());
+    let mut asked = Request::new(v1::LoadRequest { epoch: group.health.epoch.0 });
+    *asked.metadata_mut() = group.ask(&grammar, 5).metadata().clone(); // the epoch's secret
+    let mut reports = group.engine.clone().load(asked).await.unwrap().into_inner();
+    reports.message().await.unwrap().unwrap();
+    let expected = group.answer(&grammar, 5).await;
+    let again = [group.answer(&grammar, 5), group.answer(&grammar, 5)];
+    assert_eq!(futures_util::future::join_all(again).await, [expected.clone(), expected]);
+    group.answer(&Grammar::Regex("[0-9]{8}".into()), 5).await;
+    loop {
+        let report = reports.message().await.unwrap().unwrap();
+        if report.grammar_hits + report.grammar_misses == 4 {
+            break assert_eq!((report.grammar_hits, report.grammar_misses), (2, 2));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_grammar_that_is_refused_leaves_the_others_alone() {
     let group = Group::start(1).await;
     let good = Grammar::Regex("[a-z]{8}".into());
