@@ -114,6 +114,23 @@ impl Failure {
         }
     }
 
+    /// Whether the request was turned away, as opposed to one that ran and failed.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Invalid { .. }
+            | Self::NoModel { .. }
+            | Self::Overloaded(_)
+            | Self::Queued { .. }
+            | Self::Quota(_)
+            | Self::NoGroup { .. } => true,
+            Self::Stalled { .. }
+            | Self::Lost { .. }
+            | Self::TooSlow { .. }
+            | Self::Engine(_)
+            | Self::Closing => false,
+        }
+    }
+
     pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { field: Some(field), message: message.into() }
     }

@@ -4,6 +4,7 @@
 //! probabilities and logits are `f32`; times are durations since a start that the caller chose.
 
 mod fleet;
+mod hex;
 pub mod limits;
 mod request;
 mod shards;
@@ -12,6 +13,7 @@ mod step;
 pub use fleet::{
     Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
 };
+pub use hex::hex;
 pub use request::{
     Event, FinishReason, Grammar, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOut,
     TopToken,

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use galerne_types::hex;
 use sha2::{Digest, Sha256};
 
 /// The manifest's name beside the files that it lists.
@@ -101,10 +102,6 @@ pub(super) fn hash(path: &Path, progress: &mut dyn FnMut(u64)) -> anyhow::Result
         hasher.update(&chunk[..read]);
         progress(read as u64);
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

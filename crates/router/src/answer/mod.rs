@@ -134,7 +134,7 @@ impl Answer {
         let Common { router, model, options, caller, request } = common;
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
-        meter.prompt(request.prompt.len());
+        meter.prompt(request.prompt.len(), request.max_tokens);
         let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: Vec::new() };
         let passage = router.traffic.enter(&model.name).inspect_err(|_| meter.end(FinishReason::Error))?;
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());

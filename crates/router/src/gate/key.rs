@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use galerne_types::hex;
 use sha2::{Digest as _, Sha256};
 
 /// Random bytes in a key: nobody guesses 256 bits, so one round of a fast hash protects them. Slow hashes are for
@@ -63,10 +64,6 @@ impl Digest {
         }
         Some(Self(bytes))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

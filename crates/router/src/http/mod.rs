@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod content;
 mod error;
 mod fields;
 mod gather;

@@ -1,6 +1,7 @@
 //! Measures one answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use galerne_types::FinishReason;
@@ -20,9 +21,24 @@ pub(crate) struct Meter {
     /// Where the time before the first token went, by the leader.
     timing: Option<v1::Timing>,
     prompt_tokens: usize,
+    /// The most that the answer may become.
+    tokens_max: u32,
     tokens: u64,
     ended: bool,
     span: AnswerSpan,
+    family: Arc<Family>,
+}
+
+/// The answers to one request.
+#[derive(Debug)]
+struct Family {
+    all: AtomicU64,
+    /// Those that have not ended.
+    left: AtomicU64,
+    /// Tokens of the longest.
+    longest: AtomicU64,
+    /// The request was turned away, and with it every answer that had not begun.
+    refused: AtomicBool,
 }
 
 impl Meter {
@@ -35,9 +51,16 @@ impl Meter {
             last_token: began,
             timing: None,
             prompt_tokens: 0,
+            tokens_max: 0,
             tokens: 0,
             ended: false,
             span,
+            family: Arc::new(Family {
+                all: 1.into(),
+                left: 1.into(),
+                longest: 0.into(),
+                refused: false.into(),
+            }),
         }
     }
 
@@ -49,12 +72,15 @@ impl Meter {
     /// The meter of another answer to the same request.
     pub(crate) fn sibling(&self) -> Self {
         let mut sibling = Self::new(self.metrics.clone());
-        sibling.began = self.began;
+        (sibling.began, sibling.family) = (self.began, self.family.clone());
+        self.family.all.fetch_add(1, Ordering::Relaxed);
+        self.family.left.fetch_add(1, Ordering::Relaxed);
         sibling
     }
 
-    pub(crate) fn prompt(&mut self, tokens: usize) {
-        self.prompt_tokens = tokens;
+    /// The answer's prompt has so many tokens, and itself at most `max`.
+    pub(crate) fn prompt(&mut self, tokens: usize, max: u32) {
+        (self.prompt_tokens, self.tokens_max) = (tokens, max);
         self.metrics.prompt_tokens.inc_by(tokens as u64);
         self.span.prompt(tokens);
     }
@@ -82,9 +108,23 @@ impl Meter {
         if let Some(count) = place.and_then(|place| self.metrics.failures.get(place)) {
             count.inc();
         }
-        self.end(FinishReason::Error);
+        if failure.is_refusal() && self.first_token.is_none() {
+            self.family.refused.store(true, Ordering::Relaxed);
+            self.refused();
+        } else {
+            self.end(FinishReason::Error);
+        }
     }
 
+    /// The answer never ran.
+    fn refused(&mut self) {
+        self.ended = true;
+        self.span.end(FinishReason::Error, 0);
+        self.metrics.gen_ai_failed.observe(self.began.elapsed().as_secs_f64());
+    }
+
+    /// The answer ended. As with vLLM, each answer to a request counts as one that ended, but not a request that never
+    /// ran.
     pub(crate) fn end(&mut self, reason: FinishReason) {
         self.ended = true;
         self.span.end(reason, self.tokens);
@@ -99,6 +139,12 @@ impl Meter {
         }
         if let Some(first) = self.first_token {
             self.begun(first);
+        }
+        let Family { all, left, longest, refused: _ } = &*self.family;
+        longest.fetch_max(self.tokens, Ordering::Relaxed);
+        if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            m.answers.observe(all.load(Ordering::Relaxed) as f64);
+            m.longest_answer.observe(longest.load(Ordering::Relaxed) as f64);
         }
     }
 
@@ -120,6 +166,7 @@ impl Meter {
         }
         let (prompt, answer) = (self.prompt_tokens as f64, self.tokens as f64);
         m.prompt_length.observe(prompt);
+        m.answer_limit.observe(self.tokens_max.into());
         m.gen_ai_input.observe(prompt);
         m.answer_length.observe(answer);
         m.gen_ai_output.observe(answer);
@@ -128,8 +175,10 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if !self.ended {
-            self.end(FinishReason::Cancelled);
+        match self.first_token {
+            _ if self.ended => {}
+            None if self.family.refused.load(Ordering::Relaxed) => self.refused(),
+            _ => self.end(FinishReason::Cancelled),
         }
     }
 }

@@ -17,6 +17,9 @@ const REQUEST_S: &[f64] = &[
     960.0, 1920.0, 7680.0,
 ];
 
+/// Bounds of vLLM's histogram of answers to a request.
+const ANSWERS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+
 /// Bounds that OpenTelemetry's conventions for generative AI advise.
 const GEN_AI_REQUEST_S: &[f64] =
     &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
@@ -57,6 +60,11 @@ pub(crate) struct ModelMetrics {
     pub(super) inference: Histogram,
     pub(super) prompt_length: Histogram,
     pub(super) answer_length: Histogram,
+    pub(super) answer_limit: Histogram,
+    /// Of all answers to one request.
+    pub(super) longest_answer: Histogram,
+    /// Answers to one request.
+    pub(super) answers: Histogram,
     pub(super) stop: Counter,
     pub(super) length: Counter,
     pub(super) abort: Counter,
@@ -92,6 +100,9 @@ impl ModelMetrics {
             inference: Histogram::new(REQUEST_S),
             prompt_length: Histogram::of_tokens(context),
             answer_length: Histogram::of_tokens(context),
+            answer_limit: Histogram::of_tokens(context),
+            longest_answer: Histogram::of_tokens(context),
+            answers: Histogram::new(ANSWERS),
             stop: Counter::default(),
             length: Counter::default(),
             abort: Counter::default(),
@@ -117,7 +128,7 @@ const COUNTERS: [(&str, &str, CounterOf); 2] = [
     ("vllm:generation_tokens_total", "Tokens generated.", |m| &m.generation_tokens),
 ];
 
-const HISTOGRAMS: [(&str, &str, HistogramOf); 10] = [
+const HISTOGRAMS: [(&str, &str, HistogramOf); 13] = [
     ("vllm:time_to_first_token_seconds", "From a request's arrival to its first token.", |m| &m.first_token),
     ("vllm:inter_token_latency_seconds", "Between two tokens of an answer.", |m| &m.next_token),
     ("vllm:request_time_per_output_token_seconds", "Mean of a request's times between two tokens.", |m| {
@@ -132,6 +143,11 @@ const HISTOGRAMS: [(&str, &str, HistogramOf); 10] = [
     }),
     ("vllm:request_prompt_tokens", "Tokens of a request's prompt.", |m| &m.prompt_length),
     ("vllm:request_generation_tokens", "Tokens of a request's answer.", |m| &m.answer_length),
+    ("vllm:request_params_max_tokens", "Tokens that a request's answer may have.", |m| &m.answer_limit),
+    ("vllm:request_max_num_generation_tokens", "Tokens of the longest of a request's answers.", |m| {
+        &m.longest_answer
+    }),
+    ("vllm:request_params_n", "Answers to a request.", |m| &m.answers),
 ];
 
 const GEN_AI: [(&str, &str, HistogramOf); 2] = [

@@ -22,3 +22,4 @@ mod stage;
 mod tls;
 mod tokens;
 mod vllm_engine;
+mod vllm_fields;

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::leader::{Leader, tokens};
+use crate::leader::{Act, Leader, tokens};
 use crate::stage::{Stage, group, ids};
 
 #[tokio::test]
@@ -61,6 +61,33 @@ async fn metrics_have_the_names_that_dashboards_expect() {
         r#"galerne_groups{state="ready"} 1"#.to_owned(),
     ] {
         assert!(reply.body.lines().any(|have| have == line), "{line} is not in\n{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn requests_are_counted_as_vllm_counts_them() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Length)).await;
+    let stage = Stage::with(&[&leader]).await;
+    let body = json!({ "prompt": [5, 6, 7], "n": 3, "max_tokens": 9 });
+    assert_eq!(stage.post("/v1/completions", &body).await.status, 200);
+    leader.play(vec![Act::Fail(tonic::Status::invalid_argument("no"))]);
+    assert_eq!(stage.post("/v1/completions", &body).await.status, 400, "refused by the leader");
+    let wrong = json!({ "prompt": [5, 6, 7], "min_tokens": 4000 });
+    assert_eq!(stage.post("/v1/completions", &wrong).await.status, 400, "refused by the router");
+    let page = stage.get("/metrics").await.body;
+    let longest = ids("Anon").len();
+    for line in [
+        // Every answer counts, and with it its prompt; a request that never ran does not.
+        r#"vllm:request_success_total{model_name="bard",finished_reason="length"} 3"#.to_owned(),
+        r#"vllm:request_success_total{model_name="bard",finished_reason="error"} 0"#.to_owned(),
+        r#"vllm:request_prompt_tokens_sum{model_name="bard"} 9"#.to_owned(),
+        r#"vllm:e2e_request_latency_seconds_count{model_name="bard"} 3"#.to_owned(),
+        r#"vllm:request_params_max_tokens_sum{model_name="bard"} 27"#.to_owned(),
+        r#"vllm:request_params_n_sum{model_name="bard"} 3"#.to_owned(),
+        r#"vllm:request_params_n_count{model_name="bard"} 1"#.to_owned(),
+        format!(r#"vllm:request_max_num_generation_tokens_sum{{model_name="bard"}} {longest}"#),
+    ] {
+        assert!(page.lines().any(|have| have == line), "{line} is not in\n{page}");
     }
 }
 

@@ -12,6 +12,7 @@ const HARMLESS: &[&str] = &[
     "include_reasoning",         // no reasoning is told apart
     "length_penalty",            // of beam search only
     "metadata",
+    "mm_payload",          // of endpoints that only render a prompt
     "parallel_tool_calls", // without tools there are no calls
     "prediction",          // for speed only
     "priority",
@@ -19,10 +20,15 @@ const HARMLESS: &[&str] = &[
     "prompt_cache_options",
     "prompt_cache_retention",
     "request_id",
+    "return_mm_kwargs", // of endpoints that only render a prompt
+    "return_token_offsets",
+    "routed_experts_prompt_start", // there are no experts
     "safety_identifier",
     "service_tier",
+    "session_id",
     "spaces_between_special_tokens", // fast tokenizers put none
     "store",
+    "stream_interval", // whatever is ready is sent
     "user",
 ];
 
@@ -38,12 +44,14 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("continue_final_message", &["false"]),
     ("documents", &["[]"]),
     ("early_stopping", &["false"]),
+    ("ec_transfer_params", &["{}"]),
     ("echo", &["false"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("guardrails", &["[]"]),
     ("kv_transfer_params", &["{}"]),
     ("logits_processors", &["[]"]),
+    ("logprob_token_ids", &["[]"]),
     ("max_repetition_pattern_size", &["0"]),
     ("media_io_kwargs", &["{}"]),
     ("min_repetition_pattern_size", &["0"]),
@@ -55,14 +63,17 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("reasoning_effort", &["\"none\""]),
     ("repetition_detection", &[]),
     ("repetition_min_count", &["0"]),
+    ("return_prompt_text", &["false"]),
+    ("return_weight_versions", &["false"]),
     ("safe_prompt", &["false"]),
     ("suffix", &["\"\""]),
-    ("thinking_token_budget", &[]),
+    ("thinking_token_budget", &["-1"]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("tools", &["[]"]),
     ("use_beam_search", &["false"]),
     ("verbosity", &["\"medium\""]),
     ("vllm_xargs", &["{}"]),
+    ("watermarking", &["false"]),
     ("web_search_options", &[]),
 ];
 
@@ -73,7 +84,9 @@ const ADVICE: &[(&str, &str)] = &[
     ("function_call", "it is OpenAI's older form: use tool_choice"),
     ("guardrails", "nothing here moderates: leave it out, or set safe_prompt to true for a chat"),
     ("functions", "it is OpenAI's older form: use tools"),
+    ("logprob_token_ids", "leave it out, and read the tokens' log probabilities out of the most likely ones"),
     ("prompt_mode", "leave it out, and say in a system message how the model shall reason"),
+    ("return_prompt_text", "leave it out, or ask /tokenize for the prompt with return_token_strs"),
     ("use_beam_search", "leave it out, or use best_of with a text completion"),
 ];
 

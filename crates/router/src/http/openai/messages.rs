@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::http::content::Content;
 use crate::http::error::ApiError;
 
 #[derive(Deserialize)]
@@ -20,20 +21,6 @@ pub(in crate::http) struct Message {
 /// What messages are, to complete "messages must be …".
 pub(in crate::http) const EXPECTED: &str =
     "a list of objects, each with a role and a content that is a string or a list of text parts";
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    r#type: String,
-    text: Option<String>,
-    refusal: Option<String>,
-}
 
 #[derive(Deserialize)]
 struct ToolCall {
@@ -104,22 +91,6 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
         turn["tool_calls"] = calls.collect::<Result<_, _>>()?;
     }
     Ok(turn)
-}
-
-impl Content {
-    /// Its text, if it has nothing else.
-    fn text(self) -> Option<String> {
-        let parts = match self {
-            Self::Text(text) => return Some(text),
-            Self::Parts(parts) => parts,
-        };
-        let texts = parts.into_iter().map(|Part { r#type, text, refusal }| match r#type.as_str() {
-            "text" => text,
-            "refusal" => refusal,
-            _ => None,
-        });
-        Some(texts.collect::<Option<Vec<_>>>()?.join("\n"))
-    }
 }
 
 impl ToolCall {

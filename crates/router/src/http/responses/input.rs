@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::http::content::Content;
 use crate::http::error::ApiError;
 
 /// What input is, to complete "input must be …".
@@ -27,20 +28,6 @@ pub(super) struct Item {
     name: Option<String>,
     arguments: Option<String>,
     output: Option<Content>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    r#type: String,
-    text: Option<String>,
-    refusal: Option<String>,
 }
 
 /// The turns as templates and Mistral's formats expect them, behind the instructions.
@@ -129,17 +116,8 @@ impl Item {
 }
 
 fn text(content: Option<Content>, what: &str) -> Result<String, String> {
-    let parts = match content.ok_or_else(|| format!("{what} is missing"))? {
-        Content::Text(text) => return Ok(text),
-        Content::Parts(parts) => parts,
-    };
-    let texts = parts.into_iter().map(|Part { r#type, text, refusal }| match r#type.as_str() {
-        "input_text" | "output_text" | "text" => text,
-        "refusal" => refusal,
-        _ => None,
-    });
-    let texts = texts.collect::<Option<Vec<_>>>();
-    Ok(texts.ok_or_else(|| format!("{what} must have text parts only"))?.join("\n"))
+    let content = content.ok_or_else(|| format!("{what} is missing"))?;
+    content.text().ok_or_else(|| format!("{what} must have text parts only"))
 }
 
 #[cfg(test)]
