@@ -26,6 +26,8 @@ pub(crate) struct Choices {
     turn: usize,
     /// Answers that have not ended.
     left: usize,
+    /// Nobody streams them.
+    held: bool,
 }
 
 /// One answer.
@@ -54,6 +56,7 @@ impl Choices {
                 each: 1,
                 turn: 0,
                 left: 1,
+                held: false,
             });
         }
         let numbered = prompts.iter().flat_map(|common| (0..each).map(move |number| (common, number)));
@@ -65,7 +68,7 @@ impl Choices {
             Slot::Opening(Box::pin(async move { Answer::open(&common, number, meter).await }))
         });
         let slots: Vec<_> = slots.collect();
-        let mut choices = Self { model, left: slots.len(), slots, each: each as usize, turn: 0 };
+        let mut choices = Self { model, left: slots.len(), slots, each: each as usize, turn: 0, held: false };
         poll_fn(|context| choices.poll_open(context)).await?;
         Ok(choices)
     }
@@ -105,9 +108,15 @@ impl Choices {
     fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let mut open = false;
         for slot in &mut self.slots {
-            open |= slot.poll_answer(context)?.is_ready();
+            open |= slot.poll_answer(context, false)?.is_ready();
         }
         if open { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Their client wants them whole.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+        (0..self.len()).filter_map(|at| self.answer(at)).for_each(Answer::hold);
     }
 
     /// The next delta of any answer, or an error, which ends them all; `None` after the last.
@@ -122,7 +131,7 @@ impl Choices {
         }
         for step in 0..self.slots.len() {
             let at = (self.turn + step) % self.slots.len();
-            let news = match self.slots[at].poll_answer(context) {
+            let news = match self.slots[at].poll_answer(context, self.held) {
                 Poll::Ready(Ok(answer)) => answer.poll_next(context),
                 Poll::Ready(Err(failure)) => Poll::Ready(Some(Err(failure))),
                 Poll::Pending => Poll::Pending,
@@ -183,10 +192,15 @@ impl Choices {
 }
 
 impl Slot {
-    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<&mut Answer, Failure>> {
+    fn poll_answer(&mut self, context: &mut Context<'_>, held: bool) -> Poll<Result<&mut Answer, Failure>> {
         if let Self::Opening(opening) = self {
             match opening.as_mut().poll(context) {
-                Poll::Ready(Ok(answer)) => *self = Self::Running(Box::new(answer)),
+                Poll::Ready(Ok(answer)) => {
+                    if held {
+                        answer.hold();
+                    }
+                    *self = Self::Running(Box::new(answer));
+                }
                 Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
                 Poll::Pending => return Poll::Pending,
             }

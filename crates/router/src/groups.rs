@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use galerne_dispatch::{Dispatcher, Ticket};
+use galerne_dispatch::{Choice, Dispatcher, Ticket};
 use galerne_tls::Client;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, ModelCard};
@@ -12,10 +12,8 @@ use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::failure::Failure;
-use crate::limits::{
-    CONNECT_MS_MAX, CONNECTION_WINDOW_BYTES, FLEET_MOVE_MS_MAX, PING_MS, PONG_MS_MAX, PROBE_MS,
-    STREAM_WINDOW_BYTES,
-};
+use crate::limits::{CONNECT_MS_MAX, FLEET_MOVE_MS_MAX, LINK_WINDOW_BYTES, PING_MS, PONG_MS_MAX, PROBE_MS};
+use crate::link::Link;
 use crate::standing::Standing;
 
 /// All groups. Cheap questions under one lock, which is never held across a wait.
@@ -31,6 +29,8 @@ struct State {
     dispatcher: Dispatcher,
     /// To leaders, by their addresses.
     channels: HashMap<String, Channel>,
+    /// To leaders, too: one stream for all requests of an epoch.
+    links: BTreeMap<GroupId, (Epoch, Arc<Link>)>,
     /// Groups whose leaders could not be reached, and the incarnation that could not.
     lost: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
@@ -45,9 +45,7 @@ pub(crate) struct Place {
     pub(crate) epoch: Epoch,
     /// What the group serves; its S is part of the numerics.
     pub(crate) model: ModelCard,
-    pub(crate) leader: EngineClient<Channel>,
-    /// The epoch's secret, which the leader wants to see.
-    pub(crate) secret: String,
+    pub(crate) link: Arc<Link>,
     ticket: Option<Ticket>,
     groups: Arc<Groups>,
 }
@@ -94,6 +92,7 @@ impl Groups {
             fleet: seen,
             dispatcher: Dispatcher::new(),
             channels: HashMap::new(),
+            links: BTreeMap::new(),
             lost: BTreeMap::new(),
             digests,
             tls,
@@ -109,22 +108,17 @@ impl Groups {
             let (health, (_, record)) = (group.serving()?, group.epoch.as_ref()?);
             Some((health.model.clone(), record.secret.clone()))
         });
-        let channel = state.channel(&choice.leader);
-        let (Some((card, secret)), Ok(channel)) = (served, channel) else {
-            tracing::warn!(group = %choice.group, leader = choice.leader, "a leader's address is no address");
+        let link = served.and_then(|(card, secret)| Some((card, state.link(&choice, secret)?)));
+        let Some((model, link)) = link else {
             state.dispatcher.finished(choice.ticket);
             state.dispatcher.lost(&choice.group, choice.epoch);
             return Err(Failure::NoGroup { model: model.to_owned() });
         };
-        let leader = EngineClient::new(channel)
-            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
         Ok(Place {
             group: choice.group,
             epoch: choice.epoch,
-            model: card,
-            leader,
-            secret,
+            model,
+            link,
             ticket: Some(choice.ticket),
             groups: self.clone(),
         })
@@ -254,6 +248,26 @@ impl State {
         let leads =
             |leader: &String| fleet.groups.values().any(|g| g.serving().is_some_and(|h| h.leader == *leader));
         self.channels.retain(|leader, _| leads(leader));
+        self.links.retain(|id, (epoch, _)| serving_epoch(&fleet, id) == Some(*epoch));
+    }
+
+    /// The stream to the leader of a choice; a new one where there is none, or where it has ended.
+    fn link(&mut self, choice: &Choice, secret: String) -> Option<Arc<Link>> {
+        let link =
+            self.links.get(&choice.group).filter(|(epoch, link)| *epoch == choice.epoch && !link.ended());
+        if let Some((_, link)) = link {
+            return Some(link.clone());
+        }
+        let channel = self.channel(&choice.leader);
+        let channel = channel.inspect_err(|_| {
+            tracing::warn!(group = %choice.group, leader = choice.leader, "a leader's address is no address");
+        });
+        let leader = EngineClient::new(channel.ok()?)
+            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        let link = Link::open(leader, choice.epoch, secret);
+        self.links.insert(choice.group.clone(), (choice.epoch, link.clone()));
+        Some(link)
     }
 
     /// The fleet as the dispatcher may see it: a leader's word does not count if its weights are not the ones that
@@ -298,8 +312,8 @@ fn endpoint(leader: &str) -> Result<Endpoint, tonic::transport::Error> {
         .http2_keep_alive_interval(PING_MS)
         .keep_alive_timeout(PONG_MS_MAX)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+        .initial_stream_window_size(LINK_WINDOW_BYTES)
+        .initial_connection_window_size(LINK_WINDOW_BYTES))
 }
 
 fn serving_epoch(fleet: &Fleet, id: &GroupId) -> Option<Epoch> {

@@ -25,6 +25,7 @@ mod grpc;
 mod http;
 mod inside;
 mod limits;
+mod link;
 mod loads;
 mod metrics;
 mod model;

@@ -92,12 +92,11 @@ pub(crate) const WRITE_BYTES_MAX: usize = 16 << 10;
 /// Time for the last errors to reach their clients after the grace of a shutdown is over.
 pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);
 
-/// Bytes that a leader may send ahead on one stream; what a slow reader costs here.
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// Bytes that a leader may send ahead on a connection: nobody who reads it waits for a client.
+pub(crate) const LINK_WINDOW_BYTES: u32 = 4 << 20;
 
-/// Bytes that a leader may send ahead on all streams of a connection together. It must exceed the windows of all
-/// streams that stand still at once, or the slow ones would hold up the others.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+/// Events of an answer that nobody streams which are gathered before it is looked at.
+pub(crate) const HELD_EVENTS_MAX: usize = 64;
 
 /// Seconds after which a refused client may try again.
 pub(crate) const RETRY_AFTER_S: u32 = 1;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! POST /v1/chat/completions ─┬─ tokenize
-//!                            └─ generate ── Engine.Run ── (the leader's spans)
+//!                            └─ generate ── run ── (the leader's spans)
 //! ```
 
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use galerne_telemetry::{SPANS, current, follow, number, traceparent};
 use galerne_types::FinishReason;
-use tonic::metadata::{Ascii, MetadataValue};
+use galerne_wire::v1;
 use tracing::{Instrument as _, Span, field, info_span};
 
 use crate::groups::Place;
@@ -136,8 +136,8 @@ impl AnswerSpan {
     }
 }
 
-/// The span of a call to a place's leader, which the call's metadata names.
-pub(crate) fn call<T>(request: &mut tonic::Request<T>, place: &Place) -> Span {
+/// The span of a request at a place's leader, which the request names.
+pub(crate) fn run(request: &mut v1::RunRequest, place: &Place) -> Span {
     let parent = current();
     if parent.is_none() {
         return parent;
@@ -145,14 +145,12 @@ pub(crate) fn call<T>(request: &mut tonic::Request<T>, place: &Place) -> Span {
     let span = info_span!(
         target: SPANS,
         parent: &parent,
-        "Engine.Run",
+        "run",
         otel.kind = "client",
         rpc.system = "grpc",
         galerne.group = %place.group,
         galerne.epoch = number(place.epoch.0),
     );
-    if let Some(value) = traceparent(&span).and_then(|named| named.parse::<MetadataValue<Ascii>>().ok()) {
-        request.metadata_mut().insert("traceparent", value);
-    }
+    request.traceparent = traceparent(&span).unwrap_or_default();
     span
 }

@@ -47,6 +47,11 @@ impl Detokenizer {
         Self { tokenizer, utf8, stop, skip_special, spelled_out: Vec::new(), pushed: 0, min_tokens: 0 }
     }
 
+    /// Whether a stop string may end the text.
+    pub fn may_stop(&self) -> bool {
+        !self.stop.is_empty()
+    }
+
     /// Stop strings that end within the first `min_tokens` tokens are text like any other.
     #[must_use]
     pub fn with_min_tokens(mut self, min_tokens: usize) -> Self {

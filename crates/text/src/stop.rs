@@ -57,6 +57,11 @@ pub(crate) struct StopScanner {
 }
 
 impl StopScanner {
+    /// Whether there is nothing to look for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.matchers.is_empty()
+    }
+
     /// Empty stop strings are ignored.
     pub(crate) fn new(stop: Vec<String>) -> Self {
         let matchers = stop.into_iter().filter(|s| !s.is_empty()).map(Matcher::new).collect();

@@ -30,8 +30,8 @@ pub const GRPC_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Requests that wait at one leader before it refuses more, unless a flag says otherwise.
 pub const WAITING_REQUESTS_MAX: u32 = 1024;
 
-/// Events that wait for one slow reader before its stream is ended with an error.
-pub const STREAM_EVENTS_MAX: usize = 4096;
+/// Events that wait for one slow reader before its stream is ended with an error: minutes of a fast model.
+pub const STREAM_EVENTS_MAX: usize = 16_384;
 
 /// Traced requests that one step names: the span of a step is linked to so many.
 pub const STEP_TRACES_MAX: usize = 8;

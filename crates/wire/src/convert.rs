@@ -183,8 +183,9 @@ impl v1::FinishReason {
 }
 
 impl v1::RunRequest {
-    /// The message that asks the leader of `epoch` for `request`; the leader gives it an id of its own.
-    pub fn new(epoch: types::Epoch, request: &types::Request) -> Self {
+    /// The message that asks for `request`. The stream that carries it gives it its id there; the leader
+    /// knows it under one of its own.
+    pub fn new(request: &types::Request) -> Self {
         let types::Request {
             id: _,
             tenant,
@@ -196,10 +197,10 @@ impl v1::RunRequest {
             stop_tokens,
             prompt_logprobs,
             grammar,
-            trace: _, // travels in the metadata
+            trace: _, // the caller names its own span
         } = request;
         Self {
-            epoch: epoch.0,
+            id: 0,
             prompt: prompt.clone(),
             first_index: *first_index,
             sampling: Some(sampling.into()),
@@ -209,6 +210,7 @@ impl v1::RunRequest {
             tenant: tenant.0,
             prompt_logprobs: *prompt_logprobs,
             grammar: grammar.as_ref().map(v1::Grammar::from),
+            traceparent: String::new(),
         }
     }
 
@@ -405,7 +407,7 @@ mod tests {
                 max_tokens: first_index + 5, min_tokens: 2, stop_tokens: vec![1, 2],
                 prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])), trace: None,
             };
-            let wire = v1::RunRequest::new(types::Epoch(3), &request);
+            let wire = v1::RunRequest::new(&request);
             prop_assert_eq!(wire.into_request(types::RequestId(7)), Ok(request));
         }
     }

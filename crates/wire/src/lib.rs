@@ -3,13 +3,12 @@
 //! The bytes on a wire are hostile: every conversion into a type checks what the type promises and says what is
 //! wrong, naming the field.
 
-mod blame;
 mod convert;
+mod failed;
 mod secret;
 
-pub use blame::{blamed, blaming};
 pub use convert::{WireError, check_sampling};
-pub use secret::{show_secret, shows_secret};
+pub use secret::{show_epoch, show_secret, shown_epoch, shows_secret};
 
 /// Generated messages, clients and servers.
 pub mod v1 {

@@ -1,5 +1,6 @@
-//! The epoch's secret in a request's metadata: who shows it can read the cluster's etcd.
+//! The epoch and its secret in a request's metadata: who shows the secret can read the cluster's etcd.
 
+use galerne_types::Epoch;
 use subtle::ConstantTimeEq as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status};
@@ -25,9 +26,30 @@ pub fn shows_secret<T>(request: &Request<T>, secret: &str) -> bool {
     secret.as_bytes().ct_eq(shown).into()
 }
 
+/// Metadata key that carries the epoch that a router believes in to a leader.
+const EPOCH_KEY: &str = "galerne-epoch";
+
+/// Puts the epoch that the caller believes in into a request's metadata.
+pub fn show_epoch<T>(request: &mut Request<T>, epoch: Epoch) {
+    request.metadata_mut().insert(EPOCH_KEY, MetadataValue::from(epoch.0));
+}
+
+/// The epoch that a request's caller believes in, if it says one.
+pub fn shown_epoch<T>(request: &Request<T>) -> Option<Epoch> {
+    request.metadata().get(EPOCH_KEY)?.to_str().ok()?.parse().ok().map(Epoch)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_epoch_is_shown() {
+        let mut request = Request::new(());
+        assert_eq!(shown_epoch(&request), None);
+        show_epoch(&mut request, Epoch(7));
+        assert_eq!(shown_epoch(&request), Some(Epoch(7)));
+    }
 
     #[test]
     fn only_the_right_secret_is_right() {

@@ -8,7 +8,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Cluster, client, start};
+use common::{Cluster, client, run, start};
 use futures_util::future::join_all;
 use galerne_types::{Epoch, Grammar, Health, Sampling};
 use galerne_wire::v1;
@@ -71,13 +71,13 @@ async fn step(
         let sampling = Sampling { temperature: 1.0, seed: round * 100 + index, ..Sampling::greedy() };
         let prompt: Vec<u32> = (0..16).map(|i| (100 + index * 50 + i * 7) as u32).collect();
         let mut request = cluster.request(health.epoch, &prompt, TOKENS);
-        request.get_mut().sampling = Some(v1::Sampling::from(&sampling));
-        request.get_mut().grammar = grammar.map(v1::Grammar::from);
-        request.get_mut().stop_tokens = if grammar.is_some() { vec![0, 2] } else { Vec::new() };
-        let mut stream = client(health).await.run(request).await.expect("an answer").into_inner();
+        request.run.sampling = Some(v1::Sampling::from(&sampling));
+        request.run.grammar = grammar.map(v1::Grammar::from);
+        request.run.stop_tokens = if grammar.is_some() { vec![0, 2] } else { Vec::new() };
+        let mut running = run(&client(health).await, request).await.expect("an answer");
         let mut times = Vec::new();
-        while let Some(event) = stream.message().await.expect("a token") {
-            if let Some(v1::run_event::Event::Token(_)) = event.event {
+        while let Some(event) = running.next().await.expect("a token") {
+            if let v1::run_event::Event::Token(_) = event {
                 times.push(Instant::now());
             }
         }

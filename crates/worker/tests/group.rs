@@ -7,13 +7,14 @@ mod preemption;
 mod structured;
 
 use authority::Authority;
-use common::{Cluster, PATIENCE, case, client, read, start, state};
+use common::{Asked, Cluster, PATIENCE, case, client, refused, run, start, state};
 use galerne_tls::{CLUSTER_NAME, ClusterFiles, cluster};
 use galerne_types::{Epoch, Fleet, RankState};
 use galerne_wire::show_secret;
 use galerne_wire::v1;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::rank_client::RankClient;
+use galerne_wire::v1::run_event::Event;
 use galerne_worker::{EXIT_CONFIG, KvSize};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
@@ -26,9 +27,9 @@ async fn gives_the_golden_tokens(hosts: [&str; 2]) {
     let ranks = [start(cluster.options(hosts[0], 0, 2)), start(cluster.options(hosts[1], 1, 2))];
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
-    let mut engine = client(&health).await;
-    let stream = engine.run(cluster.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
-    let (tokens, error) = read(stream).await;
+    let engine = client(&health).await;
+    let (tokens, error) =
+        run(&engine, cluster.request(health.epoch, &prompt, 32)).await.unwrap().read().await;
     assert!(error.is_none(), "{error:?}");
     assert_eq!(tokens, expected);
     for rank in &ranks {
@@ -58,15 +59,15 @@ async fn strangers_and_latecomers_are_refused() {
     let _ranks = [start(cluster.options("h", 0, 2)), start(cluster.options("h", 1, 2))];
     let health = cluster.serving(Epoch(0)).await;
     let mut engine = client(&health).await;
-    let stale = engine.run(cluster.request(Epoch(health.epoch.0 - 1), &[1], 1)).await.unwrap_err();
+    let stale = refused(&engine, cluster.request(Epoch(health.epoch.0 - 1), &[1], 1)).await;
     assert_eq!(stale.code(), Code::FailedPrecondition, "{stale}");
-    let unknown = cluster.request(health.epoch, &[1], 1).into_inner();
-    let unknown = engine.run(unknown).await.unwrap_err();
+    let unknown = Asked { secret: None, ..cluster.request(health.epoch, &[1], 1) };
+    let unknown = refused(&engine, unknown).await;
     assert_eq!(unknown.code(), Code::Unauthenticated, "{unknown}");
     let long = vec![1; CONTEXT_TOKENS as usize];
-    let long = engine.run(cluster.request(health.epoch, &long, 1)).await.unwrap_err();
+    let long = refused(&engine, cluster.request(health.epoch, &long, 1)).await;
     assert_eq!(long.code(), Code::InvalidArgument, "{long}");
-    let empty = engine.run(cluster.request(health.epoch, &[], 1)).await.unwrap_err();
+    let empty = refused(&engine, cluster.request(health.epoch, &[], 1)).await;
     assert_eq!(empty.code(), Code::InvalidArgument, "{empty}");
 
     let record = cluster.fleet.borrow().groups[&cluster.group].epoch.clone().unwrap().1;
@@ -78,10 +79,10 @@ async fn strangers_and_latecomers_are_refused() {
     let load = engine.load(ask).await.unwrap().into_inner().message().await.unwrap().unwrap();
     assert_eq!((load.running, load.waiting, load.kv_blocks), (0, 0, health.kv_blocks));
     let follower = &record.members[1];
-    let mut at_follower =
+    let at_follower =
         client(&galerne_types::Health { leader: follower.address.clone(), ..health.clone() }).await;
-    let refused = at_follower.run(cluster.request(health.epoch, &[1], 1)).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let elsewhere = refused(&at_follower, cluster.request(health.epoch, &[1], 1)).await;
+    assert_eq!(elsewhere.code(), Code::FailedPrecondition, "{elsewhere}");
 
     let mut rank = RankClient::connect(format!("http://{}", follower.address)).await.unwrap();
     let mut follow = async |secret: Option<&str>| {
@@ -104,24 +105,24 @@ async fn a_prompt_is_scored_before_the_first_token_which_tells_where_the_time_we
     // Longer than a step of 64 tokens: it is scored in two parts.
     let prompt: Vec<u32> = (0..100).map(|at| at * 37 % 1000).collect();
     let mut request = cluster.request(health.epoch, &prompt, 3);
-    request.get_mut().prompt_logprobs = Some(2);
-    let sampling = request.get_mut().sampling.as_mut().unwrap();
+    request.run.prompt_logprobs = Some(2);
+    let sampling = request.run.sampling.as_mut().unwrap();
     (sampling.presence_penalty, sampling.repetition_penalty) = (0.5, Some(1.2));
-    let mut engine = client(&health).await;
-    let mut stream = engine.run(request).await.unwrap().into_inner();
+    let engine = client(&health).await;
+    let mut running = run(&engine, request).await.unwrap();
     let (mut scored, mut tokens) = (vec![prompt[0]], 0);
-    while let Some(event) = stream.message().await.unwrap() {
-        match event.event.unwrap() {
-            v1::run_event::Event::Scored(v1::Scored { position, scores }) => {
+    while let Some(event) = running.next().await.unwrap() {
+        match event {
+            Event::Scored(v1::Scored { position, scores }) => {
                 assert_eq!((position as usize, tokens), (scored.len(), 0));
                 assert!(scores.iter().all(|score| score.top.len() == 2 && score.logprob < 0.0));
                 scored.extend(scores.iter().map(|score| score.id));
             }
-            v1::run_event::Event::Token(token) => {
+            Event::Token(token) => {
                 assert_eq!(token.timing.is_some(), tokens == 0);
                 tokens += 1;
             }
-            v1::run_event::Event::Finished(_) => {}
+            Event::Finished(_) | Event::Failed(_) => {}
         }
     }
     assert_eq!((scored, tokens), (prompt, 3));
@@ -135,13 +136,13 @@ async fn a_client_that_leaves_makes_room_for_the_next() {
     let _rank = start(options);
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
-    let mut engine = client(&health).await;
+    let engine = client(&health).await;
     let all = cluster.request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
-    let mut greedy = engine.run(all).await.unwrap().into_inner();
-    greedy.message().await.unwrap().expect("a first token");
-    let next = engine.run(cluster.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
+    let mut greedy = run(&engine, all).await.unwrap();
+    greedy.next().await.unwrap().expect("a first token");
+    let next = run(&engine, cluster.request(health.epoch, &prompt, 32)).await.unwrap();
     drop(greedy);
-    assert_eq!(read(next).await.0, expected);
+    assert_eq!(next.read().await.0, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,13 +152,13 @@ async fn a_lost_follower_ends_the_streams_and_the_group_forms_again() {
     let follower = start(cluster.options("h", 1, 2));
     let health = cluster.serving(Epoch(0)).await;
     let (prompt, expected) = case();
-    let mut engine = client(&health).await;
+    let engine = client(&health).await;
     let long = cluster.request(health.epoch, &prompt, CONTEXT_TOKENS - prompt.len() as u32);
-    let mut stream = engine.run(long).await.unwrap().into_inner();
-    stream.message().await.unwrap().expect("a first token");
+    let mut running = run(&engine, long).await.unwrap();
+    running.next().await.unwrap().expect("a first token");
     cluster.kill(follower).await;
     let status = loop {
-        match stream.message().await {
+        match running.next().await {
             Ok(Some(_)) => {}
             Ok(None) => panic!("the stream ended without a word"),
             Err(status) => break status,
@@ -170,8 +171,8 @@ async fn a_lost_follower_ends_the_streams_and_the_group_forms_again() {
     let _restarted = start(cluster.options("h", 1, 2));
     let again = cluster.serving(health.epoch).await;
     assert_eq!(again.leader, health.leader);
-    let stream = engine.run(cluster.request(again.epoch, &prompt, 32)).await.unwrap().into_inner();
-    assert_eq!(read(stream).await.0, expected);
+    let (tokens, _) = run(&engine, cluster.request(again.epoch, &prompt, 32)).await.unwrap().read().await;
+    assert_eq!(tokens, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,17 +216,19 @@ async fn ranks_and_callers_of_one_authority_work_together_and_others_are_refused
     let (prompt, expected) = case();
 
     let (_, client) = cluster(&member).unwrap();
-    let mut engine = EngineClient::new(endpoint().connect_with_connector(client.dialer()).await.unwrap());
-    let stream = engine.run(store.request(health.epoch, &prompt, 32)).await.unwrap().into_inner();
-    assert_eq!(read(stream).await.0, expected);
+    let engine = EngineClient::new(endpoint().connect_with_connector(client.dialer()).await.unwrap());
+    let (tokens, _) = run(&engine, store.request(health.epoch, &prompt, 32)).await.unwrap().read().await;
+    assert_eq!(tokens, expected);
 
     let (_, stranger) = cluster(&files(&theirs)).unwrap();
     assert!(endpoint().connect_with_connector(stranger.dialer()).await.is_err());
     // Who speaks in the open is not understood.
     let open = endpoint().timeout(PATIENCE).connect().await;
-    let refused = match open {
-        Ok(channel) => EngineClient::new(channel).run(store.request(health.epoch, &prompt, 1)).await.is_err(),
+    let not_understood = match open {
+        Ok(channel) => {
+            run(&EngineClient::new(channel), store.request(health.epoch, &prompt, 1)).await.is_err()
+        }
         Err(_) => true,
     };
-    assert!(refused);
+    assert!(not_understood);
 }

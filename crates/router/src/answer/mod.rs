@@ -168,6 +168,13 @@ impl Answer {
         })
     }
 
+    /// Its client wants it whole: it is looked at less often, unless its end depends on the text.
+    pub(crate) fn hold(&self) {
+        if let Some(run) = self.run.as_ref().filter(|_| !self.detokenizer.may_stop()) {
+            run.hold();
+        }
+    }
+
     /// What the answering group serves.
     pub(crate) fn card(&self) -> &ModelCard {
         &self.card
@@ -221,10 +228,12 @@ impl Answer {
             self.progress.router.groups.lost(&run.place); // for the requests to come; this one may not start over yet
         }
         let delta = match event {
-            Ok(Event::Token(_)) if self.silent => Ok(Delta::end(FinishReason::Length)),
-            Ok(Event::Token(token)) => self.token(token),
-            Ok(Event::Finished(reason)) => self.finished(reason),
-            Ok(Event::Scored(_)) => Err(Failure::Engine("it scored the prompt behind a token".to_owned())),
+            Ok((_, Event::Token(_))) if self.silent => Ok(Delta::end(FinishReason::Length)),
+            Ok((came, Event::Token(token))) => self.token(token, came),
+            Ok((_, Event::Finished(reason))) => self.finished(reason),
+            Ok((_, Event::Scored(_) | Event::Failed(_))) => {
+                Err(Failure::Engine("it scored the prompt behind a token".to_owned()))
+            }
             Err(trouble) => Err(self.progress.failure(trouble)),
         };
         match &delta {
@@ -236,7 +245,7 @@ impl Answer {
         Poll::Ready(Some(delta))
     }
 
-    fn token(&mut self, token: v1::RunToken) -> Result<Delta, Failure> {
+    fn token(&mut self, token: v1::RunToken, came: Instant) -> Result<Delta, Failure> {
         let (index, expected) = (token.index as usize, self.progress.tokens.len());
         let timing = token.timing;
         let token: TokenOut = token.token.unwrap_or_default().into();
@@ -244,7 +253,7 @@ impl Answer {
             return Err(Failure::Engine(format!("it sent token {index} where token {expected} was due")));
         }
         self.progress.tokens.push(token.id);
-        self.meter.token(timing);
+        self.meter.token(timing, came);
         self.caller.used(1);
         self.passage.token();
         if self.progress.request.stop_tokens.contains(&token.id) {
@@ -295,7 +304,7 @@ impl Progress {
         let due = Instant::now() + first_token_s_max;
         for _ in 0..ATTEMPTS_MAX {
             let place = groups.place(&self.model.name)?;
-            let mut request = v1::RunRequest::new(place.epoch, &self.request);
+            let mut request = v1::RunRequest::new(&self.request);
             request.prompt.extend(&self.tokens);
             request.first_index = self.tokens.len() as u32;
             match Run::open(place, request, due, next_token_s_max).await {

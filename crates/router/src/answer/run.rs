@@ -1,27 +1,28 @@
 //! A request at a leader: what is sent there, what comes back, and when it is not waited for any longer.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::Stream;
 use galerne_types::TokenOut;
+use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event;
-use galerne_wire::{blamed, show_secret, v1};
-use tokio::time::{Instant, Sleep, sleep, timeout_at};
-use tonic::{Code, Status, Streaming};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Code, Status};
 use tracing::Span;
 
 use crate::failure::Failure;
 use crate::groups::Place;
+use crate::link::{Letters, News};
 use crate::trace;
 
 /// A request at a leader. Dropping it cancels the request there.
 pub(super) struct Run {
     pub(super) place: Place,
-    events: Streaming<v1::RunEvent>,
+    letters: Letters,
     /// The first event behind the prompt's scores, which was awaited before the leader was believed in.
-    first: Option<Event>,
+    first: Option<News>,
     /// What came of the prompt's log probabilities, from its second token on.
     pub(super) scores: Vec<TokenOut>,
     silence: Silence,
@@ -29,13 +30,11 @@ pub(super) struct Run {
     _span: Span,
 }
 
-/// Ends a wait for news that do not come. One timer a request, not one an event: it is only looked at when it rings,
-/// and so a leader is given up after one to two times the limit.
+/// Ends a wait for news that do not come. One timer a request, not one an event: it is only looked at when it rings.
 struct Silence {
     timer: Pin<Box<Sleep>>,
-    s_max: Duration,
-    /// There were news since it was set.
-    broken: bool,
+    /// How long after any news it rings; `None` until the first token, which has its own time.
+    patience: Option<Duration>,
 }
 
 /// Why a leader did not go on.
@@ -56,64 +55,63 @@ impl Run {
     /// Sends a request to its place's leader and waits for the first token, until it is due; afterwards, it may be silent
     /// for so long. The place comes back with a trouble.
     pub(super) async fn open(
-        mut place: Place,
-        request: v1::RunRequest,
+        place: Place,
+        mut request: v1::RunRequest,
         due: Instant,
         silence_s_max: Duration,
     ) -> Result<Self, (Trouble, Place)> {
         let prompt_tokens = request.prompt.len();
-        let mut request = tonic::Request::new(request);
-        if let Err(status) = show_secret(&mut request, &place.secret) {
-            return Err((Trouble::of(&status), place));
-        }
-        let span = trace::call(&mut request, &place);
-        let begun = async {
-            let mut events =
-                place.leader.run(request).await.map_err(|status| Trouble::of(&status))?.into_inner();
-            let mut scores = Vec::new();
-            loop {
-                match Trouble::sort(events.message().await)? {
-                    Event::Scored(scored) => add_scores(&mut scores, scored, prompt_tokens)?,
-                    first => return Ok((events, scores, first)),
+        let span = trace::run(&mut request, &place);
+        let letters = place.link.send(request);
+        let silence = Silence { timer: Box::pin(sleep_until(due)), patience: None };
+        let mut run = Self { place, letters, first: None, scores: Vec::new(), silence, _span: span };
+        loop {
+            match poll_fn(|context| run.poll_next(context)).await {
+                Ok((_, Event::Scored(scored))) => {
+                    if let Err(trouble) = add_scores(&mut run.scores, scored, prompt_tokens) {
+                        return Err((trouble, run.place));
+                    }
                 }
+                Ok(first) => {
+                    run.silence.timer.as_mut().reset(first.0 + silence_s_max);
+                    run.silence.patience = Some(silence_s_max);
+                    run.first = Some(first);
+                    return Ok(run);
+                }
+                Err(trouble) => return Err((trouble, run.place)),
             }
-        };
-        match timeout_at(due, begun).await.unwrap_or(Err(Trouble::Due)) {
-            Ok((events, scores, first)) => {
-                let silence =
-                    Silence { timer: Box::pin(sleep(silence_s_max)), s_max: silence_s_max, broken: false };
-                Ok(Self { place, events, first: Some(first), scores, silence, _span: span })
-            }
-            Err(trouble) => Err((trouble, place)),
         }
     }
 
-    /// The next event.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Event, Trouble>> {
+    /// The next event, and when it came.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<News, Trouble>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Ok(first));
         }
-        match Pin::new(&mut self.events).poll_next(context) {
-            Poll::Ready(event) => {
-                self.silence.broken = true;
-                Poll::Ready(Trouble::sort(event.transpose()))
-            }
-            Poll::Pending => {
-                ready!(self.silence.poll(context));
-                Poll::Ready(Err(Trouble::Silent))
-            }
+        match self.letters.poll(context) {
+            Poll::Ready(Ok((_, Event::Failed(failed)))) => Poll::Ready(Err(Trouble::said(failed))),
+            Poll::Ready(Ok(news)) => Poll::Ready(Ok(news)),
+            Poll::Ready(Err(status)) => Poll::Ready(Err(Trouble::of(&status))),
+            Poll::Pending => Poll::Ready(Err(ready!(self.silence.poll(&self.letters, context)))),
         }
+    }
+
+    /// Its client wants the whole answer: single events are not worth being told of.
+    pub(super) fn hold(&self) {
+        self.letters.hold();
     }
 }
 
 impl Silence {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, letters: &Letters, context: &mut Context<'_>) -> Poll<Trouble> {
         loop {
             ready!(self.timer.as_mut().poll(context));
-            if !std::mem::take(&mut self.broken) {
-                return Poll::Ready(());
+            let Some(patience) = self.patience else { return Poll::Ready(Trouble::Due) };
+            let rings = letters.heard() + patience;
+            if rings <= self.timer.deadline() {
+                return Poll::Ready(Trouble::Silent);
             }
-            self.timer.as_mut().reset(Instant::now() + self.s_max);
+            self.timer.as_mut().reset(rings);
         }
     }
 }
@@ -131,28 +129,24 @@ fn add_scores(all: &mut Vec<TokenOut>, scored: v1::Scored, prompt_tokens: usize)
 }
 
 impl Trouble {
-    /// The event in what a leader's stream gave.
-    fn sort(event: Result<Option<v1::RunEvent>, Status>) -> Result<Event, Self> {
-        match event {
-            Ok(Some(v1::RunEvent { event: Some(event) })) => Ok(event),
-            Ok(Some(v1::RunEvent { event: None })) => {
-                Err(Self::Final(Failure::Engine("it sent an event that says nothing".to_owned())))
-            }
-            Ok(None) => Err(Self::Lost), // a leader ends a stream with an event or a status
-            Err(status) => Err(Self::of(&status)),
-        }
-    }
-
+    /// What the end of all news means.
     fn of(status: &Status) -> Self {
-        let message = status.message().to_owned();
         if std::error::Error::source(status).is_some() {
             return Self::Lost; // the transport failed; no leader said this
         }
+        Self::said(status.clone().into())
+    }
+
+    /// What a leader said.
+    fn said(failed: v1::Failed) -> Self {
+        let field = failed.blames();
+        let status = failed.status();
+        let message = status.message().to_owned();
         match status.code() {
             Code::Unavailable => Self::Lost,
             Code::FailedPrecondition => Self::Stale,
             Code::ResourceExhausted => Self::Final(Failure::Overloaded(message)),
-            Code::InvalidArgument => Self::Final(Failure::Invalid { field: blamed(status), message }),
+            Code::InvalidArgument => Self::Final(Failure::Invalid { field, message }),
             Code::Aborted => Self::Final(Failure::TooSlow { tokens: 0 }),
             _ => Self::Final(Failure::Engine(message)),
         }

@@ -46,6 +46,7 @@ impl Call {
 pub(super) async fn gather(choices: &mut Choices, calls: &Calls, ids: Ids) -> Result<Vec<Gathered>, Failure> {
     let mut all: Vec<_> = (0..choices.len()).map(|_| Gathered::default()).collect();
     let mut shapers = (0..choices.len()).map(|_| Shaper::new(calls, ids)).collect::<Result<Vec<_>, _>>()?;
+    choices.hold();
     while let Some(news) = choices.next().await {
         let (at, delta) = news?;
         all[at].add(shapers[at].push(delta)?);

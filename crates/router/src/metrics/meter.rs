@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use galerne_types::FinishReason;
 use galerne_wire::v1;
+use tokio::time::Instant;
 use tracing::Span;
 
 use super::model::ModelMetrics;
@@ -85,9 +86,8 @@ impl Meter {
         self.span.prompt(tokens);
     }
 
-    /// A token has come; with the first, the leader tells where the time went.
-    pub(crate) fn token(&mut self, timing: Option<v1::Timing>) {
-        let now = Instant::now();
+    /// A token came at that time; with the first, the leader tells where the time went.
+    pub(crate) fn token(&mut self, timing: Option<v1::Timing>, now: Instant) {
         if self.first_token.is_none() {
             (self.first_token, self.timing) = (Some(now), timing);
             let after_s = (now - self.began).as_secs_f64();

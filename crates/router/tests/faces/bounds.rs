@@ -223,7 +223,7 @@ fn told(reply: &Reply, says: &str) {
 #[tokio::test]
 async fn a_full_queue_is_the_same_on_every_face() {
     let full = "1024 requests are waiting already: retry later";
-    let leader = Leader::start(vec![Act::Fail(Status::resource_exhausted(full))]).await;
+    let leader = Leader::start(vec![Act::Fail(Status::resource_exhausted(full).into())]).await;
     let stage = Stage::with(&[&leader]).await;
     refused_everywhere(&stage, "overloaded", "OVERLOADED", full).await;
 }

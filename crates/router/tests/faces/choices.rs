@@ -103,7 +103,8 @@ async fn choices_end_together() {
     for _ in 0..3 {
         patiently(leader.cancelled.recv()).await.unwrap();
     }
-    leader.play(vec![Act::Fail(tonic::Status::resource_exhausted("1024 requests are waiting already"))]);
+    leader
+        .play(vec![Act::Fail(tonic::Status::resource_exhausted("1024 requests are waiting already").into())]);
     let reply = stage.post(TEXT, &json!({ "prompt": "x", "n": 3, "stream": true })).await;
     assert_eq!(reply.status, 429, "{reply:?}");
 }

@@ -94,14 +94,13 @@ async fn a_leader_that_dies_after_the_first_token_ends_the_answer_with_one_error
 
 #[tokio::test]
 async fn a_stale_epoch_is_tried_again_when_the_fleet_has_moved() {
-    let mut leader = Leader::start(vec![Act::Fail(Status::failed_precondition("another epoch"))]).await;
+    let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    leader.lead(8);
     let stage = Stage::with(&[&leader]).await;
     let connection = stage.start(TEXT, &json!({ "prompt": "x" })).await;
-    assert_eq!(patiently(leader.requests.recv()).await.unwrap().epoch, 7);
-    leader.play(tokens(&ids("Anon"), FinishReason::Stop));
+    assert_eq!(patiently(leader.refused.recv()).await, Some(7));
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
     assert_eq!(connection.rest().await.json()["choices"][0]["text"], "Anon");
-    assert_eq!(patiently(leader.requests.recv()).await.unwrap().epoch, 8);
 }
 
 #[tokio::test]
@@ -114,7 +113,7 @@ async fn a_leaders_refusal_keeps_its_meaning() {
         (Status::aborted("too slow"), 408, "invalid_request_error"),
         (Status::internal("a bug"), 500, "server_error"),
     ] {
-        leader.play(vec![Act::Fail(refusal)]);
+        leader.play(vec![Act::Fail(refusal.into())]);
         let reply = stage.post(TEXT, &json!({ "prompt": "x", "stream": true })).await;
         assert_eq!((reply.status, &reply.json()["error"]["type"]), (status, &json!(kind)));
         assert_eq!(reply.head.contains("retry-after"), status == 429);

@@ -204,7 +204,7 @@ async fn grammars_scores_and_stop_strings_travel_both_ways() {
 #[tokio::test]
 async fn errors_say_the_same_to_programs() {
     let leader =
-        Leader::start(vec![Act::Fail(Status::resource_exhausted("1024 requests are waiting"))]).await;
+        Leader::start(vec![Act::Fail(Status::resource_exhausted("1024 requests are waiting").into())]).await;
     let stage = Stage::with(&[&leader]).await;
     let text = || asked(Prompt::Text("x".to_owned()));
     let hot = Some(Sampling { temperature: Some(-1.0), ..Default::default() });

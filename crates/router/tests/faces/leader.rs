@@ -1,17 +1,21 @@
 //! A leader that plays a script instead of running a model.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use galerne_wire::v1;
+use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_server::{Engine, EngineServer};
 use galerne_wire::v1::run_event::Event;
 use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// The secret of every epoch here.
 pub(crate) const SECRET: &str = "5ec2e7";
@@ -27,8 +31,8 @@ pub(crate) enum Act {
     Score(u32, Vec<v1::Token>),
     /// Sends a finished event.
     Finish(v1::FinishReason),
-    /// Ends the stream with a status.
-    Fail(Status),
+    /// Ends the stream with an error.
+    Fail(v1::Failed),
     /// Waits for a permit of this semaphore; one without permits waits for ever.
     Wait(Arc<Semaphore>),
 }
@@ -40,8 +44,9 @@ pub(crate) struct Leader {
     pub(crate) requests: mpsc::UnboundedReceiver<v1::RunRequest>,
     /// One message for each stream that was dropped before its script's end.
     pub(crate) cancelled: mpsc::UnboundedReceiver<()>,
-    /// Acts done, of all requests.
-    pub(crate) acts: Arc<AtomicU64>,
+    /// One message for each stream that a router opened in the belief in another epoch.
+    pub(crate) refused: mpsc::UnboundedReceiver<u64>,
+    epoch: Arc<AtomicU64>,
     script: Arc<Mutex<Vec<Act>>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -57,8 +62,10 @@ impl Leader {
         let (requests, seen) = mpsc::unbounded_channel();
         let (dropped, cancelled) = mpsc::unbounded_channel();
         let script = Arc::new(Mutex::new(script));
-        let acts = Arc::new(AtomicU64::new(0));
-        let service = Service { script: script.clone(), requests, dropped, acts: acts.clone() };
+        let (refusing, refused) = mpsc::unbounded_channel();
+        let epoch = Arc::new(AtomicU64::new(7));
+        let player = Player { script: script.clone(), requests, dropped };
+        let service = Service { player: Arc::new(player), epoch: epoch.clone(), refusing };
         let bound = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::bind(address).await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -68,11 +75,16 @@ impl Leader {
             address
         });
         let address = bound.await.unwrap().to_string();
-        Self { address, requests: seen, cancelled, acts, script, runtime: Some(runtime) }
+        Self { address, requests: seen, cancelled, refused, epoch, script, runtime: Some(runtime) }
     }
 
     pub(crate) fn play(&self, script: Vec<Act>) {
         *self.script.lock().unwrap() = script;
+    }
+
+    /// Leads this epoch from now on; 7 in the beginning.
+    pub(crate) fn lead(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
     }
 
     pub(crate) fn die(&mut self) {
@@ -89,10 +101,16 @@ impl Drop for Leader {
 }
 
 struct Service {
+    player: Arc<Player>,
+    epoch: Arc<AtomicU64>,
+    refusing: mpsc::UnboundedSender<u64>,
+}
+
+/// What all links share.
+struct Player {
     script: Arc<Mutex<Vec<Act>>>,
     requests: mpsc::UnboundedSender<v1::RunRequest>,
     dropped: mpsc::UnboundedSender<()>,
-    acts: Arc<AtomicU64>,
 }
 
 /// Tells when it is dropped before it was disarmed.
@@ -106,33 +124,29 @@ impl Drop for Guard {
     }
 }
 
-#[tonic::async_trait]
-impl Engine for Service {
-    type RunStream = Pin<Box<dyn Stream<Item = Result<v1::RunEvent, Status>> + Send>>;
-
-    async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
+impl Player {
+    /// Plays the script for one request.
+    fn play(&self, request: v1::RunRequest) -> BoxStream<'static, v1::RunEvent> {
         let script = self.script.lock().unwrap().clone(); // before the test hears of it, and plays another one
-        let request = request.into_inner();
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed).unwrap_or(0) as usize;
+        let id = request.id;
         let _ = self.requests.send(request);
-        let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())), self.acts.clone());
-        let events = stream::unfold(state, move |(mut script, mut index, mut guard, acts)| async move {
+        let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())));
+        let events = stream::unfold(state, move |(mut script, mut index, mut guard)| async move {
             loop {
-                acts.fetch_add(1, Ordering::Relaxed);
                 let act = match script.next() {
                     Some(Act::Seeded(tokens)) => Some(Act::Token(tokens[seed].clone())),
                     act => act,
                 };
-                let item = match act {
+                let event = match act {
                     Some(Act::Token(token)) => {
                         index += 1;
-                        Ok(Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None }))
+                        Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None })
                     }
                     Some(Act::Seeded(_)) => unreachable!("turned into a token above"),
-                    Some(Act::Score(position, scores)) => Ok(Event::Scored(v1::Scored { position, scores })),
-                    Some(Act::Finish(reason)) => Ok(Event::Finished(reason.into())),
-                    Some(Act::Fail(status)) => Err(status),
+                    Some(Act::Score(position, scores)) => Event::Scored(v1::Scored { position, scores }),
+                    Some(Act::Finish(reason)) => Event::Finished(reason.into()),
+                    Some(Act::Fail(failed)) => Event::Failed(failed),
                     Some(Act::Wait(gate)) => {
                         gate.acquire().await.unwrap().forget();
                         continue;
@@ -142,11 +156,48 @@ impl Engine for Service {
                         return None;
                     }
                 };
-                let item = item.map(|event| v1::RunEvent { event: Some(event) });
-                return Some((item, (script, index, guard, acts)));
+                return Some((v1::RunEvent { id, event: Some(event) }, (script, index, guard)));
             }
         });
-        Ok(Response::new(events.boxed()))
+        events.boxed()
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for Service {
+    type ServeStream = BoxStream<'static, Result<v1::News, Status>>;
+
+    async fn serve(
+        &self,
+        request: Request<Streaming<v1::Ask>>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
+        let epoch = galerne_wire::shown_epoch(&request).expect("a router says which epoch it believes in").0;
+        if epoch != self.epoch.load(Ordering::Relaxed) {
+            let _ = self.refusing.send(epoch);
+            return Err(Status::failed_precondition("another epoch"));
+        }
+        let (player, mut asks) = (self.player.clone(), request.into_inner());
+        let (news, told) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut plays = HashMap::new();
+            while let Ok(Some(v1::Ask { ask: Some(ask) })) = asks.message().await {
+                match ask {
+                    Ask::Run(request) => {
+                        let (id, news, mut play) = (request.id, news.clone(), player.play(request));
+                        let play = tokio::spawn(async move {
+                            while let Some(event) = play.next().await {
+                                let _ = news.send(Ok(v1::News { events: vec![event] }));
+                                tokio::task::yield_now().await; // a step lies between two tokens
+                            }
+                        });
+                        plays.insert(id, AbortOnDropHandle::new(play));
+                    }
+                    Ask::Cancel(id) => drop(plays.remove(&id)),
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(told).boxed()))
     }
 
     type LoadStream = stream::Pending<Result<v1::LoadReport, Status>>;

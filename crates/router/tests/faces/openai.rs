@@ -39,7 +39,7 @@ async fn a_chat_is_answered_whole() {
     });
     assert_eq!(body["usage"], usage);
     let request = patiently(leader.requests.recv()).await.unwrap();
-    assert_eq!((request.epoch, request.first_index, request.prompt), (7, 0, prompt));
+    assert_eq!((request.first_index, request.prompt), (0, prompt));
     assert_eq!((request.max_tokens as usize, request.min_tokens), (2048 - asked, 0));
     assert_eq!(request.stop_tokens, [2]);
     let sampling = request.sampling.unwrap();

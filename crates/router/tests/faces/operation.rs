@@ -70,7 +70,7 @@ async fn requests_are_counted_as_vllm_counts_them() {
     let stage = Stage::with(&[&leader]).await;
     let body = json!({ "prompt": [5, 6, 7], "n": 3, "max_tokens": 9 });
     assert_eq!(stage.post("/v1/completions", &body).await.status, 200);
-    leader.play(vec![Act::Fail(tonic::Status::invalid_argument("no"))]);
+    leader.play(vec![Act::Fail(tonic::Status::invalid_argument("no").into())]);
     assert_eq!(stage.post("/v1/completions", &body).await.status, 400, "refused by the leader");
     let wrong = json!({ "prompt": [5, 6, 7], "min_tokens": 4000 });
     assert_eq!(stage.post("/v1/completions", &wrong).await.status, 400, "refused by the router");

@@ -172,7 +172,7 @@ async fn a_format_is_a_grammar_and_what_is_not_served_is_refused() {
 
 #[tokio::test]
 async fn a_stream_that_fails_says_so_in_an_event() {
-    let lost = Act::Fail(tonic::Status::internal("gone"));
+    let lost = Act::Fail(tonic::Status::internal("gone").into());
     let leader = Leader::start(vec![Act::Token(token(ids("But")[0])), lost]).await;
     let stage = Stage::with(&[&leader]).await;
     let events = events(&stage.post(PATH, &ask(&json!({ "stream": true }))).await);

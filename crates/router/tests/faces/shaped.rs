@@ -1,7 +1,7 @@
 //! Answers that must have a shape: tools, schemas, grammars; and conversations that hold calls.
 
-use galerne_wire::v1::FinishReason;
 use galerne_wire::v1::grammar::Grammar;
+use galerne_wire::v1::{Failed, FinishReason};
 use serde_json::{Value, json};
 
 use crate::leader::{Act, Leader, tokens};
@@ -114,13 +114,13 @@ async fn what_an_answer_must_be_reaches_the_leader() {
         assert_eq!(request.grammar.unwrap().grammar, Some(expected));
     }
     let wrong = tonic::Status::invalid_argument("the schema is wrong at /properties/a");
-    leader.play(vec![Act::Fail(galerne_wire::blaming(wrong, "grammar"))]);
+    leader.play(vec![Act::Fail(Failed::from(wrong).about("grammar"))]);
     let reply = stage.post(CHAT, &chat(&json!({ "guided_json": schema }))).await;
     let error = &reply.json()["error"];
     assert_eq!((reply.status, &error["param"]), (400, &json!("guided_json")), "{error}");
     assert!(error["message"].as_str().unwrap().contains("/properties/a"));
     let large = tonic::Status::invalid_argument("the request can need 9 KV blocks, but the group has 8");
-    leader.play(vec![Act::Fail(galerne_wire::blaming(large, "max_tokens"))]);
+    leader.play(vec![Act::Fail(Failed::from(large).about("max_tokens"))]);
     let reply = stage.post(CHAT, &chat(&json!({ "guided_json": schema }))).await;
     assert_eq!(reply.json()["error"]["param"], "max_tokens", "not the grammar is too large");
     let long = "x".repeat((256 << 10) + 1);

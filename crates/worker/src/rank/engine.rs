@@ -1,31 +1,48 @@
-//! The face towards routers: `Engine.Run` and `Engine.Load`, at the leader.
+//! The face towards routers: `Engine.Serve` and `Engine.Load`, at the leader.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use futures_util::stream::{self, BoxStream, StreamExt as _};
+use futures_util::future::{AbortHandle, Abortable, BoxFuture};
+use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use galerne_grammar::Constraint;
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
-use galerne_wire::{blaming, shows_secret, v1};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::{ReceiverStream, WatchStream};
-use tonic::{Request, Response, Status};
+use galerne_wire::v1::ask::Ask;
+use galerne_wire::{shown_epoch, shows_secret, v1};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::door::Door;
 use super::grammars::{Counts, Grammars};
-use super::streams::{self, RunItem, StreamSender, lost};
+use super::link::{LinkReceiver, LinkSender, link};
+use super::streams::{lost, request_id};
 use super::trace::Traced;
 
-/// Calls that wait for the leader's loop before more are refused.
+/// Calls that wait for the leader's loop before routers are not listened to.
 pub(crate) const CALLS_MAX: usize = 256;
+
+/// What the leader's loop hears of a router.
+#[derive(Debug)]
+pub(crate) enum Call {
+    Run(Box<Run>),
+    /// Nobody waits for it any more.
+    Cancel(RequestId),
+    /// The router of the link with that number.
+    Left(u32),
+}
 
 /// A request on its way to the leader's loop.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct Run {
     pub(crate) request: RunRequest,
     /// What its grammar was compiled to, if it has one.
     pub(crate) constraint: Option<Box<Constraint>>,
-    pub(crate) stream: StreamSender,
-    pub(crate) verdict: oneshot::Sender<Result<(), Refusal>>,
+    /// Where its events go.
+    pub(crate) link: LinkSender,
+    /// Its spans, if it is traced.
+    pub(crate) traced: Option<Box<Traced>>,
 }
 
 /// The leader's loop of one epoch, as seen from outside.
@@ -41,21 +58,22 @@ pub(crate) struct Inbox {
 /// The service: open while this rank leads a ready group.
 pub(crate) struct EngineService {
     door: Door<Inbox>,
-    grammars: Grammars,
-    next_id: AtomicU64,
+    grammars: Arc<Grammars>,
+    next_link: AtomicU32,
 }
 
 impl EngineService {
     pub(crate) fn new(door: Door<Inbox>, grammars: Grammars) -> Self {
-        Self { door, grammars, next_id: AtomicU64::new(1) }
+        Self { door, grammars: Arc::new(grammars), next_link: AtomicU32::new(1) }
     }
 
     /// The epoch under way, for callers who know it and its secret.
-    fn enter<T>(&self, request: &Request<T>, epoch: u64) -> Result<Inbox, Status> {
+    fn enter<T>(&self, request: &Request<T>, epoch: Option<Epoch>) -> Result<Inbox, Status> {
         let inbox =
             self.door.enter().ok_or_else(|| Status::failed_precondition("this rank leads no group"))?;
-        if epoch != inbox.epoch.0 {
-            let says = format!("this rank leads epoch {}, not {epoch}", inbox.epoch.0);
+        let epoch = epoch.ok_or_else(|| Status::invalid_argument("the call says no epoch"))?;
+        if epoch != inbox.epoch {
+            let says = format!("this rank leads epoch {}, not {}", inbox.epoch.0, epoch.0);
             return Err(Status::failed_precondition(says));
         }
         if !shows_secret(request, &inbox.secret) {
@@ -67,37 +85,29 @@ impl EngineService {
 
 #[tonic::async_trait]
 impl v1::engine_server::Engine for EngineService {
-    type RunStream = ReceiverStream<RunItem>;
+    type ServeStream = LinkReceiver;
     type LoadStream = BoxStream<'static, Result<v1::LoadReport, Status>>;
 
-    async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let inbox = self.enter(&request, request.get_ref().epoch)?;
-        let traced = Traced::begin(request.metadata(), inbox.epoch);
-        let request = request.into_inner();
-        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let mut request =
-            request.into_request(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let constraint =
-            self.grammars.constraint(&request).await.map_err(|status| blaming(status, "grammar"))?;
-        let (mut stream, events) = streams::stream();
-        if let Some(traced) = traced {
-            traced.mark(&mut request);
-            stream.trace(traced);
-        }
-        let (verdict, judged) = oneshot::channel();
-        inbox.calls.try_send(Call { request, constraint, stream, verdict }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => refused(&Refusal::Overloaded { waiting: CALLS_MAX }),
-            mpsc::error::TrySendError::Closed(_) => lost(),
-        })?;
-        match judged.await {
-            Ok(Ok(())) => Ok(Response::new(ReceiverStream::new(events))),
-            Ok(Err(refusal)) => Err(refused(&refusal)),
-            Err(_) => Err(lost()),
-        }
+    async fn serve(
+        &self,
+        request: Request<Streaming<v1::Ask>>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        let inbox = self.enter(&request, shown_epoch(&request))?;
+        let (sender, news) = link();
+        let link = Link {
+            number: self.next_link.fetch_add(1, Ordering::Relaxed),
+            inbox,
+            sender,
+            grammars: self.grammars.clone(),
+            compiling: FuturesUnordered::new(),
+            aborts: BTreeMap::new(),
+        };
+        tokio::spawn(link.listen(request.into_inner()));
+        Ok(Response::new(news))
     }
 
     async fn load(&self, request: Request<v1::LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
-        let inbox = self.enter(&request, request.get_ref().epoch)?;
+        let inbox = self.enter(&request, Some(Epoch(request.get_ref().epoch)))?;
         let (cache, epoch) = (self.grammars.cache(), inbox.epoch);
         let reports = WatchStream::new(inbox.load).map(move |report| {
             let Counts { hits, misses } = cache.counts(epoch);
@@ -107,13 +117,117 @@ impl v1::engine_server::Engine for EngineService {
     }
 }
 
-fn refused(refusal: &Refusal) -> Status {
-    let says = refusal.to_string();
+/// A request that may be passed on, or what is wrong with it.
+type Judged = Result<Run, v1::Failed>;
+
+/// A router's stream, as it is read.
+struct Link {
+    number: u32,
+    inbox: Inbox,
+    sender: LinkSender,
+    grammars: Arc<Grammars>,
+    /// Requests whose grammars are being compiled.
+    compiling: FuturesUnordered<BoxFuture<'static, (u32, Option<Judged>)>>,
+    /// Gives them up.
+    aborts: BTreeMap<u32, AbortHandle>,
+}
+
+impl Link {
+    /// Passes on what the router asks until it leaves or the epoch is over.
+    async fn listen(mut self, mut asks: Streaming<v1::Ask>) {
+        let calls = self.inbox.calls.clone();
+        loop {
+            let call = tokio::select! {
+                ask = asks.message() => match ask {
+                    Ok(Some(v1::Ask { ask: Some(ask) })) => self.take(ask),
+                    Ok(Some(v1::Ask { ask: None })) => None,
+                    Ok(None) | Err(_) => break,
+                },
+                Some((id, compiled)) = self.compiling.next() => {
+                    self.aborts.remove(&id);
+                    compiled.and_then(|compiled| self.judge(id, compiled))
+                }
+                () = calls.closed() => break,
+            };
+            if let Some(call) = call
+                && calls.send(call).await.is_err()
+            {
+                break;
+            }
+        }
+        // Whichever side has left, the other hears of it.
+        let _ = calls.send(Call::Left(self.number)).await;
+        self.sender.end(lost());
+    }
+
+    fn take(&mut self, ask: Ask) -> Option<Call> {
+        let run = match ask {
+            Ask::Run(run) => run,
+            Ask::Cancel(id) => {
+                if let Some(compiling) = self.aborts.remove(&id) {
+                    compiling.abort();
+                }
+                return Some(Call::Cancel(request_id(self.number, id)));
+            }
+        };
+        let id = run.id;
+        match self.request(run) {
+            Ok(run) if run.request.grammar.is_none() => Some(Call::Run(Box::new(run))),
+            Ok(run) => {
+                self.compile(id, run);
+                None
+            }
+            Err(failed) => self.judge(id, Err(failed)),
+        }
+    }
+
+    fn request(&self, run: v1::RunRequest) -> Judged {
+        let traced = Traced::begin(&run.traceparent, self.inbox.epoch);
+        let id = request_id(self.number, run.id);
+        let request = run.into_request(id);
+        let mut request =
+            request.map_err(|error| v1::Failed::new(Code::InvalidArgument, error.to_string()))?;
+        if let Some(traced) = &traced {
+            traced.mark(&mut request);
+        }
+        Ok(Run { request, constraint: None, link: self.sender.clone(), traced })
+    }
+
+    /// Compiles a request's grammar while the link is read further.
+    fn compile(&mut self, id: u32, mut run: Run) {
+        let grammars = self.grammars.clone();
+        let compile = async move {
+            let compiled = grammars.constraint(&run.request).await;
+            run.constraint = compiled.map_err(|status| v1::Failed::from(status).about("grammar"))?;
+            Ok(run)
+        };
+        let (abort, registration) = AbortHandle::new_pair();
+        self.aborts.insert(id, abort);
+        let compile = Abortable::new(compile, registration);
+        self.compiling.push(Box::pin(async move { (id, compile.await.ok()) }));
+    }
+
+    /// The call of a request, unless something is wrong with it, which its router is told.
+    fn judge(&self, id: u32, run: Judged) -> Option<Call> {
+        match run {
+            Ok(run) => Some(Call::Run(Box::new(run))),
+            Err(failed) => {
+                self.sender.push(id, v1::run_event::Event::Failed(failed));
+                self.sender.flush();
+                None
+            }
+        }
+    }
+}
+
+/// What a router is told when its request is refused.
+pub(crate) fn refused(refusal: &Refusal) -> v1::Failed {
+    let failed = |code| v1::Failed::new(code, refusal.to_string());
     match refusal {
-        Refusal::TooLong { .. } => blaming(Status::invalid_argument(says), "prompt"),
-        Refusal::NeverFits { .. } => blaming(Status::invalid_argument(says), "max_tokens"),
-        Refusal::Invalid(_) => Status::invalid_argument(says),
-        Refusal::Overloaded { .. } => Status::resource_exhausted(says),
-        Refusal::NoGroup { .. } => Status::unavailable(says),
+        Refusal::TooLong { .. } => failed(Code::InvalidArgument).about("prompt"),
+        Refusal::NeverFits { .. } => failed(Code::InvalidArgument).about("max_tokens"),
+        Refusal::Invalid(_) => failed(Code::InvalidArgument),
+        Refusal::Overloaded { .. } => failed(Code::ResourceExhausted),
+        Refusal::NoGroup { .. } => failed(Code::Unavailable),
     }
 }

@@ -9,12 +9,12 @@ use galerne_types::{Epoch, Event, RequestId, Sampled, Step};
 use galerne_wire::v1;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::compute::Steps;
 use super::desk::Desk;
 use super::digest::digest;
-use super::engine::Call;
+use super::engine::{Call, Run, refused};
 use super::error::EpochError;
 use super::followers::Followers;
 use super::stats::{StepStats, Work};
@@ -57,7 +57,7 @@ struct InFlight {
 
 /// What the loop waits for.
 enum News {
-    Call(Box<Call>),
+    Call(Call),
     Own(Sampled),
     Follower(usize, v1::StepDone),
     ReportDue,
@@ -109,7 +109,7 @@ impl Leader {
         let deadline = self.in_flight.front().map(|oldest| step_timeout(&oldest.step));
         let due = self.oldest_since + deadline.unwrap_or_default();
         tokio::select! {
-            Some(call) = calls.recv() => Ok(News::Call(Box::new(call))),
+            Some(call) = calls.recv() => Ok(News::Call(call)),
             own = self.steps.answer() => own.map(News::Own),
             done = self.followers.answer() => done.map(|(rank, done)| News::Follower(rank, done)),
             _ = self.report_due.tick() => Ok(News::ReportDue),
@@ -122,7 +122,7 @@ impl Leader {
     /// All that there is to do without waiting.
     fn work(&mut self, news: News, calls: &mut mpsc::Receiver<Call>) -> Result<(), EpochError> {
         match news {
-            News::Call(call) => self.submit(*call),
+            News::Call(call) => self.call(call),
             News::Own(sampled) => self.own_answer(sampled)?,
             News::Follower(rank, done) => self.follower_answer(rank, &done)?,
             News::ReportDue => {
@@ -130,28 +130,46 @@ impl Leader {
             }
         }
         while let Ok(call) = calls.try_recv() {
-            self.submit(call);
+            self.call(call);
         }
         self.end_failed();
         self.commit()?;
-        for request in self.streams.take_left() {
-            self.cancel(request);
-        }
+        self.streams.flush();
         self.plan()
     }
 
-    fn submit(&mut self, call: Call) {
-        let Call { request, constraint, stream, verdict } = call;
-        let id = request.id;
-        let submitted = self.scheduler.submit(request);
-        if submitted.is_ok() {
-            self.streams.open(id, stream);
-            if let Some(constraint) = constraint {
-                self.desk.open(id, constraint);
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Run(run) => self.submit(*run),
+            Call::Cancel(request) if self.streams.forget(request) => self.cancel(request),
+            Call::Cancel(_) => {} // it has ended meanwhile
+            Call::Left(link) => {
+                for request in self.streams.left(link) {
+                    self.cancel(request);
+                }
             }
         }
-        // A client that has left already is noticed by its closed stream.
-        let _ = verdict.send(submitted);
+    }
+
+    fn submit(&mut self, run: Run) {
+        let Run { request, constraint, link, traced } = run;
+        let id = request.id;
+        if self.streams.holds(id) {
+            // Which of the two is meant by the next news, nobody could say.
+            link.end(Status::invalid_argument("two requests of this stream have one id"));
+            return;
+        }
+        self.streams.open(id, link, traced);
+        match self.scheduler.submit(request) {
+            Ok(()) => {
+                if let Some(constraint) = constraint {
+                    self.desk.open(id, constraint);
+                }
+            }
+            Err(refusal) => {
+                self.streams.fail(id, refused(&refusal));
+            }
+        }
     }
 
     fn own_answer(&mut self, sampled: Sampled) -> Result<(), EpochError> {
@@ -189,7 +207,7 @@ impl Leader {
                 if let Event::Finished { request, .. } = event {
                     self.desk.close(request);
                 }
-                if let Some(request) = self.streams.emit(event) {
+                for request in self.streams.emit(event) {
                     self.cancel(request);
                 }
             }
@@ -206,7 +224,7 @@ impl Leader {
     /// Ends the requests that cannot go on under their grammar, before what was drawn for them since is told.
     fn end_failed(&mut self) {
         for (request, says) in self.desk.take_failed() {
-            self.streams.end(request, Err(Status::internal(says)));
+            self.streams.fail(request, v1::Failed::new(Code::Internal, says));
             self.cancel(request);
         }
     }
@@ -243,13 +261,13 @@ mod tests {
     use futures_util::StreamExt as _;
     use galerne_sched::Limits;
     use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
-    use galerne_types::{FinishReason, Request, RequestId, Sampling, TenantId, TokenOut};
-    use tokio::sync::oneshot;
+    use galerne_types::{FinishReason, Request, Sampling, TenantId, TokenOut};
     use tokio_stream::wrappers::ReceiverStream;
 
     use super::*;
     use crate::rank::followers::Link;
-    use crate::rank::streams::{RunItem, stream};
+    use crate::rank::link::{LinkReceiver, link};
+    use crate::rank::streams::request_id;
 
     const EPOCH: Epoch = Epoch(5);
     const LIMITS: Limits = Limits {
@@ -316,9 +334,10 @@ mod tests {
         )
     }
 
-    fn call(id: u64, tokens: u32) -> (Call, mpsc::Receiver<RunItem>) {
+    /// A request on a link of its own.
+    fn call(number: u32, tokens: u32) -> (Call, LinkReceiver) {
         let request = Request {
-            id: RequestId(id),
+            id: request_id(number, 0),
             prompt: vec![1; 100],
             first_index: 0,
             sampling: Sampling::greedy(),
@@ -330,19 +349,24 @@ mod tests {
             grammar: None,
             trace: None,
         };
-        let (stream, events) = stream();
-        (Call { request, constraint: None, stream, verdict: oneshot::channel().0 }, events)
+        let (link, events) = link();
+        (Call::Run(Box::new(Run { request, constraint: None, link, traced: None })), events)
     }
 
-    /// The indices of all tokens, and the last item.
-    async fn read(mut events: mpsc::Receiver<RunItem>) -> (Vec<u32>, RunItem) {
+    /// The indices of all tokens, and the reason of the end.
+    async fn read(mut events: LinkReceiver) -> (Vec<u32>, Result<i32, Status>) {
         let mut indices = Vec::new();
         loop {
-            match events.recv().await.expect("a last word") {
-                Ok(v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) }) => {
-                    indices.push(token.index);
+            let news = match events.next().await.expect("a last word") {
+                Ok(news) => news,
+                Err(status) => return (indices, Err(status)),
+            };
+            for event in news.events {
+                match event.event.unwrap() {
+                    v1::run_event::Event::Token(token) => indices.push(token.index),
+                    v1::run_event::Event::Finished(reason) => return (indices, Ok(reason)),
+                    other => panic!("{other:?}"),
                 }
-                last => return (indices, last),
             }
         }
     }
@@ -362,8 +386,7 @@ mod tests {
             outcomes = futures_util::future::join_all(streams.into_iter().map(read)) => {
                 for (indices, last) in outcomes {
                     assert_eq!(indices, (0..200).collect::<Vec<_>>());
-                    let length = v1::FinishReason::from(FinishReason::Length).into();
-                    assert_eq!(last.unwrap().event, Some(v1::run_event::Event::Finished(length)));
+                    assert_eq!(last.unwrap(), v1::FinishReason::from(FinishReason::Length) as i32);
                 }
             }
         }
@@ -393,16 +416,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_frees_its_blocks() {
+    async fn a_client_or_a_router_that_leaves_frees_its_blocks() {
         let mut leader = leader(compute(usize::MAX), Vec::new());
         let (calls, inbox) = mpsc::channel(16);
-        let (leaves, mut events) = call(1, 900);
-        let (stays, other_events) = call(2, 200);
-        calls.send(leaves).await.unwrap();
-        calls.send(stays).await.unwrap();
+        let (cancelled, mut events) = call(1, 900);
+        let (of_another_router, _events) = call(2, 900);
+        let (stays, other_events) = call(3, 200);
+        for call in [cancelled, of_another_router, stays] {
+            calls.send(call).await.unwrap();
+        }
         let client = async {
-            events.recv().await.unwrap().unwrap();
-            drop(events);
+            events.next().await.unwrap().unwrap();
+            calls.send(Call::Cancel(request_id(1, 0))).await.unwrap();
+            calls.send(Call::Left(2)).await.unwrap();
             read(other_events).await
         };
         tokio::select! {

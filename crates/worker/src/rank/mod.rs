@@ -12,6 +12,7 @@ mod follower;
 mod followers;
 mod grammars;
 mod leader;
+mod link;
 mod memory;
 mod process;
 mod setup;

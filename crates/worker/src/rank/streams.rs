@@ -1,66 +1,40 @@
-//! The leader's open streams: what the scheduler tells, out to the clients.
+//! The leader's open streams: what the scheduler tells, out to the routers.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use galerne_types::limits::STREAM_EVENTS_MAX;
-use galerne_types::{Event, RequestId};
+use galerne_types::{Event, FinishReason, RequestId};
 use galerne_wire::v1;
-use tokio::sync::mpsc;
+use galerne_wire::v1::run_event::Event as News;
 use tonic::Status;
 
+use super::link::LinkSender;
 use super::trace::Traced;
 
-/// One item of a stream.
-pub(crate) type RunItem = Result<v1::RunEvent, Status>;
-
-/// A new stream's two ends.
-pub(crate) fn stream() -> (StreamSender, mpsc::Receiver<RunItem>) {
-    // One place more than a reader may leave unread: its last word always fits.
-    let (events, receiver) = mpsc::channel(STREAM_EVENTS_MAX + 1);
-    let last_word = events.clone().try_reserve_owned();
-    let last_word = last_word.expect("a new channel has room");
-    (StreamSender { events, last_word, traced: None }, receiver)
+/// The name of a request at this rank: the number of its router's link, and its id there.
+pub(crate) fn request_id(link: u32, id: u32) -> RequestId {
+    RequestId(u64::from(link) << 32 | u64::from(id))
 }
 
-/// Where a stream's events go.
-#[derive(Debug)]
-pub(crate) struct StreamSender {
-    events: mpsc::Sender<RunItem>,
-    last_word: mpsc::OwnedPermit<RunItem>,
-    /// The spans of its request, if that is traced.
-    traced: Option<Box<Traced>>,
+fn link_of(request: RequestId) -> u32 {
+    (request.0 >> 32) as u32
 }
 
-impl StreamSender {
-    /// The stream's request is traced.
-    pub(crate) fn trace(&mut self, traced: Box<Traced>) {
-        self.traced = Some(traced);
-    }
-
-    fn end(mut self, last_word: RunItem) {
-        if let Some(traced) = &mut self.traced {
-            let reason = last_word.as_ref().ok().and_then(|event| match event.event {
-                Some(v1::run_event::Event::Finished(reason)) => v1::FinishReason::try_from(reason).ok(),
-                _ => None,
-            });
-            traced.end(reason.and_then(v1::FinishReason::into_type));
-        }
-        self.last_word.send(last_word);
-    }
-}
-
-/// All open streams of one epoch. Each ends in exactly one last word; dropping them fails those still open with
-/// UNAVAILABLE.
+/// All open streams of one epoch. Each ends in exactly one last word, unless its router has left or does not read; dropping
+/// them fails those still open.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     open: BTreeMap<RequestId, Open>,
+    /// Links with news that were not sent.
+    unsent: BTreeMap<u32, LinkSender>,
 }
 
 /// An open stream, and when things happened to its request.
 #[derive(Debug)]
 struct Open {
-    stream: StreamSender,
+    link: LinkSender,
+    /// The spans of its request, if that is traced.
+    traced: Option<Box<Traced>>,
     submitted: Instant,
     admitted: Option<Instant>,
     /// Its first token was told.
@@ -70,7 +44,7 @@ struct Open {
 impl Open {
     /// A token was drawn; says where the time went, for the first token only.
     fn token(&mut self) -> Option<v1::Timing> {
-        if let Some(traced) = &mut self.stream.traced {
+        if let Some(traced) = &mut self.traced {
             traced.token();
         }
         if std::mem::replace(&mut self.begun, true) {
@@ -82,12 +56,23 @@ impl Open {
         };
         Some(v1::Timing { queued_us: us(self.submitted, admitted), prefill_us: us(admitted, now) })
     }
+
+    fn end(&mut self, reason: Option<FinishReason>) {
+        if let Some(traced) = &mut self.traced {
+            traced.end(reason);
+        }
+    }
 }
 
 impl Streams {
+    /// Whether this request's stream is open.
+    pub(crate) fn holds(&self, request: RequestId) -> bool {
+        self.open.contains_key(&request)
+    }
+
     /// Takes in a stream.
-    pub(crate) fn open(&mut self, request: RequestId, stream: StreamSender) {
-        let open = Open { stream, submitted: Instant::now(), admitted: None, begun: false };
+    pub(crate) fn open(&mut self, request: RequestId, link: LinkSender, traced: Option<Box<Traced>>) {
+        let open = Open { link, traced, submitted: Instant::now(), admitted: None, begun: false };
         self.open.insert(request, open);
     }
 
@@ -97,66 +82,85 @@ impl Streams {
         for request in requests {
             if let Some(open) = self.open.get_mut(request) {
                 open.admitted = Some(now);
-                if let Some(traced) = &mut open.stream.traced {
+                if let Some(traced) = &mut open.traced {
                     traced.admitted();
                 }
             }
         }
     }
 
-    /// Forgets the streams whose clients have left; these are the requests to cancel.
-    pub(crate) fn take_left(&mut self) -> Vec<RequestId> {
-        let left: Vec<RequestId> =
-            self.open.iter().filter(|(_, open)| open.stream.events.is_closed()).map(|(&id, _)| id).collect();
-        for id in &left {
-            self.open.remove(id);
+    /// Forgets a stream that nobody waits for; true if it was open.
+    pub(crate) fn forget(&mut self, request: RequestId) -> bool {
+        self.open.remove(&request).is_some()
+    }
+
+    /// Forgets the streams of a router that has left; these are the requests to cancel.
+    pub(crate) fn left(&mut self, link: u32) -> Vec<RequestId> {
+        self.unsent.remove(&link);
+        let left = self.open.range(request_id(link, 0)..=request_id(link, u32::MAX));
+        let left: Vec<RequestId> = left.map(|(&request, _)| request).collect();
+        for request in &left {
+            self.open.remove(request);
         }
         left
     }
 
-    /// Passes an event on. Returns the request when it is to be cancelled: its reader is too slow and has been
-    /// told so, or has left.
-    pub(crate) fn emit(&mut self, event: Event) -> Option<RequestId> {
+    /// Passes an event on. Returns the requests that are to be cancelled: all those of a router that reads too slowly.
+    pub(crate) fn emit(&mut self, event: Event) -> Vec<RequestId> {
         match event {
             Event::Token { request, index, token } => {
-                let timing = self.open.get_mut(&request).and_then(Open::token);
-                let token = v1::RunToken { index, token: Some(token.into()), timing };
-                self.tell(request, v1::run_event::Event::Token(token))
+                let Some(open) = self.open.get_mut(&request) else { return Vec::new() };
+                let timing = open.token();
+                self.tell(request, News::Token(v1::RunToken { index, token: Some(token.into()), timing }))
             }
             Event::Scored { request, position, scores } => {
                 let scores = scores.into_iter().map(v1::Token::from).collect();
-                self.tell(request, v1::run_event::Event::Scored(v1::Scored { position, scores }))
+                self.tell(request, News::Scored(v1::Scored { position, scores }))
             }
             Event::Finished { request, reason } => {
-                let reason = v1::FinishReason::from(reason).into();
-                let event = v1::run_event::Event::Finished(reason);
-                self.end(request, Ok(v1::RunEvent { event: Some(event) }));
-                None
+                let news = News::Finished(v1::FinishReason::from(reason).into());
+                self.end(request, news, Some(reason))
             }
         }
     }
 
-    fn tell(&mut self, request: RequestId, event: v1::run_event::Event) -> Option<RequestId> {
-        let open = self.open.get(&request)?;
-        let full = open.stream.events.try_send(Ok(v1::RunEvent { event: Some(event) })).is_err();
-        full.then(|| {
-            self.end(request, Err(too_slow()));
-            request
-        })
+    /// Ends a stream with an error.
+    pub(crate) fn fail(&mut self, request: RequestId, failed: v1::Failed) {
+        let news = News::Failed(failed);
+        // Of a link that has just ended, the next event will say so.
+        self.end(request, news, None);
     }
 
-    /// Says a stream's last word.
-    pub(crate) fn end(&mut self, request: RequestId, last_word: RunItem) {
-        if let Some(open) = self.open.remove(&request) {
-            open.stream.end(last_word);
+    fn end(&mut self, request: RequestId, news: News, reason: Option<FinishReason>) -> Vec<RequestId> {
+        let left = self.tell(request, news);
+        if let Some(mut open) = self.open.remove(&request) {
+            open.end(reason);
+        }
+        left
+    }
+
+    fn tell(&mut self, request: RequestId, news: News) -> Vec<RequestId> {
+        let Some(open) = self.open.get(&request) else { return Vec::new() };
+        if !open.link.push(request.0 as u32, news) {
+            return self.left(link_of(request));
+        }
+        self.unsent.entry(link_of(request)).or_insert_with(|| open.link.clone());
+        Vec::new()
+    }
+
+    /// Sends what was told since the last time.
+    pub(crate) fn flush(&mut self) {
+        while let Some((_, link)) = self.unsent.pop_first() {
+            link.flush();
         }
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        for (_, open) in std::mem::take(&mut self.open) {
-            open.stream.end(Err(lost()));
+        for open in self.open.values_mut() {
+            open.end(None);
+            open.link.end(lost());
         }
     }
 }
@@ -166,88 +170,91 @@ pub(crate) fn lost() -> Status {
     Status::unavailable("the group was lost: retry elsewhere, or here when it has formed again")
 }
 
-fn too_slow() -> Status {
-    Status::aborted(format!("this stream was read too slowly: {STREAM_EVENTS_MAX} events were waiting"))
-}
-
 #[cfg(test)]
 mod tests {
-    use galerne_types::{FinishReason, TokenOut};
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use galerne_types::TokenOut;
     use tonic::Code;
 
     use super::*;
+    use crate::rank::link::{LinkReceiver, link};
 
-    const ID: RequestId = RequestId(1);
-
-    fn token(index: u32) -> Event {
-        Event::Token { request: ID, index, token: TokenOut::unreported(9) }
+    fn token(request: RequestId, index: u32) -> Event {
+        Event::Token { request, index, token: TokenOut::unreported(9) }
     }
 
-    fn drain(receiver: &mut mpsc::Receiver<RunItem>) -> Vec<RunItem> {
-        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+    fn read(receiver: &mut LinkReceiver) -> Option<Result<Vec<v1::RunEvent>, Status>> {
+        Some(receiver.next().now_or_never()??.map(|news| news.events))
     }
 
     #[test]
     fn a_stream_ends_in_its_finish() {
-        let (sender, mut receiver) = stream();
-        let mut streams = Streams::default();
-        streams.open(ID, sender);
-        assert_eq!(streams.emit(token(0)), None);
-        assert_eq!(streams.emit(Event::Finished { request: ID, reason: FinishReason::Stop }), None);
+        let (sender, mut receiver) = link();
+        let (mut streams, id) = (Streams::default(), request_id(3, 7));
+        streams.open(id, sender, None);
+        streams.emit(token(id, 0));
+        streams.emit(Event::Finished { request: id, reason: FinishReason::Stop });
+        streams.emit(token(id, 1));
+        streams.flush();
         drop(streams);
-        let items = drain(&mut receiver);
-        assert_eq!(items.len(), 2);
-        assert!(matches!(items[1].as_ref().unwrap().event, Some(v1::run_event::Event::Finished(_))));
+        let events = read(&mut receiver).unwrap().unwrap();
+        assert_eq!(events.len(), 2);
+        assert!(events.iter().all(|event| event.id == 7));
+        assert!(matches!(events[1].event, Some(News::Finished(_))));
+        assert!(read(&mut receiver).is_none(), "the link stands");
     }
 
     #[test]
     fn the_first_token_tells_where_the_time_went() {
-        let (sender, mut receiver) = stream();
-        let mut streams = Streams::default();
-        streams.open(ID, sender);
-        streams.admitted(&[ID]);
-        streams.emit(token(0));
-        streams.emit(token(1));
-        let timed = drain(&mut receiver).into_iter().map(|item| match item.unwrap().event {
-            Some(v1::run_event::Event::Token(token)) => token.timing.is_some(),
+        let (sender, mut receiver) = link();
+        let (mut streams, id) = (Streams::default(), request_id(0, 1));
+        streams.open(id, sender, None);
+        streams.admitted(&[id]);
+        streams.emit(token(id, 0));
+        streams.emit(token(id, 1));
+        let timed = read(&mut receiver).unwrap().unwrap().into_iter().map(|event| match event.event {
+            Some(News::Token(token)) => token.timing.is_some(),
             other => panic!("{other:?}"),
         });
         assert_eq!(timed.collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]
-    fn a_slow_reader_is_told_once_and_cancelled() {
-        let (sender, mut receiver) = stream();
-        let mut streams = Streams::default();
-        streams.open(ID, sender);
-        let limit = STREAM_EVENTS_MAX as u32;
-        assert!((0..limit).all(|index| streams.emit(token(index)).is_none()));
-        assert_eq!(streams.emit(token(limit)), Some(ID));
-        assert_eq!(streams.emit(token(limit + 1)), None, "it is gone");
-        let items = drain(&mut receiver);
-        assert_eq!(items.len(), STREAM_EVENTS_MAX + 1);
-        assert_eq!(items.last().unwrap().as_ref().unwrap_err().code(), Code::Aborted);
+    fn all_requests_of_a_router_that_left_are_cancelled_and_no_others() {
+        let (mut streams, mut links) = (Streams::default(), Vec::new());
+        for (number, id) in [(1, 5), (1, u32::MAX), (2, 0)] {
+            let (sender, receiver) = link();
+            links.push(receiver);
+            streams.open(request_id(number, id), sender, None);
+        }
+        assert_eq!(streams.left(1), [request_id(1, 5), request_id(1, u32::MAX)]);
+        assert!(streams.left(1).is_empty() && streams.holds(request_id(2, 0)));
     }
 
     #[test]
-    fn the_end_of_an_epoch_is_told_to_every_stream() {
-        let (sender, mut receiver) = stream();
+    fn a_router_that_reads_too_slowly_loses_all_its_requests() {
+        let (sender, _receiver) = link();
+        let (mut streams, ids) = (Streams::default(), [request_id(1, 1), request_id(1, 2)]);
+        for id in ids {
+            streams.open(id, sender.clone(), None);
+        }
+        let mut left = Vec::new();
+        for index in 0.. {
+            left = streams.emit(token(ids[0], index));
+            if !left.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(left, ids);
+        assert!(!ids.into_iter().any(|id| streams.holds(id)));
+    }
+
+    #[test]
+    fn the_end_of_an_epoch_is_told_on_every_link() {
+        let (sender, mut receiver) = link();
         let mut streams = Streams::default();
-        streams.open(ID, sender);
+        streams.open(request_id(1, 1), sender, None);
         drop(streams);
-        let items = drain(&mut receiver);
-        assert_eq!(items.len(), 1);
-        assert_eq!(items[0].as_ref().unwrap_err().code(), Code::Unavailable);
-    }
-
-    #[test]
-    fn a_client_that_left_is_noticed() {
-        let (sender, receiver) = stream();
-        let mut streams = Streams::default();
-        streams.open(ID, sender);
-        assert!(streams.take_left().is_empty());
-        drop(receiver);
-        assert_eq!(streams.take_left(), [ID]);
-        assert!(streams.take_left().is_empty());
+        assert_eq!(read(&mut receiver).unwrap().unwrap_err().code(), Code::Unavailable);
     }
 }

@@ -7,11 +7,7 @@
 
 use galerne_telemetry::{SPANS, link, number, remote, traceparent};
 use galerne_types::{Epoch, FinishReason, Request, Step};
-use tonic::metadata::MetadataMap;
 use tracing::{Span, field, info_span};
-
-/// Metadata key by which a caller joins this rank's spans to its own.
-const TRACEPARENT: &str = "traceparent";
 
 /// A traced request, from its call to its end.
 #[derive(Debug)]
@@ -24,8 +20,8 @@ pub(crate) struct Traced {
 
 impl Traced {
     /// Begins the spans of a call, if its caller traces it.
-    pub(crate) fn begin(metadata: &MetadataMap, epoch: Epoch) -> Option<Box<Self>> {
-        let parent = remote(metadata.get(TRACEPARENT)?.to_str().ok()?)?;
+    pub(crate) fn begin(traceparent: &str, epoch: Epoch) -> Option<Box<Self>> {
+        let parent = remote(traceparent)?;
         let run = info_span!(
             target: SPANS,
             parent: None,

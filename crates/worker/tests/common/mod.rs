@@ -1,17 +1,21 @@
 //! A cluster within the test's process: the embedded store, and ranks each in a runtime of its own.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_coord::{Coord, EtcdAccess, embedded};
 use galerne_types::{Epoch, Fleet, GroupId, Health, RankId, RankState, Sampling};
-use galerne_wire::v1;
+use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
+use galerne_wire::v1::run_event::Event;
+use galerne_wire::{show_epoch, show_secret, v1};
 use galerne_worker::{KvSize, RankOptions, WorkerError, run_rank};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
@@ -154,32 +158,82 @@ pub(crate) async fn client(health: &Health) -> EngineClient<Channel> {
     EngineClient::connect(format!("http://{}", health.leader)).await.unwrap()
 }
 
+/// A request, and what opens its link.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    pub(crate) run: v1::RunRequest,
+    pub(crate) epoch: Epoch,
+    pub(crate) secret: Option<String>,
+}
+
 impl Cluster {
     /// A request as a router sends it: with the secret of the last epoch.
-    pub(crate) fn request(&self, epoch: Epoch, prompt: &[u32], tokens: u32) -> Request<v1::RunRequest> {
+    pub(crate) fn request(&self, epoch: Epoch, prompt: &[u32], tokens: u32) -> Asked {
         let sampling = Some(v1::Sampling::from(&Sampling::greedy()));
         let prompt = prompt.to_vec();
-        let request =
-            v1::RunRequest { epoch: epoch.0, prompt, max_tokens: tokens, sampling, ..Default::default() };
-        let mut request = Request::new(request);
+        let run = v1::RunRequest { prompt, max_tokens: tokens, sampling, ..Default::default() };
         let secret = self.fleet.borrow().groups[&self.group].epoch.as_ref().unwrap().1.secret.clone();
-        galerne_wire::show_secret(&mut request, &secret).unwrap();
-        request
+        Asked { run, epoch, secret: Some(secret) }
     }
 }
 
-/// Reads a stream to its end: its tokens, and the status that ended it if it did not finish.
-pub(crate) async fn read(mut stream: Streaming<v1::RunEvent>) -> (Vec<u32>, Option<Status>) {
-    let mut tokens = Vec::new();
-    loop {
-        match stream.message().await {
-            Ok(None) => return (tokens, None),
-            Err(status) => return (tokens, Some(status)),
-            Ok(Some(v1::RunEvent { event: Some(v1::run_event::Event::Token(token)) })) => {
-                assert_eq!(token.index as usize, tokens.len());
-                tokens.push(token.token.unwrap().id);
+/// One request on a link of its own. Dropping it leaves.
+pub(crate) struct Running {
+    _asks: mpsc::UnboundedSender<v1::Ask>,
+    news: Streaming<v1::News>,
+    events: VecDeque<Event>,
+    ended: bool,
+}
+
+/// Sends a request.
+pub(crate) async fn run(engine: &EngineClient<Channel>, asked: Asked) -> Result<Running, Status> {
+    let (asks, asking) = mpsc::unbounded_channel();
+    asks.send(v1::Ask { ask: Some(Ask::Run(asked.run)) }).unwrap();
+    let mut request = Request::new(UnboundedReceiverStream::new(asking));
+    show_epoch(&mut request, asked.epoch);
+    if let Some(secret) = &asked.secret {
+        show_secret(&mut request, secret).unwrap();
+    }
+    let news = engine.clone().serve(request).await?.into_inner();
+    Ok(Running { _asks: asks, news, events: VecDeque::new(), ended: false })
+}
+
+/// Sends a request that is refused.
+pub(crate) async fn refused(engine: &EngineClient<Channel>, asked: Asked) -> Status {
+    match run(engine, asked).await {
+        Ok(mut running) => running.next().await.unwrap_err(),
+        Err(status) => status,
+    }
+}
+
+impl Running {
+    /// The next event; none behind the one that finishes it.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Status> {
+        while !self.ended && self.events.is_empty() {
+            let news = self.news.message().await?.expect("a last word");
+            self.events.extend(news.events.into_iter().map(|event| event.event.unwrap()));
+        }
+        let event = self.events.pop_front();
+        if let Some(Event::Failed(failed)) = event {
+            return Err(failed.status());
+        }
+        self.ended |= matches!(event, Some(Event::Finished(_)));
+        Ok(event)
+    }
+
+    /// Reads to the end: the tokens, and the status that ended them if they did not finish.
+    pub(crate) async fn read(mut self) -> (Vec<u32>, Option<Status>) {
+        let mut tokens = Vec::new();
+        loop {
+            match self.next().await {
+                Ok(None) => return (tokens, None),
+                Err(status) => return (tokens, Some(status)),
+                Ok(Some(Event::Token(token))) => {
+                    assert_eq!(token.index as usize, tokens.len());
+                    tokens.push(token.token.unwrap().id);
+                }
+                Ok(Some(_)) => {}
             }
-            Ok(Some(_)) => {}
         }
     }
 }

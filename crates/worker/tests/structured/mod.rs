@@ -3,7 +3,7 @@
 
 mod schemas;
 
-use crate::common::{Cluster, RankProcess, client, read, start};
+use crate::common::{Asked, Cluster, RankProcess, client, refused, run, start};
 use futures_util::StreamExt as _;
 use galerne_checkpoint::Checkpoint;
 use galerne_text::Tokenizer;
@@ -11,8 +11,8 @@ use galerne_types::{Epoch, Grammar, Health, Sampling};
 use galerne_wire::v1;
 use galerne_wire::v1::engine_client::EngineClient;
 use serde_json::{Value, json};
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Request};
 
 /// Schemas and seeds that are tried.
 const CASES: u64 = 200;
@@ -40,11 +40,11 @@ impl Group {
         Self { cluster, health, engine, _ranks: ranks }
     }
 
-    fn ask(&self, grammar: &Grammar, seed: u64) -> Request<v1::RunRequest> {
+    fn ask(&self, grammar: &Grammar, seed: u64) -> Asked {
         let prompt: Vec<u32> = (0..4 + seed % 13).map(|i| 3 + ((seed * 31 + i * 17) % 1000) as u32).collect();
         let mut request = self.cluster.request(self.health.epoch, &prompt, TOKENS_MAX);
         let sampling = Sampling { temperature: 1.0, seed, ..Sampling::greedy() };
-        let asked = request.get_mut();
+        let asked = &mut request.run;
         asked.sampling = Some(v1::Sampling::from(&sampling));
         asked.stop_tokens = vec![END];
         asked.grammar = Some(v1::Grammar::from(grammar));
@@ -52,8 +52,7 @@ impl Group {
     }
 
     async fn answer(&self, grammar: &Grammar, seed: u64) -> Vec<u32> {
-        let stream = self.engine.clone().run(self.ask(grammar, seed)).await.unwrap().into_inner();
-        let (tokens, error) = read(stream).await;
+        let (tokens, error) = run(&self.engine, self.ask(grammar, seed)).await.unwrap().read().await;
         assert!(error.is_none(), "{error:?}");
         tokens
     }
@@ -134,9 +133,9 @@ async fn a_grammar_that_is_refused_leaves_the_others_alone() {
     let long = Grammar::JsonSchema(
         json!({"type": "array", "items": {"type": "boolean"}, "minItems": 60}).to_string(),
     );
-    let mut beside = group.engine.clone().run(group.ask(&long, 1)).await.unwrap().into_inner();
-    beside.message().await.unwrap().expect("a first token");
-    let refused = [
+    let mut beside = run(&group.engine, group.ask(&long, 1)).await.unwrap();
+    beside.next().await.unwrap().expect("a first token");
+    let wrong = [
         (
             Grammar::JsonSchema(r#"{"properties":{"age":{"minimum":2,"maximum":1}}}"#.into()),
             "$.properties.age: ",
@@ -145,28 +144,18 @@ async fn a_grammar_that_is_refused_leaves_the_others_alone() {
         (Grammar::Choice(vec![]), "nothing to choose from"),
         (Grammar::Lark("start: %json {\"not\": {}}".into()), "$.not: "),
     ];
-    for (grammar, says) in refused {
-        let status = group.engine.clone().run(group.ask(&grammar, 0)).await.unwrap_err();
+    for (grammar, says) in wrong {
+        let status = refused(&group.engine, group.ask(&grammar, 0)).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains(says), "{status}");
     }
     let mut endless = group.ask(&good, 0);
-    endless.get_mut().stop_tokens.clear();
-    let status = group.engine.clone().run(endless).await.unwrap_err();
+    endless.run.stop_tokens.clear();
+    let status = refused(&group.engine, endless).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     assert!(status.message().contains("end tokens"), "{status}");
     assert_eq!(group.answer(&good, 5).await, expected);
-    assert!(read_rest(beside).await.is_none(), "the one beside it goes on to its end");
-}
-
-async fn read_rest(mut stream: tonic::Streaming<v1::RunEvent>) -> Option<tonic::Status> {
-    loop {
-        match stream.message().await {
-            Ok(None) => return None,
-            Ok(Some(_)) => {}
-            Err(status) => return Some(status),
-        }
-    }
+    while beside.next().await.expect("the one beside it goes on to its end").is_some() {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,12 +165,12 @@ async fn a_replay_goes_on_where_the_answer_was_lost() {
     let answer = group.answer(&grammar, 11).await;
     for told in [1, answer.len() / 2, answer.len() - 1] {
         let mut replay = group.ask(&grammar, 11);
-        replay.get_mut().prompt.extend(&answer[..told]);
-        replay.get_mut().first_index = told as u32;
-        let mut stream = group.engine.clone().run(replay).await.unwrap().into_inner();
+        replay.run.prompt.extend(&answer[..told]);
+        replay.run.first_index = told as u32;
+        let mut running = run(&group.engine, replay).await.unwrap();
         let mut rest = Vec::new();
-        while let Some(event) = stream.message().await.unwrap() {
-            if let Some(v1::run_event::Event::Token(token)) = event.event {
+        while let Some(event) = running.next().await.unwrap() {
+            if let v1::run_event::Event::Token(token) = event {
                 rest.push(token.token.unwrap().id);
             }
         }

@@ -1,0 +1,350 @@
+//! The one stream between this router and a leader: all requests go up on it, news of all of them come down. Whoever
+//! reads it never waits for a client: each request has an inbox with a limit.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use galerne_types::Epoch;
+use galerne_types::limits::STREAM_EVENTS_MAX;
+use galerne_wire::v1::ask::Ask;
+use galerne_wire::v1::engine_client::EngineClient;
+use galerne_wire::v1::run_event::Event;
+use galerne_wire::{show_epoch, show_secret, v1};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::limits::HELD_EVENTS_MAX;
+
+/// The stream to the leader of one epoch. It ends when this is dropped and so is the last [`Letters`] of it.
+pub(crate) struct Link {
+    /// Holds two messages of a request at most, and of those there are no more than the router's limit of requests.
+    asks: mpsc::UnboundedSender<v1::Ask>,
+    requests: Arc<Requests>,
+}
+
+struct Requests {
+    asks: mpsc::WeakUnboundedSender<v1::Ask>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    inboxes: HashMap<u32, Arc<Inbox>>,
+    /// The id that was given last.
+    last: u32,
+    /// Why there will be no more news.
+    end: Option<Status>,
+}
+
+/// News of one request that it has not taken yet.
+struct Inbox(Mutex<Unread>);
+
+struct Unread {
+    events: VecDeque<News>,
+    /// Said after the last of them.
+    end: Option<Status>,
+    /// When the last of them came, or the request was sent.
+    heard: Instant,
+    /// It is told of one event only when there are so many, or the last.
+    told_at: usize,
+    reader: Option<Waker>,
+}
+
+/// An event, and when it came.
+pub(crate) type News = (Instant, Event);
+
+/// A request's own end of a link. Dropping it cancels the request, unless that has ended.
+pub(crate) struct Letters {
+    id: u32,
+    link: Arc<Link>,
+    inbox: Arc<Inbox>,
+    taken: VecDeque<News>,
+}
+
+impl Link {
+    /// Begins a stream to the leader of `epoch`.
+    pub(crate) fn open(leader: EngineClient<Channel>, epoch: Epoch, secret: String) -> Arc<Self> {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let requests = Arc::new(Requests { asks: asks.downgrade(), open: Mutex::default() });
+        let link = Arc::new(Self { asks, requests: requests.clone() });
+        tokio::spawn(async move {
+            let Err(end) = requests.listen(leader, epoch, &secret, asked).await;
+            requests.end(&end);
+        });
+        link
+    }
+
+    /// Whether there will be no more news on it.
+    pub(crate) fn ended(&self) -> bool {
+        self.requests.open().end.is_some()
+    }
+
+    /// Sends a request.
+    pub(crate) fn send(self: &Arc<Self>, mut request: v1::RunRequest) -> Letters {
+        let inbox = Arc::new(Inbox::new());
+        let mut open = self.requests.open();
+        while open.inboxes.contains_key(&open.last) {
+            open.last = open.last.wrapping_add(1);
+        }
+        let id = open.last;
+        open.last = id.wrapping_add(1);
+        match &open.end {
+            Some(end) => inbox.end(end),
+            None => {
+                open.inboxes.insert(id, inbox.clone());
+                request.id = id;
+                // Under the lock: requests reach the leader in the order of their ids.
+                let _ = self.asks.send(v1::Ask { ask: Some(Ask::Run(request)) });
+            }
+        }
+        drop(open);
+        Letters { id, link: self.clone(), inbox, taken: VecDeque::new() }
+    }
+}
+
+impl Requests {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn listen(
+        &self,
+        mut leader: EngineClient<Channel>,
+        epoch: Epoch,
+        secret: &str,
+        asked: mpsc::UnboundedReceiver<v1::Ask>,
+    ) -> Result<Infallible, Status> {
+        let mut request = Request::new(UnboundedReceiverStream::new(asked));
+        show_secret(&mut request, secret)?;
+        show_epoch(&mut request, epoch);
+        let mut stream = leader.serve(request).await?.into_inner();
+        while let Some(news) = stream.message().await? {
+            self.deliver(news);
+        }
+        Err(Status::unavailable("the leader has closed its stream"))
+    }
+
+    fn deliver(&self, news: v1::News) {
+        let (now, mut readers) = (Instant::now(), Vec::new());
+        let mut open = self.open();
+        for v1::RunEvent { id, event } in news.events {
+            let (Some(inbox), Some(event)) = (open.inboxes.get(&id), event) else { continue };
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let (reader, full) = inbox.put((now, event), last);
+            readers.extend(reader);
+            if last || full {
+                open.inboxes.remove(&id);
+            }
+            if full {
+                self.cancel(id);
+            }
+        }
+        drop(open);
+        readers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Tells the leader that nobody waits for a request any more.
+    fn cancel(&self, id: u32) {
+        if let Some(asks) = self.asks.upgrade() {
+            let _ = asks.send(v1::Ask { ask: Some(Ask::Cancel(id)) });
+        }
+    }
+
+    fn end(&self, end: &Status) {
+        let mut open = self.open();
+        open.end = Some(end.clone());
+        let inboxes = std::mem::take(&mut open.inboxes);
+        drop(open);
+        inboxes.into_values().for_each(|inbox| inbox.end(end));
+    }
+}
+
+impl Inbox {
+    fn new() -> Self {
+        let unread =
+            Unread { events: VecDeque::new(), end: None, heard: Instant::now(), told_at: 1, reader: None };
+        Self(Mutex::new(unread))
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Unread> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an event in; who is to be told of it, and whether there was no room.
+    fn put(&self, news: News, last: bool) -> (Option<Waker>, bool) {
+        let mut unread = self.unread();
+        let full = unread.events.len() >= STREAM_EVENTS_MAX;
+        if full {
+            unread.end = Some(Status::aborted("its client reads too slowly"));
+        } else {
+            unread.heard = news.0;
+            unread.events.push_back(news);
+        }
+        let tell = last || full || unread.events.len() >= unread.told_at;
+        (if tell { unread.reader.take() } else { None }, full)
+    }
+
+    fn end(&self, end: &Status) {
+        let mut unread = self.unread();
+        unread.end = Some(end.clone());
+        let reader = unread.reader.take();
+        drop(unread);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl Letters {
+    /// The next event; an error is the last word.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<News, Status>> {
+        if let Some(news) = self.taken.pop_front() {
+            return Poll::Ready(Ok(news));
+        }
+        let mut unread = self.inbox.unread();
+        std::mem::swap(&mut self.taken, &mut unread.events);
+        if let Some(news) = self.taken.pop_front() {
+            return Poll::Ready(Ok(news));
+        }
+        if let Some(end) = &unread.end {
+            return Poll::Ready(Err(end.clone()));
+        }
+        match &mut unread.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// When there was news last, taken or not.
+    pub(crate) fn heard(&self) -> Instant {
+        self.inbox.unread().heard
+    }
+
+    /// From now on one event is not worth waking its reader: it wants the last, or many.
+    pub(crate) fn hold(&self) {
+        self.inbox.unread().told_at = HELD_EVENTS_MAX;
+    }
+}
+
+impl Drop for Letters {
+    fn drop(&mut self) {
+        let mut open = self.link.requests.open();
+        if open.inboxes.get(&self.id).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox)) {
+            open.inboxes.remove(&self.id);
+            drop(open);
+            self.link.requests.cancel(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tonic::Code;
+
+    use super::*;
+
+    /// A link whose other end is the test.
+    fn link() -> (Arc<Link>, mpsc::UnboundedReceiver<v1::Ask>) {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let requests = Arc::new(Requests { asks: asks.downgrade(), open: Mutex::default() });
+        (Arc::new(Link { asks, requests }), asked)
+    }
+
+    fn token(id: u32, index: u32) -> v1::RunEvent {
+        v1::RunEvent { id, event: Some(Event::Token(v1::RunToken { index, ..Default::default() })) }
+    }
+
+    fn finish(id: u32) -> v1::RunEvent {
+        v1::RunEvent { id, event: Some(Event::Finished(v1::FinishReason::Stop.into())) }
+    }
+
+    fn next(letters: &mut Letters) -> Option<Result<Event, Status>> {
+        let news = std::future::poll_fn(|context| letters.poll(context)).now_or_never()?;
+        Some(news.map(|(_, event)| event))
+    }
+
+    fn asked(asks: &mut mpsc::UnboundedReceiver<v1::Ask>) -> Vec<Ask> {
+        std::iter::from_fn(|| asks.try_recv().ok()?.ask).collect()
+    }
+
+    #[test]
+    fn each_request_gets_its_own_news() {
+        let (link, mut asks) = link();
+        let mut letters = [0, 1].map(|_| link.send(v1::RunRequest::default()));
+        assert!(matches!(&asked(&mut asks)[..], [Ask::Run(a), Ask::Run(b)] if (a.id, b.id) == (0, 1)));
+        link.requests.deliver(v1::News { events: vec![token(1, 0), token(7, 0), token(0, 5), finish(0)] });
+        assert!(matches!(next(&mut letters[0]), Some(Ok(Event::Token(token))) if token.index == 5));
+        assert!(matches!(next(&mut letters[0]), Some(Ok(Event::Finished(_)))));
+        assert!(matches!(next(&mut letters[1]), Some(Ok(Event::Token(token))) if token.index == 0));
+        assert!(next(&mut letters[1]).is_none());
+        drop(letters);
+        assert!(matches!(asked(&mut asks)[..], [Ask::Cancel(1)]), "the other one has ended");
+    }
+
+    #[test]
+    fn who_does_not_read_is_cut_and_cancelled_and_nobody_else_notices() {
+        let (link, mut asks) = link();
+        let (mut slow, mut other) =
+            (link.send(v1::RunRequest::default()), link.send(v1::RunRequest::default()));
+        asked(&mut asks);
+        let events = (0..=STREAM_EVENTS_MAX as u32).map(|index| token(0, index));
+        link.requests.deliver(v1::News { events: events.chain([token(1, 0)]).collect() });
+        assert!(matches!(asked(&mut asks)[..], [Ask::Cancel(0)]));
+        for _ in 0..STREAM_EVENTS_MAX {
+            next(&mut slow).unwrap().unwrap();
+        }
+        assert_eq!(next(&mut slow).unwrap().unwrap_err().code(), Code::Aborted);
+        assert!(next(&mut other).unwrap().is_ok());
+        drop(slow);
+        assert!(asked(&mut asks).is_empty(), "it is cancelled once");
+    }
+
+    #[test]
+    fn the_end_of_a_link_is_told_behind_what_came_and_to_all_that_follow() {
+        let (link, _asks) = link();
+        let mut letters = link.send(v1::RunRequest::default());
+        link.requests.deliver(v1::News { events: vec![token(0, 0)] });
+        link.requests.end(&Status::unavailable("gone"));
+        assert!(link.ended());
+        assert!(next(&mut letters).unwrap().is_ok());
+        assert_eq!(next(&mut letters).unwrap().unwrap_err().code(), Code::Unavailable);
+        let mut late = link.send(v1::RunRequest::default());
+        assert_eq!(next(&mut late).unwrap().unwrap_err().code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn who_wants_the_whole_is_told_of_the_last_or_of_many() {
+        let (link, _asks) = link();
+        let mut letters = link.send(v1::RunRequest::default());
+        letters.hold();
+        let told = Arc::new(Told::default());
+        let waker = Waker::from(told.clone());
+        let mut context = Context::from_waker(&waker);
+        let count = || told.0.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(letters.poll(&mut context).is_pending());
+        link.requests.deliver(v1::News { events: vec![token(0, 0)] });
+        assert_eq!(count(), 0);
+        let many = (1..HELD_EVENTS_MAX as u32).map(|index| token(0, index));
+        link.requests.deliver(v1::News { events: many.collect() });
+        assert_eq!(count(), 1);
+        while letters.poll(&mut context).is_ready() {}
+        link.requests.deliver(v1::News { events: vec![finish(0)] });
+        assert_eq!(count(), 2);
+    }
+
+    #[derive(Default)]
+    struct Told(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
