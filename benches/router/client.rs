@@ -33,7 +33,8 @@ impl Load {
         })
     }
 
-    fn body(&self, number: usize) -> String {
+    /// The body of a request, which has its number as its seed.
+    pub(crate) fn body(&self, number: usize) -> String {
         let Self { tokens, stream, .. } = self;
         format!(
             "{{\"messages\":[{{\"role\":\"user\",\"content\":\"Request {number}: why does the wind blow from the north \
@@ -43,13 +44,14 @@ impl Load {
     }
 }
 
-struct Connection {
+/// One connection, which is kept.
+pub(crate) struct Connection {
     host: String,
     reader: BufReader<TcpStream>,
 }
 
 impl Connection {
-    fn open(http: &str) -> Self {
+    pub(crate) fn open(http: &str) -> Self {
         let host = http.trim_start_matches("http://").to_owned();
         let stream = TcpStream::connect(&host).expect("a router that listens");
         stream.set_nodelay(true).expect("a socket");
@@ -65,7 +67,8 @@ impl Connection {
         self.reader.get_mut().write_all(&[head.as_bytes(), body.as_bytes()].concat()).expect("sent");
     }
 
-    fn ask(&mut self, body: &str) -> (Duration, Duration) {
+    /// Sends a request and reads its answer; the time to the first byte of its body and to the last.
+    pub(crate) fn ask(&mut self, body: &str) -> (Duration, Duration) {
         let asked = Instant::now();
         self.send(body);
         let length = self.head();

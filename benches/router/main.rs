@@ -9,11 +9,13 @@
 //! rank. A peer stands in front of it and gets the same requests; its own time alone is counted.
 
 mod client;
+mod leader;
 mod process;
 
 use std::time::{Duration, Instant};
 
 use client::Load;
+use leader::Leader;
 use process::Running;
 
 /// Requests of a scenario before the counted ones.
@@ -46,6 +48,7 @@ fn main() {
             }
         }
     }
+    last_token(&model);
     open_streams(&model);
 }
 
@@ -76,6 +79,28 @@ fn measure(name: &str, pid: u32, http: &str, load: &Load, requests: usize) {
         each(wall),
         millis(median(first)),
         millis(median(last))
+    );
+}
+
+/// How long a stream's last token is under way, from the leader's hands to the client's: one request at a time.
+fn last_token(model: &str) {
+    const REQUESTS: u64 = 500;
+    let leader = Leader::start(model, Duration::from_millis(3));
+    let router = Running::router(model, &leader.store);
+    let mut client = client::Connection::open(&router.http);
+    let load = Load { connections: 1, tokens: 16, stream: true };
+    let times = (0..REQUESTS + 20).map(|seed| {
+        client.ask(&load.body(seed as usize));
+        leader.sent(seed).elapsed()
+    });
+    let mut times: Vec<Duration> = times.skip(20).collect();
+    times.sort_unstable();
+    let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
+    println!(
+        "last token, from leader to client: p50 {:.0} us, p90 {:.0} us, p99 {:.0} us",
+        at(0.5),
+        at(0.9),
+        at(0.99)
     );
 }
 

@@ -17,13 +17,7 @@ pub(crate) struct Running {
 impl Running {
     /// `galerne up` with a rehearsal of `model` under `law`.
     pub(crate) fn up(model: &str, law: &str, arguments: &[&str]) -> Self {
-        let binary = std::env::current_exe()
-            .expect("this program")
-            .ancestors()
-            .nth(2)
-            .expect("target/release")
-            .join("galerne");
-        let mut command = Command::new(binary);
+        let mut command = galerne();
         let any = "127.0.0.1:0";
         command.args([
             "up",
@@ -38,13 +32,32 @@ impl Running {
             "--admin",
             any,
         ]);
-        let mut child = spawn(command.args(arguments).stdout(Stdio::piped()));
+        command.args(arguments);
+        Self::serving(command)
+    }
+
+    /// `galerne router` for the groups in a store.
+    pub(crate) fn router(model: &str, store: &str) -> Self {
+        let mut command = galerne();
+        let any = "127.0.0.1:0";
+        command.args([
+            "router", "--model", model, "--etcd", store, "--http", any, "--grpc", any, "--admin", any,
+        ]);
+        let running = Self::serving(command);
+        std::thread::sleep(Duration::from_secs(1)); // it looks for groups first
+        running
+    }
+
+    /// Waits until a process says where it listens.
+    fn serving(mut command: Command) -> Self {
+        let mut child = spawn(command.stdout(Stdio::piped()));
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
         let line = lines
             .find(|line| line.starts_with("HTTP "))
             .expect("a router that serves: run `make build` first");
         std::thread::spawn(move || lines.for_each(drop)); // nobody waits for a full pipe
-        let http = line.split_whitespace().nth(1).expect("an address").trim_end_matches("/v1").to_owned();
+        let address = line.split_whitespace().find(|word| word.starts_with("http://"));
+        let http = address.expect("an address").trim_end_matches("/v1").to_owned();
         Self { child, http }
     }
 
@@ -75,6 +88,11 @@ impl Drop for Running {
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
         self.child.wait().ok();
     }
+}
+
+fn galerne() -> Command {
+    let this = std::env::current_exe().expect("this program");
+    Command::new(this.ancestors().nth(2).expect("target/release").join("galerne"))
 }
 
 fn spawn(command: &mut Command) -> Child {
