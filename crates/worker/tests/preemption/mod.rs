@@ -6,7 +6,7 @@ use galerne_wire::v1::engine_client::EngineClient;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::common::{Cluster, case, client, read, start};
+use crate::common::{Asked, Cluster, case, client, run, start};
 
 /// bard-1m's end token.
 const END: u32 = 2;
@@ -15,11 +15,11 @@ const END: u32 = 2;
 const TOKENS: u32 = 400;
 
 /// A request of tenant 1 that looks back at its own tokens, and keeps to a grammar.
-fn long(cluster: &Cluster, health: &Health, seed: u64) -> Request<v1::RunRequest> {
+fn long(cluster: &Cluster, health: &Health, seed: u64) -> Asked {
     let prompt: Vec<u32> = (0..70).map(|at| 3 + (seed as u32 * 31 + at * 17) % 1000).collect();
     let mut request = cluster.request(health.epoch, &prompt, TOKENS);
     let sampling = Sampling { temperature: 1.0, seed, presence_penalty: 0.5, ..Sampling::greedy() };
-    let asked = request.get_mut();
+    let asked = &mut request.run;
     asked.sampling = Some(v1::Sampling::from(&sampling));
     asked.stop_tokens = vec![END];
     asked.grammar = Some(v1::Grammar::from(&Grammar::Regex("([a-z ]{4}[A-Z]){1000}".into())));
@@ -27,9 +27,8 @@ fn long(cluster: &Cluster, health: &Health, seed: u64) -> Request<v1::RunRequest
     request
 }
 
-async fn answer(engine: &EngineClient<Channel>, request: Request<v1::RunRequest>) -> Vec<u32> {
-    let stream = engine.clone().run(request).await.unwrap().into_inner();
-    let (tokens, error) = read(stream).await;
+async fn answer(engine: &EngineClient<Channel>, request: Asked) -> Vec<u32> {
+    let (tokens, error) = run(engine, request).await.unwrap().read().await;
     assert!(error.is_none(), "{error:?}");
     tokens
 }
@@ -49,22 +48,22 @@ async fn what_is_preempted_gives_the_same_tokens() {
 
     let mut streams = Vec::new();
     for seed in [1, 2] {
-        let mut stream = engine.clone().run(long(&cluster, &health, seed)).await.unwrap().into_inner();
-        let first = stream.message().await.unwrap().unwrap();
-        streams.push((first, stream));
+        let mut running = run(&engine, long(&cluster, &health, seed)).await.unwrap();
+        let first = running.next().await.unwrap().unwrap();
+        streams.push((first, running));
     }
     let (prompt, expected) = case();
     let mut other = cluster.request(health.epoch, &prompt, expected.len() as u32);
-    other.get_mut().tenant = 2;
+    other.run.tenant = 2;
     assert_eq!(answer(&engine, other).await, expected);
 
-    for ((first, mut stream), alone) in streams.into_iter().zip(&alone) {
+    for ((first, mut running), alone) in streams.into_iter().zip(&alone) {
         let (mut events, mut tokens) = (vec![first], Vec::new());
-        while let Some(event) = stream.message().await.unwrap() {
+        while let Some(event) = running.next().await.unwrap() {
             events.push(event);
         }
         for event in events {
-            if let Some(v1::run_event::Event::Token(token)) = event.event {
+            if let v1::run_event::Event::Token(token) = event {
                 assert_eq!(token.index as usize, tokens.len());
                 tokens.push(token.token.unwrap().id);
             }

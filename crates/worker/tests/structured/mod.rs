@@ -11,8 +11,8 @@ use galerne_types::{Epoch, Grammar, Health, Sampling};
 use galerne_wire::v1;
 use galerne_wire::v1::engine_client::EngineClient;
 use serde_json::{Value, json};
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Request};
 
 /// Schemas and seeds that are tried.
 const CASES: u64 = 200;
@@ -107,7 +107,8 @@ async fn a_grammar_is_compiled_once_for_all_its_requests() {
     let group = Group::start(1).await;
     let grammar = Grammar::Regex("[a-z]{8}".into());
     let mut asked = Request::new(v1::LoadRequest { epoch: group.health.epoch.0 });
-    *asked.metadata_mut() = group.ask(&grammar, 5).metadata().clone(); // the epoch's secret
+    let secret = group.ask(&grammar, 5).secret.unwrap();
+    galerne_wire::show_secret(&mut asked, &secret).unwrap();
     let mut reports = group.engine.clone().load(asked).await.unwrap().into_inner();
     reports.message().await.unwrap().unwrap();
     let expected = group.answer(&grammar, 5).await;
