@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status};
 
 use crate::authority::Authority;
 use crate::process::{self, Process, eventually};
-use crate::setup::{self, Etcd};
+use crate::setup::{self, Cluster, Etcd};
 use crate::traces::Receiver;
 
 /// Must not be found in any log.
@@ -371,4 +371,34 @@ fn a_cluster_of_one_command_shows_its_fleet_under_tls() {
     let output = up.output();
     assert!(output.contains("RANK STATE") && output.contains("Hello"), "{output}");
     up.line_with("curl --cacert FILE --cert FILE --key FILE -H 'authorization: Bearer KEY' https://");
+
+    let grpc = line.split_once("gRPC").expect("an address").1.split_whitespace().next().expect("an address");
+    let (ours, theirs) = (files.faces.ca(), files.cluster.ca());
+    let ca = |path: &Path| vec!["--tls-ca".to_owned(), path.display().to_string()];
+    for (flags, says) in [
+        (Vec::new(), "name the authority of its certificate with --tls-ca"),
+        (ca(&theirs), "no authority in --tls-ca has made its certificate"),
+        (ca(&ours), "with --tls-cert and --tls-key"),
+    ] {
+        let output =
+            setup::galerne().args(["status", "--grpc", grpc]).args(&flags).output().expect("galerne");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains(says), "{flags:?}: {told}");
+    }
+}
+
+#[test]
+fn a_collector_that_is_not_believed_gets_nothing() {
+    let files = Files::new();
+    let (cert, key) = files.collector.issue(&["127.0.0.1"]);
+    let mut command = setup::python("otlp_receiver.py");
+    let (collector, endpoint) =
+        Receiver::start_with(command.arg(cert).arg(key).arg(files.collector.ca()).arg(TOKEN));
+    let ca = files.faces.ca().display().to_string();
+    let flags = ["--threads", "1", "--trace-ratio", "1", "--otlp-endpoint", &endpoint, "--otlp-ca", &ca];
+    let cluster = Cluster::up(&setup::bard(), &flags);
+    assert_eq!(cluster.greedy(&[1, 40, 50], 5).expect("an answer").len(), 5);
+    let line = cluster.process.line_with("the collector takes no spans");
+    assert!(line.contains("invalid peer certificate"), "{line}");
+    assert!(collector.spans().is_empty());
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use galerne_wire::v1::generate_request::Prompt;
 use galerne_wire::v1::{Chat as Conversation, ChatMessage, FinishReason, GenerateRequest, Sampling};
 
-use crate::client::{Client, ClientArgs};
+use crate::client::{self, Client, ClientArgs};
 
 use terminal::{Line, Terminal};
 
@@ -121,7 +121,7 @@ pub(crate) async fn ask(
         max_tokens: Some(max_tokens),
         ..GenerateRequest::default()
     };
-    let said = |status: tonic::Status| anyhow::anyhow!("the router answered: {}", status.message());
+    let said = |status: tonic::Status| client::said(&status);
     let mut pace = Pace::begin();
     let mut stream = client.generate(request).await.map_err(said)?.into_inner();
     let (mut answer, mut out) = (String::new(), std::io::stdout());

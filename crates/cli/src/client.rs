@@ -1,5 +1,6 @@
 //! A client of a router: where it is, and what it wants to see.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,11 +74,58 @@ impl ClientArgs {
             None => endpoint.connect().await,
             Some(tls) => endpoint.connect_with_connector(tls.dialer()).await,
         };
-        let channel = connected.with_context(|| {
-            format!("no router answers at {address}: start one, or give its address with --grpc")
+        let channel = connected.map_err(|error| match explained(&error) {
+            Some(says) => anyhow::anyhow!("the router at {address} cannot be reached: {says}"),
+            None => {
+                anyhow::anyhow!("no router answers at {address}: start one, or give its address with --grpc")
+            }
         })?;
         Ok(GalerneClient::with_interceptor(channel, Bearer(key)))
     }
+}
+
+/// What a router said, or what the way to it is broken by.
+pub(crate) fn said(status: &Status) -> anyhow::Error {
+    match (explained(status), status.source()) {
+        (Some(says), _) => anyhow::anyhow!("the router cannot be asked: {says}"),
+        (None, Some(broken)) => anyhow::anyhow!("the router cannot be asked: {}", root_cause(broken)),
+        (None, None) => anyhow::anyhow!("the router answered: {}", status.message()),
+    }
+}
+
+fn root_cause(mut error: &dyn Error) -> String {
+    while let Some(deeper) = error.source() {
+        error = deeper;
+    }
+    error.to_string()
+}
+
+/// Why TLS was not agreed on, and what to do about it, if that is what is wrong.
+fn explained(error: &dyn Error) -> Option<String> {
+    // An alert that says so may be lost with the connection.
+    const BROKEN: &str = "if it speaks TLS, name the authority of its certificate with --tls-ca, and if it wants to see one, \
+                          a certificate with --tls-cert and --tls-key";
+    const SPEAKS_PLAINLY: &str = "it speaks no TLS: leave out --tls-ca";
+    const STRANGER: &str = "no authority in --tls-ca has made its certificate";
+    const KNOWN: [(&str, &str); 11] = [
+        ("UnknownIssuer", STRANGER),
+        ("BadSignature", STRANGER),
+        ("not valid for name", "its certificate is made for another name: give --grpc that name"),
+        (
+            "fatal alert",
+            "it wants to see a certificate of its clients' authority: name one with --tls-cert and --tls-key",
+        ),
+        ("InvalidContentType", SPEAKS_PLAINLY),
+        ("tls handshake eof", SPEAKS_PLAINLY),
+        ("frame with invalid size", BROKEN),
+        ("broken pipe", BROKEN),
+        ("onnection closed", BROKEN),
+        ("onnection reset", BROKEN),
+        ("onnection was not ready", BROKEN),
+    ];
+    let reason = root_cause(error);
+    let advice = KNOWN.iter().find(|(words, _)| reason.contains(words));
+    advice.map(|(_, advice)| format!("{reason}: {advice}"))
 }
 
 /// Shows the API key with every request.

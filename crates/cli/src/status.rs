@@ -7,7 +7,7 @@ use clap::Args;
 use galerne_wire::v1::{FleetRequest, FleetResponse};
 use serde_json::{Value, json};
 
-use crate::client::{Client, ClientArgs};
+use crate::client::{self, Client, ClientArgs};
 use crate::fleet;
 
 /// Shows groups and ranks: state, epoch, process, shards, memory.
@@ -72,7 +72,7 @@ async fn ask(router: &ClientArgs) -> anyhow::Result<FleetResponse> {
 
 async fn fleet_of(client: &mut Client) -> anyhow::Result<FleetResponse> {
     let answer = client.fleet(FleetRequest {}).await;
-    let answer = answer.map_err(|status| anyhow::anyhow!("the router answered: {}", status.message()))?;
+    let answer = answer.map_err(|status| client::said(&status))?;
     Ok(answer.into_inner())
 }
 

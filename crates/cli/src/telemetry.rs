@@ -33,10 +33,10 @@ pub(crate) struct TelemetryArgs {
     #[arg(long, global = true, env = OTLP_CA, value_name = "FILE")]
     otlp_ca: Option<PathBuf>,
     /// Certificate to show to the collector (PEM), if it wants to see one.
-    #[arg(long, global = true, env = OTLP_CERT, value_name = "FILE")]
+    #[arg(long, global = true, env = OTLP_CERT, value_name = "FILE", requires = "otlp_key")]
     otlp_cert: Option<PathBuf>,
     /// Its key (PEM).
-    #[arg(long, global = true, env = OTLP_KEY, value_name = "FILE")]
+    #[arg(long, global = true, env = OTLP_KEY, value_name = "FILE", requires = "otlp_cert")]
     otlp_key: Option<PathBuf>,
     /// Share of requests to trace, from 0 to 1. A client's own `traceparent` decides for its request.
     #[arg(long, global = true, env = TRACE_RATIO, default_value_t = 0.01, value_name = "RATIO")]

@@ -57,11 +57,18 @@ impl EtcdAccess {
     /// The words are rustls's and etcd's own.
     fn advice(&self, reason: &str) -> Option<&'static str> {
         let open = "nobody speaks TLS there: leave out --etcd-ca, or name etcd's port for TLS";
-        let certificate = match self.tls.as_ref().is_some_and(|tls| tls.identity.is_some()) {
-            true => {
-                "etcd does not take our certificate: its --trusted-ca-file must hold the authority of --etcd-cert"
+        // The alert that says so may be lost with the connection.
+        const BROKEN: [&str; 4] =
+            ["broken pipe", "onnection closed", "onnection reset", "onnection was not ready"];
+        let nameless = self.tls.as_ref().is_some_and(|tls| tls.identity.is_none());
+        if nameless && BROKEN.iter().any(|words| reason.contains(words)) {
+            return Some("if etcd wants to see a certificate, name one with --etcd-cert and --etcd-key");
+        }
+        let certificate = match nameless {
+            true => "etcd wants to see a certificate: name one with --etcd-cert and --etcd-key",
+            false => {
+                "etcd does not take our certificate: its --trusted-ca-file must hold --etcd-cert's authority"
             }
-            false => "etcd wants to see a certificate: name one with --etcd-cert and --etcd-key",
         };
         let known: [(&str, &'static str); 10] = [
             ("UnknownIssuer", "no authority in --etcd-ca has made etcd's certificate"),
