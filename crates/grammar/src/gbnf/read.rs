@@ -91,9 +91,12 @@ impl<'a> Reader<'a> {
     fn at_next_rule(&self) -> bool {
         let mut ahead = self.clone();
         ahead.skip(true);
+        if ahead.peek().is_none() {
+            return true;
+        }
         let name = ahead.name();
         ahead.skip(false);
-        ahead.peek().is_none() || !name.is_empty() && ahead.take("::=")
+        !name.is_empty() && ahead.take("::=")
     }
 
     fn group(&mut self) -> Result<Node, GrammarError> {

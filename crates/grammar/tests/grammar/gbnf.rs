@@ -276,6 +276,7 @@ fn rules_as_vllm_shows_them() {
     assert!(accepts(&gbnf(sql), "SELECT col_1  from table_2  where col_2 = 1 "));
     assert!(!accepts(&gbnf(sql), "SELECT col_3 "));
     let sum = "root ::= expr\nexpr ::= term (\"+\" term)*\nterm ::= [0-9]+ | \"(\" expr \")\"\n";
+    assert!(accepts(&gbnf("root ::=\n  # one\n  \"a\" |\n  \"b\"\nempty ::=\n"), "b"), "lines as one likes");
     assert!(accepts(&gbnf(sum), "1+(23+(4))+5"));
     assert!(!accepts(&gbnf(sum), "1+(23"));
     assert!(accepts(&Grammar::Lark("start: \"a\"".to_owned()), "a"), "Lark stays Lark");
@@ -285,6 +286,7 @@ fn rules_as_vllm_shows_them() {
 fn what_is_wrong_is_told_with_its_line() {
     for (text, says) in [
         ("root ::= other", "the grammar has no rule `other`"),
+        ("root ::=\n  other", "the grammar has no rule `other`"),
         ("other ::= \"a\"", "the grammar has no rule `root`"),
         ("root ::= \"a\"\nroot ::= \"b\"", "line 2 of the grammar has a second rule `root`"),
         ("root ::= \"a\"\n\n  \"b\"", "line 3 of the grammar has something other than a rule"),
