@@ -7,6 +7,7 @@ mod error;
 mod fields;
 mod gather;
 mod mistral;
+mod name;
 mod openai;
 mod responses;
 mod shape;
@@ -56,12 +57,14 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .with_state(router)
 }
 
-/// What a load balancer asks; on the admin port, too. `/health` is how vLLM names readiness.
+/// What a load balancer asks; on the admin port, too. `/health` and `/ping` are how vLLM names readiness.
 pub(crate) fn probes() -> axum::Router<Arc<Router>> {
     axum::Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/health", get(ready))
+        .route("/ping", get(ready))
+        .route("/version", get(|| async { Json(json!({ "version": env!("CARGO_PKG_VERSION") })) }))
 }
 
 /// Ready when at least one model takes requests; says what is missing otherwise.

@@ -149,6 +149,31 @@ fn of_tokenizing_chats() -> Vec<(&'static str, Fate)> {
 }
 
 #[tokio::test]
+async fn an_answer_is_named_after_its_request() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::with(&[&leader]).await;
+    let body = json!({ "prompt": "Speak", "request_id": "mine" });
+    let reply = stage.post("/v1/completions", &body).await;
+    assert_eq!(reply.json()["id"], "cmpl-mine");
+    assert!(reply.head.contains("x-request-id: cmpl-mine"), "{reply:?}");
+    let chat = json!({ "messages": [{ "role": "user", "content": "Speak" }], "request_id": "mine" });
+    let raw = |name: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: {name}\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    };
+    for (header, id) in [("a-1", "chatcmpl-a-1"), ("no name", "chatcmpl-mine")] {
+        let reply = stage.open(&raw(header, &chat.to_string())).await.rest().await;
+        assert_eq!(reply.json()["id"], id);
+    }
+    let body = json!({ "prompt": "Speak", "request_id": "no\nname" });
+    assert_eq!(stage.post("/v1/completions", &body).await.json()["error"]["param"], "request_id");
+    assert!(stage.get("/version").await.json()["version"].is_string());
+    assert_eq!(stage.get("/ping").await.status, 200);
+}
+
+#[tokio::test]
 async fn every_field_has_its_fate() {
     let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
     let stage = Stage::with(&[&leader]).await;

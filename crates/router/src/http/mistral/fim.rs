@@ -3,6 +3,7 @@
 use crate::ask::{Caller, MaxTokens, Prompt, Several};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::name::RequestName;
 use crate::http::openai::options::{count, options, view};
 use crate::http::openai::{KNOWN, Wanted};
 use crate::http::shape::Calls;
@@ -21,9 +22,10 @@ pub(super) fn parse(limits: &RequestLimits, body: &[u8]) -> Result<Wanted, ApiEr
     let options = options(&mut fields, max_tokens, None)?;
     let each = count(&mut fields, "n", limits)?.unwrap_or(1);
     let view = view(&mut fields, &options)?;
+    let name = RequestName::take(&mut fields)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;
     let prompts = vec![Prompt::Fim { prompt, suffix: suffix.unwrap_or_default() }];
     let asked = Several { model, prompts, each, options, caller: Caller::default() };
-    Ok(Wanted { asked, view, calls: Calls::Never, lead: String::new(), mistral: true })
+    Ok(Wanted { asked, view, calls: Calls::Never, lead: String::new(), name, mistral: true })
 }

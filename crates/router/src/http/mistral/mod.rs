@@ -112,9 +112,9 @@ pub(super) async fn answer(
     caller: Caller,
     wanted: openai::Wanted,
 ) -> Result<Response, ApiError> {
-    let openai::Wanted { asked, view, calls, lead, mistral: _ } = wanted;
+    let openai::Wanted { asked, view, calls, lead, name, mistral: _ } = wanted;
     let mut choices = Choices::start(router, Several { caller, ..asked }).await?;
-    let form = Form::new("cmpl", view, &choices)?;
+    let form = Form::new("cmpl", name, view, &choices)?;
     let id = form.id.clone();
     if view.stream {
         let chunks = ChatStream::new(form, &calls, lead, &choices)?;

@@ -12,6 +12,7 @@ use crate::ask::{Caller, MaxTokens, Prompt, Several};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::mistral;
+use crate::http::name::RequestName;
 use crate::http::shape::Calls;
 use crate::limits::RequestLimits;
 use crate::serve::Router;
@@ -23,6 +24,7 @@ pub(in crate::http) struct Wanted {
     pub(in crate::http) calls: Calls,
     /// What the answer goes on with, if its client is to see that as its beginning.
     pub(in crate::http) lead: String,
+    pub(in crate::http) name: RequestName,
     /// Its client speaks Mistral's API, by the fields that it used.
     pub(in crate::http) mistral: bool,
 }
@@ -42,6 +44,7 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     let each = count(&mut fields, "n", &router.requests)?.unwrap_or(1);
     let view = view(&mut fields, &options)?;
     let tools = Tools::take(&mut fields, &router.requests)?;
+    let name = RequestName::take(&mut fields)?;
     let model: String = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;
     let calls = match tools {
@@ -50,7 +53,7 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     };
     let prompts = vec![Prompt::Chat(chat)];
     let asked = Several { model, prompts, each, options, caller: Caller::default() };
-    Ok(Wanted { asked, view, calls, lead: lead.unwrap_or_default(), mistral })
+    Ok(Wanted { asked, view, calls, lead: lead.unwrap_or_default(), name, mistral })
 }
 
 /// Takes a conversation with its tools, and nothing of how it is answered.

@@ -10,6 +10,7 @@ use super::text_reply::Echo;
 use crate::ask::{Caller, MaxTokens, Prompt, Several};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::name::RequestName;
 use crate::limits::RequestLimits;
 
 /// Tokens of a text completion whose request sets no limit, as OpenAI and vLLM have it.
@@ -20,6 +21,7 @@ pub(in crate::http) struct Wanted {
     pub(in crate::http) asked: Several,
     pub(in crate::http) view: View,
     pub(in crate::http) echo: Echo,
+    pub(in crate::http) name: RequestName,
     /// Of the choices of each prompt, show only this many: the most likely.
     pub(in crate::http) keep: Option<usize>,
 }
@@ -67,12 +69,13 @@ pub(in crate::http) fn parse(limits: &RequestLimits, body: &[u8]) -> Result<Want
     }
     let special = fields.take_bool_or("add_special_tokens", true)?;
     let (prompts, texts) = prompts(given, suffix.as_deref(), special)?;
+    let name = RequestName::take(&mut fields)?;
     let model = fields.take("model", "a string")?.unwrap_or_default();
     fields.finish(&KNOWN)?;
     let original = shown && options.truncate.is_none();
     let asked = Several { model, prompts, each, options, caller: Caller::default() };
     let echo = Echo { shown, texts: if original { texts } else { Vec::new() } };
-    Ok(Wanted { asked, view, echo, keep })
+    Ok(Wanted { asked, view, echo, name, keep })
 }
 
 /// How many choices to generate for each prompt, and how many of them to keep.

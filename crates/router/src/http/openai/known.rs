@@ -19,7 +19,6 @@ const HARMLESS: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
-    "request_id",
     "return_mm_kwargs", // of endpoints that only render a prompt
     "return_token_offsets",
     "routed_experts_prompt_start", // there are no experts

@@ -29,6 +29,7 @@ use super::body::read;
 use super::error::ApiError;
 use super::gather::gather;
 use super::mistral::Client;
+use super::name::RequestName;
 use super::shape::{Calls, Ids};
 use super::{mistral, stream};
 use crate::ask::{Caller, Several};
@@ -50,15 +51,16 @@ pub(super) async fn chat(
     State(router): State<Arc<Router>>,
     Extension(caller): Extension<Caller>,
     client: Client,
+    named: RequestName,
     body: Body,
 ) -> Result<Response, ApiError> {
     let wanted = chat::parse(&router, &read(body, &caller, &router.limits).await?)?;
     if wanted.mistral || client == Client::Mistral {
         return mistral::answer(&router, caller, wanted).await;
     }
-    let chat::Wanted { asked, view, calls, .. } = wanted;
+    let chat::Wanted { asked, view, calls, name, .. } = wanted;
     let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
-    let form = Form::new("chatcmpl", view, &choices)?;
+    let form = Form::new("chatcmpl", named.or(name), view, &choices)?;
     let id = form.id.clone();
     if view.stream {
         let chunks = ChatStream::new(form, &calls, &choices)?;
@@ -72,12 +74,13 @@ pub(super) async fn chat(
 pub(super) async fn completion(
     State(router): State<Arc<Router>>,
     Extension(caller): Extension<Caller>,
+    named: RequestName,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let completion::Wanted { asked, view, echo, keep } =
+    let completion::Wanted { asked, view, echo, name, keep } =
         completion::parse(&router.requests, &read(body, &caller, &router.limits).await?)?;
     let mut choices = Choices::start(&router, Several { caller, ..asked }).await?;
-    let form = Form::new("cmpl", view, &choices)?;
+    let form = Form::new("cmpl", named.or(name), view, &choices)?;
     let id = form.id.clone();
     if view.stream {
         let chunks = TextStream::new(form, echo, &choices)?;

@@ -11,6 +11,7 @@ use crate::answer::Stopped;
 use crate::ask::random_seed;
 use crate::choices::Choices;
 use crate::failure::Failure;
+use crate::http::name::RequestName;
 use crate::http::stream::json;
 
 /// What a client wants to see of an answer.
@@ -109,14 +110,23 @@ struct CompletionDetails {
 const DIGEST_CHARS: usize = 12;
 
 impl Form {
-    pub(in crate::http) fn new(id_prefix: &str, view: View, choices: &Choices) -> Result<Self, Failure> {
+    /// An answer to the request of that name, or else of a random one.
+    pub(in crate::http) fn new(
+        id_prefix: &str,
+        name: RequestName,
+        view: View,
+        choices: &Choices,
+    ) -> Result<Self, Failure> {
         let fingerprint = choices.card().map_or_else(String::new, |card| {
             let digest = &card.digest[..card.digest.floor_char_boundary(DIGEST_CHARS)];
             format!("fp_{digest}_s{}", card.shards.virtual_shards())
         });
         Ok(Self {
             view,
-            id: format!("{id_prefix}-{:016x}{:016x}", random_seed()?, random_seed()?),
+            id: match name {
+                RequestName(Some(name)) => format!("{id_prefix}-{name}"),
+                RequestName(None) => format!("{id_prefix}-{:016x}{:016x}", random_seed()?, random_seed()?),
+            },
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             model: choices.model().name.clone(),
             fingerprint,
