@@ -14,7 +14,12 @@ PROMPT ?= What is the mistral wind? Answer in two sentences.
 HTTP ?= 127.0.0.1:8000
 GRPC ?= 127.0.0.1:8001
 
-.PHONY: help demo test build lint unit proto bench clean
+# make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET=templates
+FUZZ_SECONDS ?= 600
+FUZZ_TARGET ?=
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help demo test build lint unit proto bench fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -46,6 +51,11 @@ unit: ## unit, integration and process-level tests (needs `make build` first)
 bench: ## all-reduce latency; prefill and decode speed
 	cargo run --release -p galerne-collective --example latency
 	cargo run --release -p galerne-model --example speed -- "$(MODEL)" 2
+
+fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS each, guided by coverage
+	@.ci/setup build
+	FUZZ_SECONDS="$(FUZZ_SECONDS)" RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters" \
+		cargo test --release --workspace --locked --no-fail-fast --target $(HOST) --target-dir target/fuzz --test fuzz -- $(FUZZ_TARGET) --nocapture --test-threads=1
 
 clean: ## build outputs; keeps what was fetched
 	cargo clean

@@ -29,14 +29,14 @@ pub enum GrammarError {
 /// Longest part of a message of the parser that is passed on, in bytes.
 const MESSAGE_BYTES_MAX: usize = 300;
 
-/// One line of the parser's message, without the states and places that it may carry.
+/// One line of the parser's message, fit for a terminal, without the states and places that it may carry.
 pub(crate) fn sentence(message: &str) -> String {
     if message.starts_with("panic:") {
         return "the parser failed on it: this is a bug, please report it".into();
     }
     let message = message.split("\n<").next().unwrap_or_default();
     let line: Vec<&str> = message.split_whitespace().collect();
-    let mut line = line.join(" ");
+    let mut line = line.join(" ").replace(char::is_control, "\u{fffd}");
     if line.len() > MESSAGE_BYTES_MAX {
         line.truncate(line.floor_char_boundary(MESSAGE_BYTES_MAX));
         line.push('…');

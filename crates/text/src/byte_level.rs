@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
+use crate::hugging_face::unless_it_panics;
 use crate::merge::{Merges, Scratch};
 use crate::spellings::Spellings;
 use words::Words;
@@ -159,9 +160,14 @@ impl ByteLevel {
 
 /// What the post-processor puts before and behind a text.
 fn surroundings(tokenizer: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
-    let probe =
-        |special| tokenizer.encode_fast("a", special).ok().map(|encoding| encoding.get_ids().to_vec());
+    let probe = |special| {
+        let encoding = unless_it_panics(|| tokenizer.encode_fast("a", special)).ok()?;
+        Some(encoding.get_ids().to_vec())
+    };
     let (inner, whole) = (probe(false)?, probe(true)?);
+    if inner.is_empty() {
+        return None; // a vocabulary without an `a`: what stands around it cannot be told
+    }
     let at = whole.windows(inner.len()).position(|ids| ids == inner)?;
     Some((whole[..at].to_vec(), whole[at + inner.len()..].to_vec()))
 }

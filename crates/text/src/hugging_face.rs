@@ -1,5 +1,8 @@
 //! Tokenizers that the `tokenizers` crate runs: a `tokenizer.json`, and byte-level BPE out of a GGUF file.
 
+mod shape;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use galerne_checkpoint::GgufVocab;
@@ -49,7 +52,8 @@ impl HuggingFace {
             )));
         }
         let json = std::fs::read(path).map_err(read_error)?;
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| json_error(e.to_string()))?;
+        shape::check(&json).map_err(json_error)?;
+        let mut tokenizer = unless_it_panics(|| Tokenizer::from_bytes(json)).map_err(json_error)?;
         // A file may carry the settings of a training run; a prompt is never cut or filled up.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| json_error(e.to_string()))?;
@@ -73,7 +77,8 @@ impl HuggingFace {
         if let Some(unk) = gguf.unk.and_then(|id| gguf.tokens.get(id as usize)) {
             model = model.unk_token(unk.clone());
         }
-        let mut tokenizer = Tokenizer::new(model.build().map_err(refuse)?);
+        let model = unless_it_panics(|| model.build()).map_err(TextError::Vocabulary)?;
+        let mut tokenizer = Tokenizer::new(model);
         tokenizer.with_pre_tokenizer(Some(words.pre_tokenizer().map_err(refuse)?));
         for (kind, special) in [(GGUF_CONTROL, true), (GGUF_USER_DEFINED, false)] {
             let tokens = gguf.tokens.iter().zip(&gguf.types).filter(|&(_, &k)| k == kind);
@@ -95,15 +100,15 @@ impl HuggingFace {
         if let Some(byte_level) = &self.byte_level {
             return Ok(byte_level.encode(text, add_special, true));
         }
-        let encoding = self.tokenizer.encode_fast(text, add_special);
-        Ok(encoding.map_err(|e| TextError::Encode(e.to_string()))?.get_ids().to_vec())
+        let encoding = unless_it_panics(|| self.tokenizer.encode_fast(text, add_special));
+        Ok(encoding.map_err(TextError::Encode)?.get_ids().to_vec())
     }
 
     pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
         if let Some(byte_level) = &self.byte_level {
             return Ok(byte_level.encode(text, false, false));
         }
-        self.encode_words(text).map_err(|e| TextError::Encode(e.to_string()))
+        unless_it_panics(|| self.encode_words(text)).map_err(TextError::Encode)
     }
 
     /// The crate's own way from text to ids, with `plain` in the place of all added tokens.
@@ -120,6 +125,15 @@ impl HuggingFace {
             .flatten()
             .map(|token| token.id)
             .collect())
+    }
+}
+
+/// What the `tokenizers` crate makes of a file that it reads, or of a text by such a file: it relies on files being as
+/// its own writer makes them.
+pub(crate) fn unless_it_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library fails on it: it contradicts itself".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! JSON as Python's standard library reads and writes it, to the letter: what models were trained on.
 
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -74,7 +74,11 @@ impl PythonJson {
 
     fn new_line<W: ?Sized + Write>(&self, out: &mut W) -> io::Result<()> {
         match self.indent {
-            Some(indent) => write!(out, "\n{:width$}", "", width = indent * self.depth),
+            Some(indent) => {
+                out.write_all(b"\n")?;
+                let blanks = (indent as u64).saturating_mul(self.depth as u64);
+                io::copy(&mut io::repeat(b' ').take(blanks), out).map(drop) // ends at the writer's limit
+            }
             None => Ok(()),
         }
     }

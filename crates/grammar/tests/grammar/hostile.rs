@@ -139,3 +139,13 @@ fn hostile_rules_end_soon() {
         survives(name, &grammar);
     }
 }
+
+#[test]
+fn control_characters_of_a_grammar_do_not_reach_a_terminal() {
+    for grammar in
+        [Grammar::Regex("(\u{1b}[2J\u{0}".to_owned()), Grammar::Lark("sta\u{1b}[2J\u{0}rt".to_owned())]
+    {
+        let says = compile(&grammar).expect_err("a refusal").to_string();
+        assert!(!says.contains(char::is_control), "{says:?}");
+    }
+}

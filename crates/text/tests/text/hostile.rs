@@ -1,9 +1,12 @@
-//! Templates that mean harm: what was found by hand and by `make fuzz`, each under what it was.
+//! Templates and tokenizers that mean harm: what was found by hand and by `make fuzz`, each under what it was.
 
 use std::time::{Duration, Instant};
 
-use galerne_text::TextError;
+use galerne_checkpoint::{GgufVocab, TokenizerAsset};
+use galerne_text::{TextError, Tokenizer};
+use serde_json::{Value, json};
 
+use crate::models::{assets, bard_path};
 use crate::templates::render;
 
 /// Far more than any of them takes, far less than what they meant to take.
@@ -174,4 +177,99 @@ fn no_other_file_is_read() {
         ends(source);
     }
     assert_eq!(render("{% include '/etc/passwd' ignore missing %}x").expect("nothing is there"), "x");
+}
+
+/// A `tokenizer.json` of byte-level BPE with something changed in it.
+fn changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, TextError> {
+    let mut file = serde_json::from_slice(&std::fs::read(bard_path()).expect("bard-1m's")).expect("JSON");
+    change(&mut file);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, file.to_string()).expect("a file");
+    Tokenizer::load(&assets(TokenizerAsset::Json(path)))
+}
+
+fn refusal(change: impl FnOnce(&mut Value)) -> String {
+    changed(change).err().expect("a refusal").to_string()
+}
+
+#[test]
+fn parts_that_double_a_text_each_do_not_fill_the_memory() {
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let twice = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaa"});
+    let list = |part: &Value, times| json!(vec![part.clone(); times]);
+    let grows = "more than 512 times as long";
+    assert!(refusal(|file| file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": list(&bytes, 10)})).contains(grows));
+    assert!(
+        refusal(|file| file["normalizer"] = json!({"type": "Sequence", "normalizers": list(&twice, 3)}))
+            .contains(grows)
+    );
+    let nfc = list(&json!({"type": "NFC"}), 40);
+    assert!(
+        refusal(|file| file["normalizer"] = json!({"type": "Sequence", "normalizers": nfc}))
+            .contains("at most 32")
+    );
+    let before = json!({"type": "Prepend", "prepend": "x".repeat(100)});
+    assert!(refusal(|file| file["normalizer"] = before).contains("100 bytes before a text"));
+}
+
+#[test]
+fn a_number_beyond_a_double_in_a_decoder_is_refused_and_no_panic() {
+    let text = std::fs::read_to_string(bard_path()).expect("bard-1m's");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, text.replace("\"decoder\":", "\"decoder\":1e400,\"was\":")).expect("a file");
+    let error = Tokenizer::load(&assets(TokenizerAsset::Json(path))).err().expect("a refusal").to_string();
+    assert!(error.contains("number out of range"), "{error}");
+}
+
+#[test]
+fn a_post_processor_that_wants_a_second_text_is_refused_and_no_panic() {
+    let pair = json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": [],
+        "special_tokens": {}});
+    let tokenizer = changed(|file| file["post_processor"] = pair);
+    let outcome = tokenizer.and_then(|tokenizer| tokenizer.encode("a", true));
+    outcome.expect_err("there is no second text");
+}
+
+fn vocabulary(tokens: &[&str], merges: &[&str]) -> Result<Tokenizer, TextError> {
+    let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    Tokenizer::load(&assets(TokenizerAsset::Gguf(GgufVocab {
+        model: "gpt2".to_owned(),
+        pre: None,
+        tokens: owned(tokens),
+        types: Vec::new(),
+        merges: owned(merges),
+        scores: Vec::new(),
+        bos: None,
+        eos: None,
+        unk: None,
+        add_space_prefix: false,
+    })))
+}
+
+#[test]
+fn a_vocabulary_without_letters_is_no_panic() {
+    for tokens in [&[][..], &["b"], &["\u{120}"]] {
+        let tokenizer = vocabulary(tokens, &[]).expect("a vocabulary");
+        assert_eq!(tokenizer.encode("a", true).ok().unwrap_or_default(), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn a_merge_longer_than_every_token_is_refused_and_no_panic() {
+    let error = vocabulary(&["a", "\u{120}"], &["\u{120} a"]).err().expect("a refusal").to_string();
+    assert!(error.contains("the model's vocabulary cannot be used"), "{error}");
+}
+
+#[test]
+fn a_margin_as_wide_as_the_memory_is_refused_and_no_panic() {
+    for indent in ["65536", "99999999", "9223372036854775807"] {
+        ends(&format!(
+            "{{{{ messages | tojson(indent={indent}) }}}}{{% for a in range(100000) %}}{{% for b in range(100000) %}}{{% endfor %}}{{% endfor %}}"
+        ));
+    }
+    let wide = render("{{ [1] | tojson(indent=70000) }}").expect("within the limits");
+    assert_eq!(wide, format!("[\n{}1\n]", " ".repeat(70_000)));
 }
