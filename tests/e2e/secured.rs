@@ -103,13 +103,7 @@ fn guarded_etcd(files: &Files) -> Etcd {
     command.arg("--cert-file").arg(cert).arg("--key-file").arg(key).arg("--client-cert-auth");
     command.arg("--trusted-ca-file").arg(files.etcd.ca()).args(["--bcrypt-cost", "4"]);
     let etcd = Etcd::start_under_tls(command);
-    let (cert, key) = &files.etcd_client;
-    let etcdctl = |arguments: &[&str]| {
-        let mut command = Command::new(setup::cache("bin/etcdctl"));
-        command.arg("--cacert").arg(files.etcd.ca()).arg("--cert").arg(cert).arg("--key").arg(key);
-        let output = command.args(["--endpoints", &etcd.endpoint]).args(arguments).output().expect("etcdctl");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
+    let etcdctl = |arguments: &[&str]| etcdctl(files, &etcd, arguments);
     for user in ["root", "galerne"] {
         etcdctl(&["user", "add", &format!("{user}:{PASSWORD}")]);
     }
@@ -121,13 +115,22 @@ fn guarded_etcd(files: &Files) -> Etcd {
     etcd
 }
 
+fn etcdctl(files: &Files, etcd: &Etcd, arguments: &[&str]) -> String {
+    let (cert, key) = &files.etcd_client;
+    let mut command = Command::new(setup::cache("bin/etcdctl"));
+    command.arg("--cacert").arg(files.etcd.ca()).arg("--cert").arg(cert).arg("--key").arg(key);
+    let output = command.args(["--endpoints", &etcd.endpoint]).args(arguments).output().expect("etcdctl");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
 /// Two ranks and a router, each a process of its own.
 struct Secured {
     worker: Process,
     router: Process,
     http: String,
     grpc: String,
-    _etcd: Etcd,
+    etcd: Etcd,
 }
 
 impl Secured {
@@ -156,7 +159,7 @@ impl Secured {
             address.expect("an address").replace("0.0.0.0", "127.0.0.1")
         };
         let (http, grpc) = (after("HTTP on "), after("gRPC on "));
-        Self { worker, router, http, grpc, _etcd: etcd }
+        Self { worker, router, http, grpc, etcd }
     }
 
     /// The fleet, as who shows this certificate and this key is told.
@@ -320,6 +323,10 @@ fn copy(from: &Pair, to: &Pair) {
 /// No secret stands in a log, at the level that tells everything.
 fn nothing_is_told(cluster: &Secured, files: &Files, api_keys: &[&str]) {
     let mut secrets = files.key_lines();
+    let user = format!("galerne:{PASSWORD}");
+    let epoch = etcdctl(files, &cluster.etcd, &["--user", &user, "get", "/galerne/default/groups/g0/epoch"]);
+    let epoch = epoch.split_once("\"secret\":\"").expect("the epoch's secret").1;
+    secrets.push(epoch[..64].to_owned());
     secrets.extend([PASSWORD, TOKEN].into_iter().chain(api_keys.iter().copied()).map(str::to_owned));
     for (who, log) in [("worker", cluster.worker.output()), ("router", cluster.router.output())] {
         assert!(log.contains("TRACE"), "{who} logs everything");
