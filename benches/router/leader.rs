@@ -64,7 +64,7 @@ async fn stand(
     tokio::spawn(server.serve_with_incoming(incoming));
 
     let coord =
-        Coord::connect(std::slice::from_ref(&endpoint), "galerne", FORM_TIMEOUT).await.expect("a store");
+        Coord::connect(std::slice::from_ref(&endpoint), "default", FORM_TIMEOUT).await.expect("a store");
     let record = record(model, &address);
     let registration = coord.register(record.clone()).await.expect("a registration");
     let formed = tokio::time::timeout(FORM_TIMEOUT, registration.form()).await.expect("a group in time");

@@ -2,7 +2,7 @@
 //! model. Beside it, any other router that is given a command line.
 //!
 //! ```sh
-//! cargo run --release --example router -- MODEL [--peer 'COMMAND {worker} {port}']
+//! cargo run --release --example router -- MODEL [--only PART OF A NAME] [--peer 'COMMAND {worker} {port}']
 //! ```
 //!
 //! The router under test is the process of `galerne up`: it also holds the small store for coordination and watches the
@@ -27,10 +27,20 @@ struct Scenario {
     requests: usize,
 }
 
+const USAGE: &str = "usage: router MODEL [--only PART OF A NAME] [--peer 'COMMAND {worker} {port}']";
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments.next().expect("usage: router MODEL [--peer 'COMMAND {worker} {port}']");
-    let peer = arguments.next().filter(|flag| flag == "--peer").and_then(|_| arguments.next());
+    let model = arguments.next().expect(USAGE);
+    let (mut only, mut peer) = (String::new(), None);
+    while let Some(flag) = arguments.next() {
+        let value = arguments.next().expect(USAGE);
+        match flag.as_str() {
+            "--only" => only = value,
+            "--peer" => peer = Some(value),
+            _ => panic!("{USAGE}"),
+        }
+    }
     process::allow_many_files();
     println!(
         "{:<44} {:>9} {:>11} {:>11} {:>11} {:>11}",
@@ -38,18 +48,21 @@ fn main() {
     );
     for (law, pace) in [("step_ns=0", "tokens at once"), ("step_ns=5000000", "a token each 5 ms")] {
         let galerne = Running::up(&model, law, &[]);
+        let peer = peer.as_ref().map(|command| Running::peer(command, &galerne.http));
         for Scenario { name, load, requests } in scenarios() {
-            measure(&format!("galerne, {name}, {pace}"), galerne.pid(), &galerne.http, &load, requests);
-        }
-        if let Some(command) = &peer {
-            let peer = Running::peer(command, &galerne.http);
-            for Scenario { name, load, requests } in scenarios() {
-                measure(&format!("peer, {name}, {pace}"), peer.pid(), &peer.http, &load, requests);
+            for (who, router) in [("galerne", Some(&galerne)), ("peer", peer.as_ref())] {
+                let name = format!("{who}, {name}, {pace}");
+                if let Some(router) = router.filter(|_| name.contains(&only)) {
+                    measure(&name, router.pid(), &router.http, &load, requests);
+                }
             }
         }
     }
-    last_token(&model);
-    open_streams(&model);
+    for (name, run) in [("last token", last_token as fn(&str)), ("open streams", open_streams)] {
+        if name.contains(&only) {
+            run(&model);
+        }
+    }
 }
 
 fn scenarios() -> [Scenario; 3] {

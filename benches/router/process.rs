@@ -1,6 +1,6 @@
 //! The processes under test, and what they use.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -44,8 +44,25 @@ impl Running {
             "router", "--model", model, "--etcd", store, "--http", any, "--grpc", any, "--admin", any,
         ]);
         let running = Self::serving(command);
-        std::thread::sleep(Duration::from_secs(1)); // it looks for groups first
+        running.until_ready();
         running
+    }
+
+    /// Waits until the router has found a group.
+    fn until_ready(&self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let address = self.http.trim_start_matches("http://");
+        loop {
+            let mut stream = TcpStream::connect(address).expect("a router that listens");
+            stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+            if answer.contains(" 200 ") {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the router finds no group: {answer}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until a process says where it listens.

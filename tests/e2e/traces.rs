@@ -99,13 +99,13 @@ fn one_trace_joins_client_router_leader_and_every_ranks_steps() {
     assert_eq!(attributes["gen_ai.usage.input_tokens"].as_u64(), Some(3), "{generate}");
     assert_eq!(attributes["gen_ai.usage.output_tokens"].as_u64(), Some(TOKENS));
     assert_eq!(attributes["gen_ai.response.finish_reasons"], "length");
-    let call = receiver.named("Engine.Run");
-    assert_eq!(parent_of(&call), generate["id"]);
+    let sent = receiver.named("run");
+    assert_eq!((parent_of(&sent), &sent["kind"]), (generate["id"].clone(), &json!(3)), "{sent}");
 
     let run = receiver.named("engine.run");
     assert_eq!(
         (parent_of(&run), &run["resource"]["service.name"]),
-        (call["id"].clone(), &json!("galerne-worker"))
+        (sent["id"].clone(), &json!("galerne-worker"))
     );
     let phases = ["queue", "prefill", "decode"].map(|name| receiver.named(name));
     for (one, next) in phases.iter().zip(&phases[1..]) {

@@ -51,8 +51,8 @@ pub(crate) struct ByteLevel {
     /// `None` for a byte that the vocabulary passes over.
     bytes: [Option<u32>; 256],
     merges: Merges,
-    /// Words that are tokens as they stand, whatever merges would make of them.
-    whole: HashMap<Vec<u8>, u32>,
+    /// Words that are tokens as they stand: most words of a text are, and need not be merged.
+    whole: HashMap<Box<[u8]>, u32>,
     /// Added tokens that are found in the text before, and after, it is normalized.
     added: [Spellings; 2],
     special: HashSet<u32>,
@@ -116,10 +116,19 @@ impl ByteLevel {
             Spellings::new(tokens.map(|(&id, token)| (token.content.clone(), id)).collect()).ok()
         };
         let (prefix, suffix) = surroundings(tokenizer)?;
-        let whole = if model.ignore_merges { &model.vocab } else { &HashMap::new() };
-        let whole = whole.iter().filter_map(|(token, &id)| Some((in_alphabet(token)?, id))).collect();
+        let merges = merges(&model)?;
+        let mut scratch = Scratch::default();
+        let mut stands = |token: &[u8], id: u32| {
+            let symbols: Vec<u32> = token.iter().filter_map(|&byte| bytes[usize::from(byte)]).collect();
+            let mut merged = Vec::new();
+            merges.merge(&symbols, &mut scratch, &mut merged);
+            merged == [id]
+        };
+        let tokens = model.vocab.iter().filter_map(|(token, &id)| Some((in_alphabet(token)?, id)));
+        let whole = tokens.filter(|(token, id)| model.ignore_merges || stands(token, *id));
+        let whole = whole.map(|(token, id)| (token.into_boxed_slice(), id)).collect();
         Some(Self {
-            merges: merges(&model)?,
+            merges,
             words,
             bytes,
             whole,

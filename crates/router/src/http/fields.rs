@@ -9,6 +9,11 @@ use serde_json::value::RawValue;
 use super::error::ApiError;
 use crate::limits::{ECHO_CHARS_MAX, JSON_LEVELS_MAX};
 
+/// Letters by which a name may differ from one that is known and still be meant as that; of a short name fewer.
+const TYPOS_MAX: usize = 2;
+const TYPOS_OF_SHORT_MAX: usize = 1;
+const SHORT_CHARS_MAX: usize = 5;
+
 /// What an API knows beyond the fields that it takes.
 pub(super) struct Known {
     /// Fields that say something about the client or its books, and nothing about the answer. Sorted.
@@ -19,13 +24,19 @@ pub(super) struct Known {
     pub(super) advice: &'static [(&'static str, &'static str)],
 }
 
-/// What of a body has not been taken yet.
-pub(super) struct Fields<'a>(BTreeMap<String, &'a RawValue>);
+/// A body's fields.
+pub(super) struct Fields<'a> {
+    /// What has not been taken yet.
+    left: BTreeMap<String, &'a RawValue>,
+    /// The names that were asked for, whether they were there or not.
+    asked: Vec<&'static str>,
+}
 
 impl<'a> Fields<'a> {
     /// Reads a body, which must be a JSON object. The values are only looked at when they are taken.
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body).map(Self).map_err(|error| {
+        let read = serde_json::from_slice(body).map(|left| Self { left, asked: Vec::new() });
+        read.map_err(|error| {
             let what = match error.classify() {
                 serde_json::error::Category::Data => "the body must be a JSON object".to_owned(),
                 _ if deep(body) => too_deep("the body"),
@@ -41,7 +52,7 @@ impl<'a> Fields<'a> {
         name: &'static str,
         expected: &str,
     ) -> Result<Option<T>, ApiError> {
-        let Some(raw) = self.0.remove(name).filter(|raw| raw.get() != "null") else { return Ok(None) };
+        let Some(raw) = self.remove(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| match deep(raw.get().as_bytes()) {
             true => ApiError::invalid(Some(name), too_deep(name)),
             false => ApiError::invalid(Some(name), format!("{name} must be {expected}")),
@@ -56,7 +67,7 @@ impl<'a> Fields<'a> {
         max: usize,
     ) -> Result<Vec<T>, ApiError> {
         let wrong = || ApiError::invalid(Some(name), format!("{name} must be {expected}"));
-        let Some(raw) = self.0.remove(name).filter(|raw| raw.get() != "null") else { return Ok(Vec::new()) };
+        let Some(raw) = self.remove(name) else { return Ok(Vec::new()) };
         let items: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
         if items.len() > max {
             let message = format!("{name} must be at most {max}, not {}", items.len());
@@ -69,14 +80,19 @@ impl<'a> Fields<'a> {
         items.into_iter().map(read).collect()
     }
 
+    fn remove(&mut self, name: &'static str) -> Option<&'a RawValue> {
+        self.asked.push(name);
+        self.left.remove(name).filter(|raw| raw.get() != "null")
+    }
+
     /// Whether a field that was not taken is a list.
     pub(super) fn is_list(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|raw| raw.get().starts_with('['))
+        self.left.get(name).is_some_and(|raw| raw.get().starts_with('['))
     }
 
     /// Whether a field that was not taken is there.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|raw| raw.get() != "null")
+        self.left.get(name).is_some_and(|raw| raw.get() != "null")
     }
 
     /// Takes an integer that is not negative.
@@ -100,21 +116,23 @@ impl<'a> Fields<'a> {
         self.take_bool_or(name, false)
     }
 
-    /// Refuses what is left over, unless it changes nothing.
+    /// Refuses what is left over, unless it changes nothing: what is known by name at a value that does not matter, and
+    /// what nobody here has heard of, if it is not a slip in writing the name of something that would matter.
     pub(super) fn finish(self, known: &Known) -> Result<(), ApiError> {
-        for (name, raw) in self.0 {
+        for (name, raw) in &self.left {
             if raw.get() == "null" || known.harmless.contains(&name.as_str()) {
                 continue;
             }
             let shown: String = name.chars().take(ECHO_CHARS_MAX).collect();
-            let Some((_, neutral)) = known.neutral.iter().find(|(known, _)| *known == name) else {
-                let message = format!("{shown:?} is not a field of this request: leave it out");
+            let Some((_, neutral)) = known.neutral.iter().find(|(known, _)| known == name) else {
+                let Some(meant) = self.meant(name, known) else { continue };
+                let message = format!("{shown:?} is not a field of this request: {meant} is; leave it out");
                 return Err(ApiError::unknown_field(shown, message));
             };
             if neutral.iter().any(|neutral| same(raw.get(), neutral)) {
                 continue;
             }
-            let message = match known.advice.iter().find(|(of, _)| *of == name) {
+            let message = match known.advice.iter().find(|(of, _)| of == name) {
                 Some((_, advice)) => format!("{shown} is not supported: {advice}"),
                 None => {
                     let or = neutral.first().map_or(String::new(), |value| format!(" or set it to {value}"));
@@ -124,6 +142,21 @@ impl<'a> Fields<'a> {
             return Err(ApiError::unsupported(shown, message));
         }
         Ok(())
+    }
+
+    /// The field that changes an answer and is written almost like `name`.
+    fn meant(&self, name: &str, known: &Known) -> Option<&'static str> {
+        let matter = self.asked.iter().copied().chain(known.neutral.iter().map(|(known, _)| *known));
+        let letters = |name: &str| -> String {
+            let letters = name.chars().filter(|letter| letter.is_alphanumeric());
+            letters.take(ECHO_CHARS_MAX).flat_map(char::to_lowercase).collect()
+        };
+        let name = letters(name);
+        let short = name.chars().count() <= SHORT_CHARS_MAX;
+        let typos_max = if short { TYPOS_OF_SHORT_MAX } else { TYPOS_MAX };
+        matter.into_iter().find(|known| {
+            known.len() > TYPOS_MAX && strsim::osa_distance(&name, &letters(known)) <= typos_max
+        })
     }
 }
 
