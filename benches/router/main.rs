@@ -100,13 +100,16 @@ fn last_token(model: &str) {
     const REQUESTS: u64 = 500;
     let leader = Leader::start(model, Duration::from_millis(3));
     let router = Running::router(model, &leader.store);
-    let mut client = client::Connection::open(&router.http);
     let load = Load { connections: 1, tokens: 16, stream: true };
-    let times = (0..REQUESTS + 20).map(|seed| {
-        client.ask(&load.body(seed as usize));
-        leader.sent(seed).elapsed()
+    let mut times = client::block_on(async {
+        let mut client = client::Connection::open(&router.http).await;
+        let mut times = Vec::new();
+        for seed in 0..REQUESTS + 20 {
+            client.ask(&load.body(seed as usize)).await;
+            times.push(leader.sent(seed).elapsed());
+        }
+        times.split_off(20)
     });
-    let mut times: Vec<Duration> = times.skip(20).collect();
     times.sort_unstable();
     let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
     println!(
@@ -124,13 +127,15 @@ fn open_streams(model: &str) {
         ["--replicas", "3", "--sequences-max", "4096", "--step-tokens-max", "8192", "--kv-blocks", "200000"];
     let galerne = Running::up(model, "step_ns=1000000000", &room);
     let before = process::memory_bytes(galerne.pid());
-    let streams = client::open(&galerne.http, STREAMS);
-    let after = process::memory_bytes(galerne.pid());
+    let (streams, after) = client::block_on(async {
+        let streams = client::open(&galerne.http, STREAMS).await;
+        (streams.len(), process::memory_bytes(galerne.pid()))
+    });
     println!(
         "{} open streams: {:.0} MB, of which {:.0} MB before the first; {:.1} kB a stream",
-        streams.len(),
+        streams,
         after as f64 / 1e6,
         before as f64 / 1e6,
-        (after - before) as f64 / 1e3 / streams.len() as f64
+        (after - before) as f64 / 1e3 / streams as f64
     );
 }

@@ -56,7 +56,7 @@ impl Etcd {
         let made = Arc::new(RwLock::new(Made { client, with }));
         let etcd = Self { made, access, endpoints: endpoints.join(",").into() };
         let read = |mut client: Client| async move { client.get(prefix, None).await };
-        etcd.call_within("connect", deadline - Instant::now(), read).await?;
+        etcd.call_until("connect", (deadline, timeout), read).await?;
         Ok(etcd)
     }
 
@@ -97,19 +97,19 @@ impl Etcd {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.call_within(what, CALL_DEADLINE, attempt).await
+        self.call_until(what, (Instant::now() + CALL_DEADLINE, CALL_DEADLINE), attempt).await
     }
 
-    async fn call_within<T, F>(
+    /// As [`call`](Self::call), until a deadline, which is so long after whatever the caller began.
+    async fn call_until<T, F>(
         &self,
         what: &'static str,
-        timeout: Duration,
+        (deadline, timeout): (Instant, Duration),
         attempt: impl Fn(Client) -> F,
     ) -> Result<T, CoordError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let deadline = Instant::now() + timeout;
         let mut reason = format!("no answer within {timeout:?}");
         let mut backoff = Backoff::new();
         let mut may_log_in = self.access.login.is_some();

@@ -17,7 +17,7 @@ mod trace;
 pub use error::TelemetryError;
 pub use log::{LogFormat, LogHandle};
 pub use start::{Export, Options, Telemetry, start};
-pub use trace::{Parent, current, follow, link, number, remote, traceparent};
+pub use trace::{Parent, current, exports, follow, link, number, remote, traceparent};
 
 /// The target of all spans that are exported.
 pub const SPANS: &str = "galerne_spans";

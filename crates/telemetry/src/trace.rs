@@ -27,6 +27,11 @@ pub(crate) fn export(ratio: f64) {
     SHARE.store((ratio * 2f64.powi(32)) as u64, Ordering::Relaxed);
 }
 
+/// Whether this process exports spans.
+pub fn exports() -> bool {
+    SHARE.load(Ordering::Relaxed) != OFF
+}
+
 /// The span that a request's first span here belongs to: its client's, or none if the trace begins here.
 #[derive(Clone, Debug)]
 pub struct Parent(Context);
@@ -58,7 +63,7 @@ pub fn follow(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Par
 
 /// The span of another process that `traceparent` names, if it is followed and this process exports spans.
 pub fn remote(traceparent: &str) -> Option<Parent> {
-    if SHARE.load(Ordering::Relaxed) == OFF {
+    if !exports() {
         return None;
     }
     let context = parse(traceparent, None)?;

@@ -81,7 +81,7 @@ impl Detokenizer {
         let skip_special = self.skip_special && self.spelled_out.binary_search(&id).is_err();
         self.utf8.push(self.tokenizer.vocabulary(), id, skip_special, &mut text);
         self.pushed += 1;
-        let text = self.stop.push(&text, self.pushed > self.min_tokens);
+        let text = self.stop.push(text, self.pushed > self.min_tokens);
         Piece { text, stopped: self.stop.stopped().is_some() }
     }
 
@@ -95,7 +95,7 @@ impl Detokenizer {
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         self.utf8.finish(&mut text);
-        let mut out = self.stop.push(&text, true);
+        let mut out = self.stop.push(text, true);
         out.push_str(&self.stop.finish());
         out
     }

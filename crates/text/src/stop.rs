@@ -78,12 +78,15 @@ impl StopScanner {
     }
 
     /// Returns the text that is certain now. With `armed` false a stop string that ends in `text` is text.
-    pub(crate) fn push(&mut self, text: &str, armed: bool) -> String {
+    pub(crate) fn push(&mut self, text: String, armed: bool) -> String {
         if self.stopped.is_some() {
             return String::new();
         }
+        if self.is_empty() {
+            return text;
+        }
         let from = self.held.len();
-        self.held.push_str(text);
+        self.held.push_str(&text);
         for (at, byte) in text.bytes().enumerate() {
             let (mut longest, mut by) = (0, 0);
             for (number, matcher) in self.matchers.iter_mut().enumerate() {

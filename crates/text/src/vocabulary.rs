@@ -86,6 +86,10 @@ impl Utf8Stream {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         self.begun = true;
+        if let (true, Ok(whole)) = (self.pending.is_empty(), std::str::from_utf8(bytes)) {
+            out.push_str(whole); // most tokens are whole characters
+            return;
+        }
         self.pending.extend_from_slice(bytes);
         let mut unfinished = 0;
         let mut chunks = self.pending.utf8_chunks().peekable();

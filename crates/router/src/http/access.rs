@@ -8,11 +8,18 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use super::mistral;
 use crate::gate::Stranger;
 use crate::serve::Router;
 
 /// Lets a request pass if its caller may, with the caller among its extensions.
-pub(super) async fn check(State(router): State<Arc<Router>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn check(State(router): State<Arc<Router>>, request: Request, next: Next) -> Response {
+    let mistral = mistral::expects_errors(&request);
+    let response = admit(&router, request, next).await;
+    if mistral { mistral::in_its_shape(response) } else { response }
+}
+
+async fn admit(router: &Router, mut request: Request, next: Next) -> Response {
     let caller = match router.gate.admit(request.headers()) {
         Ok(caller) => caller,
         Err(stranger) => return refuse(stranger),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
@@ -52,7 +52,6 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(router.clone(), access::check))
-        .layer(from_fn(mistral::errors))
         .merge(probes()) // behind the layer: no key is asked for
         .with_state(router)
 }

@@ -28,6 +28,9 @@ pub(super) async fn tokenize(
     let text: Option<String> = fields.take("prompt", "a string")?;
     let special = fields.take::<bool>("add_special_tokens", "true or false")?;
     let strings = fields.take_bool("return_token_strs")?;
+    if text.is_some() && fields.has("messages") {
+        return Err(ApiError::invalid(Some("messages"), "messages and prompt exclude each other"));
+    }
     let (prompt, again) = match text {
         Some(text) if special == Some(false) => (Prompt::Bare(text), false),
         Some(text) => (Prompt::Text(text), false),

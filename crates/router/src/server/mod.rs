@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::middleware::from_fn;
+use galerne_telemetry::exports;
 use galerne_tls::Server as TlsServer;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream};
@@ -70,7 +71,7 @@ pub(crate) async fn serve(
     tls: Option<Arc<TlsServer>>,
     stop: CancellationToken,
 ) {
-    let routes = routes.layer(from_fn(trace::serve));
+    let routes = traced(routes);
     let face = Arc::new(Face { protocol, limits, routes, tls, stop });
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
@@ -104,6 +105,11 @@ pub(crate) async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
+/// Puts requests into spans, if somebody gets to see them.
+fn traced(routes: axum::Router) -> axum::Router {
+    if exports() { routes.layer(from_fn(trace::serve)) } else { routes }
+}
+
 /// Serves the process's own connections over HTTP/2, as [`serve`] does those of others.
 pub(crate) async fn serve_inside(
     Inside(mut streams): Inside,
@@ -111,7 +117,7 @@ pub(crate) async fn serve_inside(
     routes: axum::Router,
     stop: CancellationToken,
 ) {
-    let routes = routes.layer(from_fn(trace::serve));
+    let routes = traced(routes);
     let face = Arc::new(Face { protocol: Protocol::Http2, limits, routes, tls: None, stop });
     let mut connections = JoinSet::new();
     loop {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::middleware::Next;
+use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -32,12 +30,14 @@ struct Detail<'a> {
     msg: &'a str,
 }
 
-/// Turns errors for Mistral's clients into their shape: a field that is wrong is 422, where OpenAI says 400.
-pub(in crate::http) async fn errors(request: Request, next: Next) -> Response {
-    let mistral =
-        Client::of(request.headers()) == Client::Mistral || request.uri().path().starts_with(OWN_PATH);
-    let mut response = next.run(request).await;
-    if mistral && let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
+/// Whether a request's errors are to be in Mistral's shape.
+pub(in crate::http) fn expects_errors<B>(request: &Request<B>) -> bool {
+    Client::of(request.headers()) == Client::Mistral || request.uri().path().starts_with(OWN_PATH)
+}
+
+/// Gives an error Mistral's shape: a field that is wrong is 422, where OpenAI says 400.
+pub(in crate::http) fn in_its_shape(mut response: Response) -> Response {
+    if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         let (mut head, _) = response.into_parts();
         let (status, body) = shape(&error);
         head.status = status;

@@ -28,7 +28,7 @@ use crate::ask::{Caller, Several};
 use crate::choices::Choices;
 use crate::serve::Router;
 
-pub(super) use self::errors::errors;
+pub(super) use self::errors::{expects_errors, in_its_shape};
 
 /// How Mistral's own clients introduce themselves, in any language.
 const USER_AGENT: &str = "mistral-client-";
