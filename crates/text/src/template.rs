@@ -39,6 +39,8 @@ pub struct ChatTemplate {
     eos_token: Option<String>,
     /// It tells a developer's messages from the system's.
     knows_developer: bool,
+    /// It looks at the parts of a message one by one.
+    takes_parts: bool,
 }
 
 /// The message of a template's `raise_exception`, carried through the engine as an error's source.
@@ -64,18 +66,20 @@ impl ChatTemplate {
         let syntax = syntax().map_err(|e| invalid(&e))?;
         let source = without_training_marks(source);
         let knows_developer = source.contains(conversation::DEVELOPER);
+        let takes_parts = conversation::takes_parts(&source);
         let program = Program::compile(source.into_owned(), &syntax).map_err(|e| invalid(&e))?;
         let (bos_token, eos_token) = (assets.bos_token.clone(), assets.eos_token.clone());
-        Ok(Some(Self { environment, program, bos_token, eos_token, knows_developer }))
+        Ok(Some(Self { environment, program, bos_token, eos_token, knows_developer, takes_parts }))
     }
 
     /// The prompt of a whole conversation.
     ///
-    /// A developer's messages are the system's for a template that never speaks of a developer.
+    /// A developer's messages are the system's for a template that never speaks of a developer, a message in parts is
+    /// one text for a template that never looks at parts, and the arguments of calls are objects for all of them.
     ///
     /// # Errors
-    /// As [`render`](Self::render); [`TextError::Conversation`] for a variable that is not the client's to set, and
-    /// for a final message that cannot be continued.
+    /// As [`render`](Self::render); [`TextError::Conversation`] for a variable that is not the client's to set, for
+    /// arguments that are no object, and for a final message that cannot be continued.
     pub(crate) fn render_chat(&self, chat: &Chat) -> Result<String, TextError> {
         let tools = (!chat.tools.is_empty()).then_some(chat.tools.as_slice());
         conversation::check_variables(&chat.extra)?;
@@ -83,6 +87,10 @@ impl ChatTemplate {
         if !self.knows_developer {
             conversation::name_developers_system(&mut messages);
         }
+        if !self.takes_parts {
+            conversation::join_parts(&mut messages);
+        }
+        conversation::read_arguments(&mut messages)?;
         if !chat.continue_final {
             return self.render_with(&messages, tools, chat.add_generation_prompt, &chat.extra);
         }

@@ -1,6 +1,7 @@
 //! What a message says, in the two forms that OpenAI's APIs share: a text, or parts.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 /// A text, or a list of parts.
 #[derive(Deserialize)]
@@ -18,14 +19,12 @@ pub(super) struct Part {
     refusal: Option<String>,
 }
 
-/// What stands between two parts of one message.
-const SEPARATOR: &str = "\n";
-
 impl Content {
-    /// Its text, if it has nothing else.
-    pub(super) fn text(self) -> Option<String> {
+    /// Its text, or the texts of its parts, if it has nothing else. What stands between two parts is for the model's
+    /// chat format to say.
+    pub(super) fn text(self) -> Option<Value> {
         let parts = match self {
-            Self::Text(text) => return Some(text),
+            Self::Text(text) => return Some(text.into()),
             Self::Parts(parts) => parts,
         };
         let texts = parts.into_iter().map(|Part { r#type, text, refusal }| match r#type.as_str() {
@@ -33,7 +32,7 @@ impl Content {
             "refusal" => refusal,
             _ => None,
         });
-        Some(texts.collect::<Option<Vec<_>>>()?.join(SEPARATOR))
+        texts.map(|text| Some(json!({ "type": "text", "text": text? }))).collect()
     }
 }
 
@@ -43,18 +42,23 @@ mod tests {
 
     #[test]
     fn text_and_nothing_else() {
+        let parts = |texts: [&str; 2]| json!(texts.map(|text| json!({ "type": "text", "text": text })));
         for (content, text) in [
-            (r#""To be""#, Some("To be")),
+            (r#""To be""#, Some(json!("To be"))),
             (
                 r#"[{"type":"text","text":"To be"},{"type":"refusal","refusal":"or not"}]"#,
-                Some("To be\nor not"),
+                Some(parts(["To be", "or not"])),
             ),
-            (r#"[{"type":"input_text","text":"To"},{"type":"output_text","text":"be"}]"#, Some("To\nbe")),
+            (
+                r#"[{"type":"input_text","text":"To"},{"type":"output_text","text":"be"}]"#,
+                Some(parts(["To", "be"])),
+            ),
+            ("[]", Some(json!([]))),
             (r#"[{"type":"text","text":"To be"},{"type":"image_url"}]"#, None),
             (r#"[{"type":"text"}]"#, None),
         ] {
             let content: Content = serde_json::from_str(content).unwrap();
-            assert_eq!(content.text().as_deref(), text);
+            assert_eq!(content.text(), text);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What becomes of a conversation before a template sees it.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
+use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::error::TextError;
@@ -35,6 +37,60 @@ pub(super) fn name_developers_system(messages: &mut Cow<'_, [Value]>) {
             message["role"] = "system".into();
         }
     }
+}
+
+/// What stands between the parts of a message for a template that takes it for one text, as vLLM has it.
+const SEPARATOR: &str = "\n";
+
+/// Whether a template looks at the parts of a message one by one: it loops over some content, as it is or filtered.
+pub(super) fn takes_parts(source: &str) -> bool {
+    static LOOP: LazyLock<Option<Regex>> = LazyLock::new(|| {
+        Regex::new(r#"\{%[-+]?\s*for\s+\w+\s+in\s+[\w.\[\]'"]*\bcontent\b['"\]]*\s*(?:\||if\b|[-+]?%\})"#)
+            .ok()
+    });
+    LOOP.as_ref().is_some_and(|content| content.is_match(source))
+}
+
+/// Makes one text of a message's parts, if they are texts.
+pub(super) fn join_parts(messages: &mut Cow<'_, [Value]>) {
+    if !messages.iter().any(|message| message["content"].is_array()) {
+        return;
+    }
+    for message in messages.to_mut() {
+        let parts = message["content"].as_array();
+        let texts = parts.and_then(|parts| parts.iter().map(|part| part["text"].as_str()).collect());
+        if let Some(texts) = texts.map(|texts: Vec<_>| texts.join(SEPARATOR)) {
+            message["content"] = texts.into();
+        }
+    }
+}
+
+/// Reads the arguments of calls that are a text, as OpenAI's API has them: templates expect the object in it.
+pub(super) fn read_arguments(messages: &mut Cow<'_, [Value]>) -> Result<(), TextError> {
+    let written = |call: &Value| call["function"]["arguments"].is_string();
+    let calls =
+        |message: &Value| message["tool_calls"].as_array().is_some_and(|calls| calls.iter().any(written));
+    if !messages.iter().any(calls) {
+        return Ok(());
+    }
+    for (place, message) in messages.to_mut().iter_mut().enumerate() {
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+            let Some(text) = arguments.as_str() else { continue };
+            let object = if text.trim().is_empty() { Ok(Map::new()) } else { serde_json::from_str(text) };
+            match object {
+                Ok(object) => *arguments = Value::Object(object),
+                Err(_) => {
+                    return refuse(format!(
+                        "message {place}: the arguments of its tool_calls must each hold a JSON object, which the \
+                         model's chat template expects"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Puts the mark behind the last message, which is to be continued.

@@ -1,7 +1,7 @@
 //! Parts calls of tools from the text around them, while it streams.
 
 use super::call::{CallReader, Event, is_space};
-use super::{Style, ToolFormat};
+use super::{Mark, Style, ToolFormat};
 
 /// A part of an answer, in the order in which the model wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,12 @@ impl ToolParser {
             behind_call: false,
             parts: Vec::new(),
         }
+    }
+
+    /// For an answer that is a list of calls as Mistral's models write it, but without their mark.
+    pub fn of_list(new_id: impl FnMut() -> String + Send + 'static) -> Self {
+        let format = ToolFormat::new(Style::Mistral, Mark { text: "", special: None }, None);
+        Self { place: Place::Begin, ..Self::new(&format, new_id) }
     }
 
     /// Takes the next text; marks are spelled out in it.

@@ -141,6 +141,51 @@ fn a_developer_is_the_system_where_a_template_knows_none() {
 }
 
 #[test]
+fn parts_are_one_text_where_a_template_looks_at_none() {
+    let ask = |source: &str| {
+        prompt(source, |chat| {
+            chat.messages[0]["content"] =
+                json!([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]);
+        })
+        .expect(source)
+    };
+    for plain in [
+        "{% for message in messages %}{{ message.content }}{% endfor %}",
+        "{% for message in messages %}{{ message['content'] }}{% for x in message.content.split('x') %}{% endfor %}{% endfor %}",
+    ] {
+        assert_eq!(ask(plain), "one\ntwo");
+    }
+    for content in ["message.content", "message['content']", "message[\"content\"] | list", "content if true"]
+    {
+        let parts = format!(
+            "{{% for message in messages %}}{{%- set content = message.content %}}{{%- for part in {content} %}}<{{{{ part.text }}}}>{{% endfor %}}{{% endfor %}}"
+        );
+        assert_eq!(ask(&parts), "<one><two>", "{parts}");
+    }
+}
+
+#[test]
+fn templates_see_arguments_as_objects() {
+    let ask = |arguments: Value| {
+        prompt("{{ messages[1].tool_calls[0].function.arguments | tojson }}", |chat| {
+            let call = json!({"type": "function", "function": {"name": "f", "arguments": arguments}});
+            chat.messages.push(json!({"role": "assistant", "content": "", "tool_calls": [call]}));
+        })
+    };
+    for (arguments, expected) in [
+        (json!("{\"b\": 1, \"a\": [2.50]}"), "{\"b\": 1, \"a\": [2.5]}"),
+        (json!(" "), "{}"),
+        (json!({"a": 1}), "{\"a\": 1}"),
+    ] {
+        assert_eq!(ask(arguments).expect("rendered"), expected);
+    }
+    for arguments in ["[1]", "{\"a\"", "7"] {
+        let error = ask(json!(arguments)).expect_err("no object");
+        assert!(matches!(&error, TextError::Conversation(says) if says.contains("message 1")), "{error}");
+    }
+}
+
+#[test]
 fn marks_for_training_are_nothing() {
     let source =
         "a\n{% generation %}\n b {%- generation -%} c {%- endgeneration %} d\n  {% endgeneration %}\ne";

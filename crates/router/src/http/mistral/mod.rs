@@ -41,7 +41,7 @@ const SAFE_PROMPT: &str = "Always assist with care, respect, and truth. Respond 
                            harmful, unethical, prejudiced, or negative content. Ensure replies promote fairness and \
                            positivity.";
 
-/// What Mistral's formats put between two system messages.
+/// What Mistral's formats put between two system messages, and between two parts of one.
 const SEPARATOR: &str = "\n\n";
 
 /// Whose API a client speaks, as far as its head tells.
@@ -77,15 +77,22 @@ pub(super) fn speaks(fields: &Fields<'_>) -> bool {
 /// The text that an answer goes on with, if the last of these turns says that it does.
 pub(super) fn lead(turns: &[Value]) -> Option<String> {
     let last = turns.last().filter(|turn| turn["prefix"] == true)?;
-    last["content"].as_str().map(str::to_owned)
+    match &last["content"] {
+        Value::Array(parts) => {
+            let texts = parts.iter().filter_map(|part| part["text"].as_str());
+            Some(texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(SEPARATOR))
+        }
+        content => content.as_str().map(str::to_owned),
+    }
 }
 
 /// Puts the safety prompt before a conversation; one system message stays one, because templates may want that.
 pub(super) fn make_safe(turns: &mut Vec<Value>) {
-    let own = turns.first().filter(|turn| turn["role"] == "system").and_then(|turn| turn["content"].as_str());
-    match own.map(|own| format!("{SAFE_PROMPT}{SEPARATOR}{own}")) {
-        Some(joined) => turns[0]["content"] = joined.into(),
-        None => turns.insert(0, json!({ "role": "system", "content": SAFE_PROMPT })),
+    let first = turns.first_mut().filter(|turn| turn["role"] == "system");
+    match first.map(|turn| &mut turn["content"]) {
+        Some(Value::String(own)) => own.insert_str(0, &format!("{SAFE_PROMPT}{SEPARATOR}")),
+        Some(Value::Array(parts)) => parts.insert(0, json!({ "type": "text", "text": SAFE_PROMPT })),
+        _ => turns.insert(0, json!({ "role": "system", "content": SAFE_PROMPT })),
     }
 }
 
@@ -138,5 +145,18 @@ mod tests {
         make_safe(&mut turns);
         let joined = format!("{SAFE_PROMPT}\n\nBrief.");
         assert_eq!(turns, [json!({ "role": "system", "content": joined }), user]);
+        let part = |text: &str| json!({ "type": "text", "text": text });
+        let mut turns = vec![json!({ "role": "system", "content": [part("Brief.")] })];
+        make_safe(&mut turns);
+        assert_eq!(turns[0]["content"], json!([part(SAFE_PROMPT), part("Brief.")]));
+    }
+
+    #[test]
+    fn a_prefix_in_parts_is_one_text() {
+        let turn = |content: Value| [json!({ "role": "assistant", "content": content, "prefix": true })];
+        let parts = json!([{ "type": "text", "text": "But" }, { "type": "text", "text": "soft" }]);
+        assert_eq!(lead(&turn(parts)).as_deref(), Some("But\n\nsoft"));
+        assert_eq!(lead(&turn(json!("But"))).as_deref(), Some("But"));
+        assert_eq!(lead(&[json!({ "role": "assistant", "content": "But" })]), None);
     }
 }

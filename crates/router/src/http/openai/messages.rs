@@ -1,7 +1,7 @@
 //! The turns of a conversation, checked and in one form.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::http::content::Content;
 use crate::http::error::ApiError;
@@ -66,7 +66,7 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
     }
     let content = match content {
         Some(content) => content.text().ok_or_else(|| invalid(".content must have text parts only"))?,
-        None if role == "assistant" => String::new(),
+        None if role == "assistant" => "".into(),
         None => return Err(invalid(".content is missing")),
     };
     let mut turn = json!({ "role": role, "content": content });
@@ -85,7 +85,7 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
         let calls =
             calls.into_iter().map(|call| {
                 call.object().ok_or_else(|| {
-            invalid(".tool_calls must each have a function with a name and arguments that are a JSON object")
+            invalid(".tool_calls must each have a function with a name and arguments that are text, which holds JSON")
         })
             });
         turn["tool_calls"] = calls.collect::<Result<_, _>>()?;
@@ -94,14 +94,12 @@ fn turn(at: usize, message: Message) -> Result<Value, ApiError> {
 }
 
 impl ToolCall {
-    /// As OpenAI writes it, but with arguments that are an object and not a text that holds one: templates expect that.
+    /// As OpenAI writes it. What the text of its arguments may be is for the model's chat format to say.
     fn object(self) -> Option<Value> {
         let Self { id, function: Function { name, arguments } } = self;
         let arguments = match arguments {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(Value::String(text)) => serde_json::from_str(&text).ok()?,
-            Some(Value::Object(object)) => object,
+            None | Some(Value::Null) => json!({}),
+            Some(arguments @ (Value::String(_) | Value::Object(_))) => arguments,
             Some(_) => return None,
         };
         Some(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))

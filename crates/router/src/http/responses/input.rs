@@ -115,7 +115,7 @@ impl Item {
     }
 }
 
-fn text(content: Option<Content>, what: &str) -> Result<String, String> {
+fn text(content: Option<Content>, what: &str) -> Result<Value, String> {
     let content = content.ok_or_else(|| format!("{what} is missing"))?;
     content.text().ok_or_else(|| format!("{what} must have text parts only"))
 }
@@ -142,14 +142,15 @@ mod tests {
         ]));
         let call = |id: &str, name: &str, arguments: Value| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
         let calls = json!([call("a", "add", json!({ "a": 1 })), call("b", "sub", json!({}))]);
+        let text = |text: &str| json!({ "type": "text", "text": text });
         assert_eq!(
             turns.unwrap(),
             [
                 json!({ "role": "system", "content": "Brief." }),
-                json!({ "role": "user", "content": "Add\n1" }),
-                json!({ "role": "assistant", "content": "So be it.", "tool_calls": calls }),
+                json!({ "role": "user", "content": [text("Add"), text("1")] }),
+                json!({ "role": "assistant", "content": [text("So be it.")], "tool_calls": calls }),
                 json!({ "role": "tool", "content": "2", "name": "add", "tool_call_id": "a" }),
-                json!({ "role": "tool", "content": "0", "name": "sub", "tool_call_id": "b" }),
+                json!({ "role": "tool", "content": [text("0")], "name": "sub", "tool_call_id": "b" }),
             ]
         );
     }
