@@ -74,6 +74,7 @@ for tool_choice in ("any", "required", {"type": "function", "function": {"name":
     events = [event.data for event in client.chat.stream(tool_choice=tool_choice, parallel_tool_calls=False, **asked)]
     (again,) = [call for chunk in events for call in chunk.choices[0].delta.tool_calls or []]
     assert again.function == call.function and events[-1].choices[0].finish_reason == "tool_calls"
+(call,) = client.chat.complete(tool_choice=tool_choice, **asked).choices[0].message.tool_calls  # a named one is called once
 result = {"role": "tool", "name": call.function.name, "tool_call_id": call.id, "content": "7"}
 after = client.chat.complete(messages=question + [answer.message, result], tools=asked["tools"], tool_choice="none", **brief)
 assert after.choices[0].message.content

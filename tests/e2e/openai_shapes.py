@@ -28,7 +28,9 @@ for tool_choice in ("required", {"type": "function", "function": {"name": "add"}
     (made,) = forced.message.tool_calls
     assert made.function.name in ("weather", "add") and json.loads(made.function.arguments)
     with client.chat.completions.stream(tool_choice=tool_choice, parallel_tool_calls=False, **asked) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
         last = stream.get_final_completion().choices[0]
+    assert [event.arguments for event in done] == [made.function.arguments], done
     (again,) = last.message.tool_calls
     assert (again.function.name, again.function.arguments) == (made.function.name, made.function.arguments)
     assert last.finish_reason == "tool_calls"

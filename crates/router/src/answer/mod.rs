@@ -39,6 +39,8 @@ pub(crate) struct Answer {
     silent: bool,
     /// The model's end-of-sequence tokens end it only if its client named them.
     ignore_eos: bool,
+    /// What stops it is part of its text.
+    include_stop: bool,
     /// Resolves when running answers have to end; kept, because to register anew for each token costs a lock.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     meter: Meter,
@@ -161,6 +163,7 @@ impl Answer {
             scores: std::mem::take(&mut run.scores),
             silent: matches!(options.max_tokens, MaxTokens::Nothing),
             ignore_eos: options.ignore_eos,
+            include_stop: options.include_stop,
             run: Some(run),
             closing,
             meter,
@@ -256,7 +259,7 @@ impl Answer {
         self.meter.token(timing, came);
         self.caller.used(1);
         self.passage.token();
-        if self.progress.request.stop_tokens.contains(&token.id) {
+        if self.progress.request.stop_tokens.contains(&token.id) && !self.include_stop {
             // The engine ends the answer with it, and it is no part of the text.
             return Ok(Delta { text: String::new(), token: Some(token), finish: None, stopped: None });
         }

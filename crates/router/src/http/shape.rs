@@ -2,7 +2,6 @@
 
 use galerne_text::{Part, ToolFormat, ToolParser};
 use galerne_types::{FinishReason, TokenOut};
-use serde_json::Value;
 
 use crate::answer::{Delta, Stopped};
 use crate::ask::random_seed;
@@ -46,7 +45,6 @@ enum State {
     Words,
     Taught { parser: Box<ToolParser>, parallel: bool },
     Arguments { name: String, begun: bool },
-    List(String),
 }
 
 /// What one delta adds to a choice.
@@ -81,7 +79,9 @@ impl Shaper {
                 parallel: *parallel,
             },
             Calls::Arguments(name) => State::Arguments { name: name.clone(), begun: false },
-            Calls::List => State::List(String::new()),
+            Calls::List => {
+                State::Taught { parser: Box::new(ToolParser::of_list(ids.new_ones()?)), parallel: true }
+            }
         };
         Ok(Self { state, ids, called: false })
     }
@@ -108,15 +108,6 @@ impl Shaper {
                 }
                 if !text.is_empty() {
                     shaped.calls.push(Part::Arguments { index: 0, text });
-                }
-            }
-            State::List(all) => {
-                all.push_str(&text);
-                if finish.is_some() {
-                    match listed(all, self.ids)? {
-                        Some(calls) => shaped.calls = calls,
-                        None => shaped.text = std::mem::take(all), // cut before its end
-                    }
                 }
             }
         }
@@ -158,21 +149,6 @@ impl Finish {
             Self::Error => "error",
         }
     }
-}
-
-/// The calls in a JSON list of them; `None` if it is not complete.
-fn listed(text: &str, ids: Ids) -> Result<Option<Vec<Part>>, Failure> {
-    let Ok(calls) = serde_json::from_str::<Vec<Value>>(text) else { return Ok(None) };
-    let mut new_id = ids.new_ones()?;
-    let mut parts = Vec::with_capacity(2 * calls.len());
-    for (index, call) in calls.iter().enumerate() {
-        let (Some(name), Some(arguments)) = (call["name"].as_str(), call.get("arguments")) else {
-            return Ok(None);
-        };
-        parts.push(Part::Call { index, id: new_id(), name: name.to_owned() });
-        parts.push(Part::Arguments { index, text: arguments.to_string() });
-    }
-    Ok(Some(parts))
 }
 
 impl Ids {
@@ -249,10 +225,12 @@ mod tests {
     #[test]
     fn an_answer_that_is_a_list_of_calls() {
         let list = r#"[{"name": "a", "arguments": {"x": [1, 2]}}, {"name": "b", "arguments": {}}]"#;
-        let (text, found, finish) = shape(&Calls::List, &[&list[..20], &list[20..]]);
-        assert_eq!((text.as_str(), finish), ("", Finish::ToolCalls));
-        assert_eq!(found, [(0, "a:{\"x\":[1,2]}".to_owned()), (1, "b:{}".to_owned())]);
-        let (text, found, finish) = shape(&Calls::List, &[&list[..20]]);
-        assert_eq!((text.as_str(), found.len(), finish), (&list[..20], 0, Finish::Stop));
+        for cut in 0..list.len() {
+            let (text, found, finish) = shape(&Calls::List, &[&list[..cut], &list[cut..]]);
+            assert_eq!((text.as_str(), finish), ("", Finish::ToolCalls));
+            assert_eq!(found, [(0, "a:{\"x\": [1, 2]}".to_owned()), (1, "b:{}".to_owned())]);
+        }
+        let (text, found, finish) = shape(&Calls::List, &[&list[..9]]);
+        assert_eq!((text.as_str(), found.len(), finish), (&list[..9], 0, Finish::Stop));
     }
 }

@@ -66,11 +66,29 @@ async fn some_tool_is_called() {
     let body = stage.post(CHAT, &chat(&wanted)).await.json();
     let calls = body["choices"][0]["message"]["tool_calls"].as_array().unwrap();
     let named: Vec<_> = calls.iter().map(|call| &call["function"]).collect();
-    assert_eq!(named[0], &json!({ "name": "add", "arguments": "{\"a\":1}" }));
+    assert_eq!(named[0], &json!({ "name": "add", "arguments": "{\"a\": 1}" }));
     assert_eq!(named[1], &json!({ "name": "sub", "arguments": "{}" }));
     assert_ne!(calls[0]["id"], calls[1]["id"]);
     let request = patiently(leader.requests.recv()).await.unwrap();
     assert!(matches!(request.grammar.unwrap().grammar, Some(Grammar::Lark(_))));
+
+    let mut wanted = wanted;
+    wanted["stream"] = json!(true);
+    let chunks = stage.post(CHAT, &chat(&wanted)).await.chunks();
+    let (last, before) = chunks.split_last().unwrap();
+    assert_eq!(
+        (&last["choices"][0]["delta"], &last["choices"][0]["finish_reason"]),
+        (&json!({}), &json!("tool_calls"))
+    );
+    let mut arguments = [String::new(), String::new()];
+    let mut told = 0;
+    for delta in before.iter().filter_map(|c| c["choices"][0]["delta"]["tool_calls"].as_array()).flatten() {
+        told += 1;
+        arguments[delta["index"].as_u64().unwrap() as usize] +=
+            delta["function"]["arguments"].as_str().unwrap();
+    }
+    assert!(told > 4, "as the model writes it, not at the end: {told}");
+    assert_eq!(arguments, ["{\"a\": 1}", "{}"]);
 }
 
 #[tokio::test]
@@ -164,8 +182,9 @@ async fn a_conversation_may_hold_calls_and_be_continued() {
 }
 
 #[tokio::test]
-async fn special_tokens_and_stop_strings_are_shown_on_demand() {
+async fn special_tokens_and_what_stops_are_shown_on_demand() {
     let all = [ids("Anon"), vec![1], ids("!")].concat();
+    let last = &all[all.len() - 1..];
     let mut leader = Leader::start(tokens(&all, FinishReason::Length)).await;
     let stage = Stage::with(&[&leader]).await;
     for (wanted, shown) in [
@@ -173,6 +192,8 @@ async fn special_tokens_and_stop_strings_are_shown_on_demand() {
         (json!({ "skip_special_tokens": false }), "Anon<s>!"),
         (json!({ "stop": "no" }), "A"),
         (json!({ "stop": "no", "include_stop_str_in_output": true }), "Ano"),
+        (json!({ "stop_token_ids": last }), "Anon"),
+        (json!({ "stop_token_ids": last, "include_stop_str_in_output": true }), "Anon!"),
     ] {
         let body = stage.post(CHAT, &chat(&wanted)).await.json();
         assert_eq!(body["choices"][0]["message"]["content"], shown, "{wanted}");

@@ -146,14 +146,7 @@ impl ChatStream {
     /// Who speaks: the first chunk of a choice.
     fn opening(&mut self, index: usize, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
         let delta = ChunkDelta { role: Some("assistant"), content: Some(""), ..ChunkDelta::default() };
-        let choice = ChunkChoice {
-            index,
-            delta,
-            logprobs: None,
-            finish_reason: None,
-            stop_reason: None,
-            token_ids: None,
-        };
+        let choice = ChunkChoice::new(index, delta);
         let shown = self.form.view.token_ids && !std::mem::replace(&mut self.begun, true);
         let prompt = choices.answer(index).filter(|_| shown).map(Answer::prompt);
         let beside = Beside { prompt_token_ids: prompt, prompt_logprobs: None };
@@ -181,20 +174,27 @@ impl Dialect for ChatStream {
         }
         let ids = token.map(|token| token.id);
         let tokens = token.map_or(&[][..], std::slice::from_ref);
-        let choice = ChunkChoice {
-            index: at,
-            delta: ChunkDelta {
-                role: None,
-                content: (!text.is_empty()).then_some(text.as_str()),
-                tool_calls: calls.iter().filter_map(ToolCallDelta::of).collect(),
-            },
+        let delta = ChunkDelta {
+            role: None,
+            content: (!text.is_empty()).then_some(text.as_str()),
+            tool_calls: ToolCallDelta::all(&calls),
+        };
+        let mut choice = ChunkChoice {
             logprobs: (view.logprobs && !tokens.is_empty())
                 .then(|| Logprobs::chat(self.form.spelling(choices), tokens)),
-            finish_reason: finish.map(Finish::name),
-            stop_reason: finish.map(|_| StopReason::of(stopped.as_ref())),
             token_ids: view.token_ids.then_some(ids.as_slice()),
+            ..ChunkChoice::new(at, delta)
         };
-        self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+        let mut write = |choice: &ChunkChoice<'_>| {
+            self.form.chunk(&self.head, Some(choice), &Beside::default(), choices, out)
+        };
+        if finish.is_some() && !calls.is_empty() {
+            // OpenAI's client misses the end of a call that ends in the last chunk.
+            write(&std::mem::replace(&mut choice, ChunkChoice::new(at, ChunkDelta::default())))?;
+        }
+        choice.finish_reason = finish.map(Finish::name);
+        choice.stop_reason = finish.map(|_| StopReason::of(stopped.as_ref()));
+        write(&choice)
     }
 
     fn end(&mut self, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
@@ -202,22 +202,39 @@ impl Dialect for ChatStream {
     }
 }
 
+impl<'a> ChunkChoice<'a> {
+    /// With nothing beside its delta.
+    fn new(index: usize, delta: ChunkDelta<'a>) -> Self {
+        Self { index, delta, logprobs: None, finish_reason: None, stop_reason: None, token_ids: None }
+    }
+}
+
 impl<'a> ToolCallDelta<'a> {
-    fn of(part: &'a Part) -> Option<Self> {
-        match part {
-            Part::Content(_) => None,
-            Part::Call { index, id, name } => Some(Self {
-                index: *index,
-                id: Some(id),
-                r#type: Some("function"),
-                function: Function { name: Some(name), arguments: "" },
-            }),
-            Part::Arguments { index, text } => Some(Self {
-                index: *index,
-                id: None,
-                r#type: None,
-                function: Function { name: None, arguments: text },
-            }),
+    /// What parts add to calls: an index comes once, with the arguments that follow its call at once.
+    fn all(parts: &'a [Part]) -> Vec<Self> {
+        let mut all = Vec::<Self>::new();
+        for part in parts {
+            match (part, all.last_mut()) {
+                (Part::Content(_), _) => {} // words are told apart from calls before
+                (Part::Call { index, id, name }, _) => all.push(Self {
+                    index: *index,
+                    id: Some(id),
+                    r#type: Some("function"),
+                    function: Function { name: Some(name), arguments: "" },
+                }),
+                (Part::Arguments { index, text }, Some(Self { index: of, function, .. }))
+                    if of == index && function.arguments.is_empty() =>
+                {
+                    function.arguments = text;
+                }
+                (Part::Arguments { index, text }, _) => all.push(Self {
+                    index: *index,
+                    id: None,
+                    r#type: None,
+                    function: Function { name: None, arguments: text },
+                }),
+            }
         }
+        all
     }
 }

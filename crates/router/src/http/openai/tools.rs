@@ -130,6 +130,7 @@ impl Tools {
                 (Calls::Taught { format, parallel }, rules.map(Grammar::Lark))
             }
             (Some(format), Some(force)) => {
+                let parallel = parallel && force == ToolForce::Any; // a function that is named is called once
                 let rules = format.grammar(&list, force, parallel);
                 let rules = rules.map_err(|error| ApiError::invalid(Some("tools"), error.to_string()))?;
                 (Calls::Taught { format, parallel }, Some(Grammar::Lark(rules)))
