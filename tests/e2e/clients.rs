@@ -20,7 +20,16 @@ const CONTEXT_TOKENS: usize = 4096;
 #[test]
 fn mistrals_client_and_openais_responses_are_served() {
     let model = random_v3();
+    let mut inspect = Process::start(setup::galerne().args(["model", "inspect"]).arg(model.path()));
+    assert!(inspect.exit_within(process::PATIENCE).success(), "{}", inspect.output());
+    assert!(
+        inspect.output().contains("tokenizer SentencePiece; chat format mistral-v3"),
+        "{}",
+        inspect.output()
+    );
     let cluster = Cluster::up(model.path(), &["--tp", "2", "--model-name", "random-v3"]);
+    let told = cluster.process.line_with("random-v3: chat format");
+    assert!(told.ends_with("mistral-v3 (its vocabulary is Mistral's), with calls of tools"), "{told}");
     for script in ["mistral_client.py", "openai_responses.py"] {
         let mut client = Process::start(setup::python(script).args([&cluster.http, "random-v3"]));
         let status = client.exit_within(process::PATIENCE);

@@ -154,5 +154,6 @@ pub(crate) fn options(
         limits: faces.limits.connections(),
         requests: faces.limits.requests(),
         log: Some(log),
+        tell: |line| println!("{line}"),
     }
 }

@@ -62,8 +62,8 @@ pub(crate) struct Model {
 /// Models by the names that clients ask for.
 pub(crate) type Models = BTreeMap<String, Arc<Model>>;
 
-/// Reads the text side of all models; blocks on files.
-pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models, ModelError> {
+/// Reads the text side of all models, and tells of each how its conversations become prompts; blocks on files.
+pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics, tell: fn(&str)) -> Result<Models, ModelError> {
     let mut models = Models::new();
     for source in sources {
         let checkpoint = Checkpoint::open(&source.path)?;
@@ -71,9 +71,7 @@ pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models,
         let name = source.name.clone().unwrap_or_else(|| checkpoint.name().to_owned());
         let tokenizer = Tokenizer::load(checkpoint.text()).map_err(text)?;
         let chat = ChatFormat::load(checkpoint.text(), &tokenizer, source.chat_format).map_err(text)?;
-        let kind = chat.as_ref().map_or_else(|| "none".to_owned(), |chat| chat.kind().to_string());
-        let tools = chat.as_ref().is_some_and(|chat| chat.tool_format().is_some());
-        tracing::info!(model = name, chat_format = kind, tools, "a model's text side is ready");
+        tell(&format!("{name}: {}", described(chat.as_ref(), source.chat_format.is_some())));
         let model = Model {
             digest: checkpoint.digest().to_owned(),
             tokenizer: Arc::new(tokenizer),
@@ -90,4 +88,21 @@ pub(crate) fn load(sources: &[ModelSource], metrics: &Metrics) -> Result<Models,
         }
     }
     Ok(models)
+}
+
+/// Which chat format applies, why, and whether it has calls of tools.
+fn described(chat: Option<&ChatFormat>, forced: bool) -> String {
+    let Some(chat) = chat else {
+        return "no chat format, because it has no chat template and no vocabulary of Mistral's: plain prompts only"
+            .to_owned();
+    };
+    let why = match chat.kind() {
+        _ if forced => "as --chat-format says",
+        ChatFormatKind::Jinja => "its chat template",
+        ChatFormatKind::MistralV1 | ChatFormatKind::MistralV2 | ChatFormatKind::MistralV3 => {
+            "its vocabulary is Mistral's"
+        }
+    };
+    let tools = if chat.tool_format().is_some() { "with" } else { "without" };
+    format!("chat format {} ({why}), {tools} calls of tools", chat.kind())
 }

@@ -43,6 +43,8 @@ pub struct RouterOptions {
     pub requests: RequestLimits,
     /// Changes what this process logs, if an operator may.
     pub log: Option<LogHandle>,
+    /// Told at start, for each model, how its conversations become prompts: a line for whoever started the router.
+    pub tell: fn(&str),
 }
 
 /// Where a router listens.
@@ -215,13 +217,14 @@ async fn serve_faces(
 
 impl Router {
     async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
-        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, tls, requests, log } = options;
+        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, tls, requests, log, tell } =
+            options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
         let metrics = Metrics::default();
         let (metrics, models) = tokio::task::spawn_blocking(move || {
-            let models = model::load(&sources, &metrics);
+            let models = model::load(&sources, &metrics, tell);
             (metrics, models)
         })
         .await?;

@@ -125,10 +125,11 @@ impl Report {
 /// What turns text into tokens, and how a chat becomes a prompt.
 fn text(checkpoint: &Checkpoint) -> anyhow::Result<(&'static str, Option<String>)> {
     let assets = checkpoint.text();
-    let kind = match assets.tokenizer {
-        TokenizerAsset::Json(_) => "tokenizer.json",
-        TokenizerAsset::Gguf(_) => "in the GGUF file",
-        TokenizerAsset::None => return Ok(("none: token ids only", None)),
+    let kind = match (&assets.tokenizer, &assets.sentencepiece) {
+        (TokenizerAsset::Json(_), _) => "tokenizer.json",
+        (TokenizerAsset::Gguf(_), _) => "in the GGUF file",
+        (TokenizerAsset::None, Some(_)) => "SentencePiece",
+        (TokenizerAsset::None, None) => return Ok(("none: token ids only", None)),
     };
     let tokenizer = Tokenizer::load(assets)?;
     let format = ChatFormat::load(assets, &tokenizer, None)?;

@@ -104,6 +104,7 @@ async fn a_router_that_cannot_serve_says_why() {
             gate: Gate::open(GateOptions::default(), &[]).unwrap(),
             requests: RequestLimits::default(),
             log: None,
+            tell: |_| {},
         };
         let listeners = Listeners { http, grpc, inside: None, admin: None };
         let (_fleet, view) = watch::channel(Fleet::default());

@@ -159,8 +159,16 @@ impl Stage {
             name: Some("bard".to_owned()),
             chat_format: None,
         };
-        let options =
-            RouterOptions { models: vec![model], shutdown_grace, limits, requests, gate, tls, log: None };
+        let options = RouterOptions {
+            models: vec![model],
+            shutdown_grace,
+            limits,
+            requests,
+            gate,
+            tls,
+            log: None,
+            tell: |_| {},
+        };
         let listeners = Listeners { http, grpc, inside: None, admin: Some(admin) };
         let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;
