@@ -62,6 +62,8 @@ for tool_choice in ("required", {"type": "function", "name": "add"}):
     assert "".join(deltas) == again.arguments == call.arguments and events[-1].type == "response.completed"
 output = {"type": "function_call_output", "call_id": call.call_id, "output": "7"}
 assert client.responses.create(input=items + called.output + [output], tools=tools, tool_choice="none", **brief).output_text
+other = [called.output[0].model_dump() | {"call_id": "call_0a1B2c3D4e5F"}, output | {"call_id": "call_0a1B2c3D4e5F"}]  # another model's
+assert client.responses.create(input=items + other, tools=tools, tool_choice="none", **brief).output_text
 
 # What needs a memory, or what only a server could run, is refused by name
 for name, value in (("previous_response_id", "resp_1"), ("background", True), ("tools", [{"type": "web_search"}]),

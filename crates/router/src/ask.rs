@@ -35,6 +35,8 @@ pub(crate) struct Several {
 pub(crate) struct Options {
     pub(crate) sampling: Sampling,
     pub(crate) max_tokens: MaxTokens,
+    /// The request's field that said so.
+    pub(crate) max_tokens_field: &'static str,
     pub(crate) min_tokens: u32,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<TokenId>,
@@ -47,7 +49,7 @@ pub(crate) struct Options {
     pub(crate) grammar: Option<Grammar>,
     /// The request's field that said so.
     pub(crate) grammar_field: &'static str,
-    /// The stop string that ended the answer is part of its text.
+    /// The stop string or token that ended the answer is part of its text.
     pub(crate) include_stop: bool,
     /// Special tokens that are text even when special tokens are left out: what marks a tool call.
     pub(crate) spelled_out: Vec<TokenId>,
@@ -120,9 +122,10 @@ pub(crate) enum MaxTokens {
 }
 
 impl MaxTokens {
-    /// How many to ask for when the context has room for so many behind the prompt.
+    /// How many to ask for when the context has room for so many behind the prompt; `field` is where the client said it.
     fn within(
         self,
+        field: &'static str,
         room: u32,
         prompt_tokens: usize,
         context: u32,
@@ -133,14 +136,14 @@ impl MaxTokens {
             Self::Nothing => Ok(1), // the engine draws one, and nobody sees it
             Self::Exactly(max) if max > limits.answer_tokens_max => {
                 let most = limits.answer_tokens_max;
-                let message = format!("max_tokens must be at most {most} at this router, not {max}");
-                Err(Failure::invalid("max_tokens", message))
+                let message = format!("{field} must be at most {most} at this router, not {max}");
+                Err(Failure::invalid(field, message))
             }
             Self::Exactly(max) if max <= room => Ok(max),
             Self::Exactly(max) => Err(Failure::invalid(
-                "max_tokens",
+                field,
                 format!(
-                    "max_tokens is {max}, but after the prompt's {prompt_tokens} tokens this model's context of \
+                    "{field} is {max}, but after the prompt's {prompt_tokens} tokens this model's context of \
                      {context} has room for {room}: lower it or shorten the prompt"
                 ),
             )),
@@ -183,7 +186,7 @@ impl Prompt {
                 let tokens = model.tokenizer.encode_fim(&prompt, &suffix);
                 tokens.map_err(|error| Failure::invalid("suffix", error.to_string()))?
             }
-            Self::Chat(chat) => {
+            Self::Chat(mut chat) => {
                 let format = model.chat.as_ref().ok_or_else(|| Failure::Invalid {
                     field: None,
                     message: format!(
@@ -191,6 +194,9 @@ impl Prompt {
                         model.name
                     ),
                 })?;
+                if format.tool_format().is_some_and(|tools| tools.is_mistral()) {
+                    shorten_ids(&mut chat.messages);
+                }
                 let tokens = format.encode(&model.tokenizer, &chat);
                 tokens.map_err(|error| {
                     let field = if matches!(error, TextError::Tools(_)) { "tools" } else { "messages" };
@@ -214,6 +220,25 @@ impl Prompt {
     }
 }
 
+/// Letters and digits of a call's id where Mistral's models wrote it.
+const MISTRAL_ID_CHARS: usize = 9;
+
+/// Calls that another model made have longer ids than Mistral's formats take: their last letters and digits stand for
+/// them, as in vLLM.
+fn shorten_ids(turns: &mut [Value]) {
+    let shorten = |id: &mut Value| {
+        let Some(long) = id.as_str().filter(|id| id.len() > MISTRAL_ID_CHARS) else { return };
+        let own: Vec<_> = long.chars().filter(char::is_ascii_alphanumeric).collect();
+        let last = own[own.len().saturating_sub(MISTRAL_ID_CHARS)..].iter().collect::<String>();
+        *id = last.into();
+    };
+    for turn in turns {
+        let calls = turn.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
+        calls.filter_map(|call| call.get_mut("id")).for_each(shorten);
+        turn.get_mut("tool_call_id").into_iter().for_each(shorten);
+    }
+}
+
 /// Bytes of all strings in a value.
 fn text_bytes(value: &Value) -> usize {
     match value {
@@ -230,6 +255,7 @@ impl Options {
         Self {
             sampling,
             max_tokens,
+            max_tokens_field: "max_tokens",
             min_tokens: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
@@ -273,12 +299,13 @@ impl Options {
             MaxTokens::Exactly(max) | MaxTokens::UpTo(max) => max,
             MaxTokens::Nothing => 1,
         };
+        let field = self.max_tokens_field;
         if max == 0 {
-            return Err(Failure::invalid("max_tokens", "max_tokens must be at least 1, not 0"));
+            return Err(Failure::invalid(field, format!("{field} must be at least 1, not 0")));
         }
         if self.min_tokens > max {
             let message =
-                format!("min_tokens must be at most max_tokens, which is {max}, not {}", self.min_tokens);
+                format!("min_tokens must be at most {field}, which is {max}, not {}", self.min_tokens);
             return Err(Failure::invalid("min_tokens", message));
         }
         Ok(())
@@ -294,11 +321,14 @@ impl Options {
         request.prompt.len() as u64 + u64::from(answer) * u64::from(answers)
     }
 
-    /// Names the field of a grammar that a leader refused.
+    /// Names the field of a grammar or of an answer's length that a leader refused.
     pub(crate) fn blame(&self, failure: Failure) -> Failure {
         match failure {
             Failure::Invalid { field: Some("grammar"), message } => {
                 Failure::Invalid { field: Some(self.grammar_field), message }
+            }
+            Failure::Invalid { field: Some("max_tokens"), message } => {
+                Failure::Invalid { field: Some(self.max_tokens_field), message }
             }
             failure => failure,
         }
@@ -331,10 +361,11 @@ impl Options {
                 ),
             ));
         }
-        let max_tokens = self.max_tokens.within(room, prompt.len(), context, limits)?;
+        let field = self.max_tokens_field;
+        let max_tokens = self.max_tokens.within(field, room, prompt.len(), context, limits)?;
         if self.min_tokens > max_tokens {
             let min = self.min_tokens;
-            let message = format!("min_tokens must be at most max_tokens, which is {max_tokens}, not {min}");
+            let message = format!("min_tokens must be at most {field}, which is {max_tokens}, not {min}");
             return Err(Failure::invalid("min_tokens", message));
         }
         if let Some((id, _)) = self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= model.vocab) {
@@ -377,4 +408,30 @@ impl Options {
 /// A seed for a request that names none.
 pub(crate) fn random_seed() -> Result<u64, Failure> {
     getrandom::u64().map_err(|error| Failure::Engine(format!("the system gives no random numbers: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ids_of_calls_are_as_long_as_mistrals() {
+        let mut turns = [
+            json!({ "role": "user", "content": "Add" }),
+            json!({ "role": "assistant", "tool_calls": [{ "id": "call_0a1B2c3D4e5F" }, { "id": "a1b2c3d4e" }, { "id": "short" }] }),
+            json!({ "role": "tool", "tool_call_id": "call_0a1B2c3D4e5F" }),
+            json!({ "role": "tool", "tool_call_id": "toolu_12345678_9" }),
+        ];
+        shorten_ids(&mut turns);
+        assert_eq!(
+            turns[1]["tool_calls"],
+            json!([{ "id": "B2c3D4e5F" }, { "id": "a1b2c3d4e" }, { "id": "short" }])
+        );
+        assert_eq!(
+            (&turns[2]["tool_call_id"], &turns[3]["tool_call_id"]),
+            (&json!("B2c3D4e5F"), &json!("123456789"))
+        );
+    }
 }

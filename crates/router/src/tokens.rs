@@ -30,6 +30,7 @@ pub(crate) async fn tokenize(
     let model = router.model(model)?;
     let mut ids = match &prompt {
         Prompt::Bare(text) if text.is_empty() => Vec::new(),
+        Prompt::Text(text) if text.is_empty() => model.tokenizer.encode("", true)?,
         _ => router.tokenize(&model, prompt).await?,
     };
     if again {

@@ -272,6 +272,7 @@ async fn log_probabilities_have_the_shape_of_their_api() {
     assert!(close(&logprobs["token_logprobs"][1], logprob(second)));
     assert!(close(&logprobs["top_logprobs"][0][text(first)], logprob(first)));
     assert_eq!(logprobs["top_logprobs"][0][text(301)], json!(-9999.0));
+    assert_eq!(logprobs["top_logprobs"][0][text(first)], logprobs["token_logprobs"][0], "to the last digit");
 
     let asked = json!({ "prompt": "x", "logprobs": 2, "stream": true });
     let chunks = stage.post("/v1/completions", &asked).await.chunks();

@@ -37,10 +37,13 @@ pub(in crate::http) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, Api
     let lead = mistral::lead(&chat.messages);
     mistral |= lead.is_some();
     let max_tokens = fields.take_u32("max_tokens")?;
-    let max_tokens = fields.take_u32("max_completion_tokens")?.or(max_tokens);
-    let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
+    let newer = fields.take_u32("max_completion_tokens")?;
+    let max = newer.or(max_tokens).map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
     let logprobs = logprobs(&mut fields)?;
-    let mut options = options(&mut fields, max_tokens, logprobs)?;
+    let mut options = options(&mut fields, max, logprobs)?;
+    if newer.is_some() {
+        options.max_tokens_field = "max_completion_tokens";
+    }
     let each = count(&mut fields, "n", &router.requests)?.unwrap_or(1);
     let view = view(&mut fields, &options)?;
     let tools = Tools::take(&mut fields, &router.requests)?;

@@ -1,11 +1,14 @@
 //! What an answer must be: OpenAI's `response_format`, and vLLM's ways to say the same.
 
 use galerne_types::Grammar;
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::limits::ECHO_CHARS_MAX;
 
 #[derive(Deserialize)]
 struct ResponseFormat {
@@ -19,7 +22,7 @@ struct NamedSchema {
     // Its name and description tell a model more than a grammar can; `strict` is always so.
 }
 
-/// vLLM's newer form; what it says of backends and whitespace changes nothing that a schema can see.
+/// vLLM's newer form.
 #[derive(Deserialize, Default)]
 struct StructuredOutputs {
     json: Option<Value>,
@@ -27,8 +30,12 @@ struct StructuredOutputs {
     choice: Option<Vec<String>>,
     grammar: Option<String>,
     json_object: Option<bool>,
-    structural_tag: Option<Value>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
+
+/// What vLLM's newer form says of backends and whitespace, which changes nothing that a schema can see.
+const UNSEEN: [&str; 4] = ["_backend", "_backend_was_auto", "disable_any_whitespace", "whitespace_pattern"];
 
 /// Takes all fields that say what the answer must be; at most one may. With it comes its field's name.
 pub(in crate::http) fn grammar(fields: &mut Fields<'_>) -> Result<Option<(Grammar, &'static str)>, ApiError> {
@@ -78,11 +85,16 @@ fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError>
 fn structured_outputs(fields: &mut Fields<'_>) -> Result<Vec<Grammar>, ApiError> {
     const NAME: &str = "structured_outputs";
     let expected = "an object with one of json, regex, choice, grammar and json_object";
-    let StructuredOutputs { json, regex, choice, grammar, json_object, structural_tag } =
+    let StructuredOutputs { json, regex, choice, grammar, json_object, others } =
         fields.take(NAME, expected)?.unwrap_or_default();
-    if structural_tag.is_some() {
-        let message = "structured_outputs.structural_tag is not supported: use tools, json or grammar";
-        return Err(ApiError::unsupported(NAME.to_owned(), message.to_owned()));
+    let said = |value: &Value| !value.is_null() && *value != Value::Bool(false);
+    if let Some((name, _)) =
+        others.iter().find(|(name, value)| said(value) && !UNSEEN.contains(&name.as_str()))
+    {
+        let name: String = name.chars().take(ECHO_CHARS_MAX).collect();
+        let message =
+            format!("structured_outputs.{name} is not supported: use one of json, regex, choice and grammar");
+        return Err(ApiError::unsupported(NAME.to_owned(), message));
     }
     let mut found = Vec::new();
     found.extend(json.map(|json| schema(NAME, json)).transpose()?);
@@ -137,6 +149,10 @@ mod tests {
             (r#"{"structured_outputs":{"regex":"a"}}"#, Some(Grammar::Regex("a".into()))),
             (r#"{"structured_outputs":{"json_object":true}}"#, Some(Grammar::JsonObject)),
             (r#"{"structured_outputs":{}}"#, None),
+            (
+                r#"{"structured_outputs":{"regex":"a","disable_any_whitespace":true,"structural_tag":null}}"#,
+                Some(Grammar::Regex("a".into())),
+            ),
         ] {
             let found = grammar(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
             assert_eq!(found.map(|(grammar, _)| grammar), expected, "{body}");
@@ -149,6 +165,11 @@ mod tests {
             (r#"{"guided_regex":"a","guided_json":{}}"#, "guided_regex"),
             (r#"{"structured_outputs":{"regex":"a","choice":["a"]}}"#, "structured_outputs"),
             (r#"{"structured_outputs":{"structural_tag":{}}}"#, "structured_outputs"),
+            (r#"{"structured_outputs":{"regexp":"a"}}"#, "structured_outputs"),
+            (
+                r#"{"structured_outputs":{"json":{},"disable_additional_properties":true}}"#,
+                "structured_outputs",
+            ),
             (r#"{"response_format":{"type":"xml"}}"#, "response_format"),
             (r#"{"response_format":{"type":"json_schema","json_schema":{"name":"x"}}}"#, "response_format"),
             (r#"{"guided_json":7}"#, "guided_json"),

@@ -8,6 +8,12 @@ use serde_json::{Map, Value, json};
 /// JSON has no infinity; a token that was impossible gets what OpenAI and vLLM write.
 const LOGPROB_MIN: f32 = -9999.0;
 
+/// A log probability with the digits that it has elsewhere: a [`Value`] would show those of the next f64.
+fn shown(logprob: f32) -> Value {
+    let logprob = logprob.max(LOGPROB_MIN);
+    logprob.to_string().parse::<f64>().map_or_else(|_| logprob.into(), Value::from)
+}
+
 /// How tokens are written in log probabilities.
 #[derive(Clone, Copy)]
 pub(in crate::http) struct Spelling<'a> {
@@ -109,7 +115,7 @@ impl TextLogprobs {
     pub(in crate::http) fn token(&mut self, spelling: Spelling<'_>, token: &TokenOut) {
         let own = std::iter::once((token.id, token.logprob));
         let all = own.chain(token.top.iter().map(|top| (top.id, top.logprob)));
-        let all = all.map(|(id, logprob)| (spelling.text(id), logprob.max(LOGPROB_MIN).into())).collect();
+        let all = all.map(|(id, logprob)| (spelling.text(id), shown(logprob))).collect();
         self.push(spelling, token.id, Some(token.logprob.max(LOGPROB_MIN)), Some(all));
     }
 
@@ -137,10 +143,7 @@ impl TextLogprobs {
 pub(in crate::http) fn of_prompt(spelling: Spelling<'_>, scores: &[TokenOut]) -> Vec<Value> {
     let entry = |id: TokenId, logprob: f32, rank: u32| {
         let decoded = String::from_utf8_lossy(spelling.tokenizer.token_bytes(id));
-        (
-            id.to_string(),
-            json!({ "logprob": logprob.max(LOGPROB_MIN), "rank": rank, "decoded_token": decoded }),
-        )
+        (id.to_string(), json!({ "logprob": shown(logprob), "rank": rank, "decoded_token": decoded }))
     };
     let object = |score: &TokenOut| {
         let top = score.top.iter().zip(1..).map(|(top, rank)| entry(top.id, top.logprob, rank));

@@ -65,7 +65,8 @@ pub(super) fn parse(router: &Router, body: &[u8]) -> Result<Wanted, ApiError> {
     let shown = top.is_some_and(|top| top > 0) || include.iter().any(|name| name == LOGPROBS);
     let logprobs = shown.then(|| top.unwrap_or(0));
     let max_tokens = max.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
-    let mut options = options(&mut fields, max_tokens, logprobs)?;
+    let mut options =
+        Options { max_tokens_field: "max_output_tokens", ..options(&mut fields, max_tokens, logprobs)? };
     let text: Option<Value> = fields.take("text", TEXT)?;
     format(text.as_ref(), &mut options)?;
     let view = view(&mut fields, &options)?;
