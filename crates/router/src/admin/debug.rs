@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -85,11 +86,13 @@ pub(super) struct ProfileQuery {
 }
 
 /// `GET /debug/profile?seconds=N`: CPU time of each thread.
-pub(super) async fn profile(Query(query): Query<ProfileQuery>) -> Result<Json<Value>, ApiError> {
-    let seconds = query.seconds.unwrap_or(1);
-    if !(1..=PROFILE_S_MAX).contains(&seconds) {
+pub(super) async fn profile(
+    query: Result<Query<ProfileQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let seconds = query.ok().map(|Query(query)| query.seconds.unwrap_or(1));
+    let Some(seconds) = seconds.filter(|seconds| (1..=PROFILE_S_MAX).contains(seconds)) else {
         return Err(ApiError::invalid(Some("seconds"), format!("seconds must be from 1 to {PROFILE_S_MAX}")));
-    }
+    };
     let before = threads();
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let mut used: Vec<_> = threads()

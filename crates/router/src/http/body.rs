@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use bytes::BytesMut;
 use futures_util::StreamExt;
+use http_body::Body as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
@@ -17,6 +18,10 @@ const DRAIN_FACTOR: usize = 4;
 /// Reads a request's body within the limits of its face and of all bodies together.
 pub(super) async fn read(body: Body, caller: &Caller, limits: &ServerLimits) -> Result<BytesMut, ApiError> {
     let &ServerLimits { body_bytes_max, body_s_max, body_idle_s_max, .. } = limits;
+    let drained_max = body_bytes_max.saturating_mul(DRAIN_FACTOR);
+    if body.size_hint().lower() > drained_max as u64 {
+        return Err(too_large(body_bytes_max)); // its head says so: not a byte of it is waited for
+    }
     let end = Instant::now() + body_s_max;
     let (mut data, mut total) = (body.into_data_stream(), 0_usize);
     let mut whole = Ok(BytesMut::new());
@@ -45,7 +50,7 @@ pub(super) async fn read(body: Body, caller: &Caller, limits: &ServerLimits) -> 
                 }
             }
         }
-        if total > body_bytes_max.saturating_mul(DRAIN_FACTOR) {
+        if total > drained_max {
             break;
         }
     }

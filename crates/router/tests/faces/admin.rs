@@ -49,7 +49,10 @@ async fn the_operators_port_tells_what_clients_must_not_see() {
     }
     let profile = stage.operate("GET", "/debug/profile?seconds=1", "").await.json();
     assert!(!profile["threads"].as_array().unwrap().is_empty());
-    assert_eq!(stage.operate("GET", "/debug/profile?seconds=61", "").await.status, 400);
+    for wrong in ["61", "0", "soon"] {
+        let reply = stage.operate("GET", &format!("/debug/profile?seconds={wrong}"), "").await;
+        assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("seconds")), "{reply:?}");
+    }
     assert_eq!(stage.operate("GET", "/log", "").await.status, 404, "a test has no log");
 
     wait.add_permits(1);

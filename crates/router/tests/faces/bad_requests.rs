@@ -176,9 +176,15 @@ async fn what_is_not_there_and_what_is_too_much() {
     assert!(error["message"].as_str().unwrap().contains("\"bard\""), "it says what there is");
 
     assert_eq!(stage.get("/v1/models/hamlet").await.status, 404);
+    let no_text = stage.get("/v1/models/%ff").await;
+    assert_eq!((no_text.status, &no_text.json()["error"]["param"]), (400, &json!("model")), "{no_text:?}");
     assert_eq!(stage.get("/v2").await.json()["error"]["code"], "unknown_url");
     let wrong = stage.get(CHAT).await;
     assert_eq!((wrong.status, &wrong.json()["error"]["code"]), (405, &json!("method_not_allowed")));
+
+    let head = format!("POST {TEXT} HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n");
+    let announced = stage.open(&head).await.rest().await;
+    assert_eq!((announced.status, &announced.json()["error"]["code"]), (413, &json!("body_too_large")));
 
     let long = format!("{{\"prompt\": \"{}\"}}", "x".repeat(galerne_types::limits::HTTP_BODY_BYTES_MAX));
     let reply = stage.post_raw(TEXT, &long).await.rest().await;

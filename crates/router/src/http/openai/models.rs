@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use galerne_types::ModelCard;
 use serde_json::{Value, json};
@@ -22,8 +23,9 @@ pub(in crate::http) async fn models(State(router): State<Arc<Router>>) -> Json<V
 /// `GET /v1/models/{id}`
 pub(in crate::http) async fn model(
     State(router): State<Arc<Router>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::invalid(Some("model"), "a model's name is UTF-8 text"))?;
     let model = router.model(&name)?;
     let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name })?;
     Ok(Json(model_object(&model, &card)))
