@@ -16,6 +16,7 @@ const EXPECTED: &[&str] = &[
     r#"vllm:num_requests_waiting{model_name="bard-1m"}"#,
     r#"vllm:kv_cache_usage_perc{model_name="bard-1m"}"#,
     r#"vllm:cache_config_info{model_name="bard-1m",group="g0",block_size="32""#,
+    r#"vllm:lora_requests_info{model_name="bard-1m",max_lora="0""#,
     r#"vllm:prefix_cache_queries_total{model_name="bard-1m"}"#,
     r#"vllm:prefix_cache_hits_total{model_name="bard-1m"}"#,
     r#"vllm:num_preemptions_total{model_name="bard-1m"}"#,

@@ -22,6 +22,7 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tonic_reflection::server::Builder;
 
 use self::call::Names;
 pub(crate) use self::errors::head_refused;
@@ -37,13 +38,9 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .with_service_name("grpc.health.v1.Health")
-        .with_service_name("grpc.reflection.v1.ServerReflection");
-    let reflection = HEALTH_OF[1..].iter().fold(reflection, |all, name| all.with_service_name(*name));
-    let reflection = reflection.build_v1().map_err(RouterError::Reflection)?;
+    let (v1, v1alpha) = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection");
+    let reflection = described().with_service_name(v1).build_v1().map_err(RouterError::Reflection)?;
+    let older = described().with_service_name(v1alpha).build_v1alpha().map_err(RouterError::Reflection)?;
     let bytes_max = router.limits.body_bytes_max;
     let names = Arc::new(Names::default());
     let galerne = GalerneServer::new(galerne::Service(router.clone()));
@@ -55,6 +52,7 @@ pub(crate) async fn serve(
         .add_service(engine.max_decoding_message_size(bytes_max))
         .add_service(health)
         .add_service(reflection)
+        .add_service(older) // many clients ask for nothing else
         .prepare();
     let open = routes.into_axum_router();
     let routes = access::guarded(open.clone(), &router);
@@ -76,6 +74,15 @@ pub(crate) async fn serve(
     };
     tokio::join!(served, served_inside, report_health(&router, reporter, &stop));
     Ok(())
+}
+
+/// What reflection tells of.
+fn described() -> Builder<'static> {
+    let builder = Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("grpc.health.v1.Health");
+    HEALTH_OF[1..].iter().fold(builder, |all, name| all.with_service_name(*name))
 }
 
 /// Keeps `grpc.health.v1` in step with the fleet until `stop`.

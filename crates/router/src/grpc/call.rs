@@ -76,6 +76,8 @@ impl Drop for Named {
 /// Answers under way. Dropping them ends them at their leaders.
 pub(super) struct Call {
     choices: Option<Choices>,
+    /// Tokens of the prompt; 0 if the call was aborted before it had any.
+    prompt_tokens: u32,
     /// Answers that have not ended.
     open: VecDeque<usize>,
     /// The last token of an answer, which waits for the word that ends it.
@@ -125,13 +127,27 @@ impl Call {
             () = &mut aborted => None,
         };
         let last = (0..count).map(|_| None).collect();
-        Ok(Self { choices, open: (0..count).collect(), last, deadline, aborted, fields, _name: name })
+        let prompt_tokens = choices.as_ref().and_then(any).map_or(0, |answer| answer.prompt().len() as u32);
+        Ok(Self {
+            choices,
+            prompt_tokens,
+            open: (0..count).collect(),
+            last,
+            deadline,
+            aborted,
+            fields,
+            _name: name,
+        })
     }
 
     /// An answer that has begun, for what they all have in common; none after an abort.
     pub(super) fn any(&self) -> Option<&Answer> {
-        let choices = self.choices.as_ref()?;
-        (0..choices.len()).find_map(|at| choices.answer(at))
+        self.choices.as_ref().and_then(any)
+    }
+
+    /// Tokens of the prompt, also of a call that was aborted since.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
     }
 
     /// What comes next of any answer, or an error, which ends them all; `None` after the last.
@@ -193,4 +209,8 @@ impl Call {
         self.open.retain(|open| *open != at);
         Some(News { at, text, token, end: Some(end) })
     }
+}
+
+fn any(choices: &Choices) -> Option<&Answer> {
+    (0..choices.len()).find_map(|at| choices.answer(at))
 }

@@ -238,9 +238,8 @@ impl View {
 
     /// The first message of a stream, or the first half of a whole response.
     fn prompt(&self, call: &Call) -> pb::PromptInfo {
-        let Some(answer) = call.any() else { return pb::PromptInfo::default() };
-        let mut info =
-            pb::PromptInfo { num_prompt_tokens: answer.prompt().len() as u32, ..Default::default() };
+        let mut info = pb::PromptInfo { num_prompt_tokens: call.prompt_tokens(), ..Default::default() };
+        let Some(answer) = call.any() else { return info };
         if self.prompt_ids {
             info.token_ids = answer.prompt().to_vec();
         }

@@ -321,7 +321,7 @@ impl Running {
         let tokens = &self.answers[at];
         pb::GenerateStreamChunk {
             token_ids: tokens.iter().map(|token| token.id).collect(),
-            prompt_tokens: self.prompt_tokens(),
+            prompt_tokens: self.call.prompt_tokens(),
             completion_tokens: tokens.len() as u32,
             cached_tokens: 0,
             output_logprobs: self.output_logprobs(at),
@@ -342,7 +342,7 @@ impl Running {
         pb::GenerateComplete {
             output_ids: tokens.iter().map(|token| token.id).collect(),
             finish_reason: reason.to_owned(),
-            prompt_tokens: self.prompt_tokens(),
+            prompt_tokens: self.call.prompt_tokens(),
             completion_tokens: tokens.len() as u32,
             cached_tokens: 0,
             output_logprobs: self.output_logprobs(at),
@@ -350,10 +350,6 @@ impl Running {
             index: at as u32,
             matched_stop,
         }
-    }
-
-    fn prompt_tokens(&self) -> u32 {
-        self.call.any().map_or(0, |answer| answer.prompt().len() as u32)
     }
 
     fn output_logprobs(&self, at: usize) -> Option<pb::OutputLogProbs> {

@@ -146,6 +146,11 @@ fn write_models(page: &mut Page, models: &[&str], ready: &[Ready<'_>], done: &BT
         let (all, free) = (sum(m, |load| load.kv_blocks), sum(m, |load| load.kv_blocks_free));
         page.sample(&[("model_name", m)], all.saturating_sub(free) as f64 / all.max(1) as f64);
     }
+    page.family("vllm:lora_requests_info", "gauge", "Adapters that requests ask for: there are none.");
+    for m in models {
+        let none = [("max_lora", "0"), ("running_lora_adapters", ""), ("waiting_lora_adapters", "")];
+        page.sample(&[&[("model_name", *m)], &none[..]].concat(), 0);
+    }
     page.family("vllm:num_preemptions_total", "counter", "Requests that lost their slot and began again.");
     models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).preemptions));
     page.family(

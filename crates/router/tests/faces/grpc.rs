@@ -16,6 +16,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1alpha;
 use tonic_types::StatusExt;
 
 use crate::leader::{Act, Leader, gate, scored, token, tokens};
@@ -168,6 +169,17 @@ async fn reflection_names_the_services() {
     ];
     assert_eq!(names, expected);
     assert!(!files.file_descriptor_proto.is_empty());
+
+    // The reflection of older clients, Python's among them.
+    let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(stage.channel().await);
+    let asked = v1alpha::server_reflection_request::MessageRequest::ListServices(String::new());
+    let request = v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(asked) };
+    let mut answers = older.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    let answer = patiently(answers.message()).await.unwrap().unwrap().message_response.unwrap();
+    let v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(list.service.iter().any(|service| service.name == "galerne.v1.Galerne"), "{list:?}");
 }
 
 #[tokio::test]

@@ -5,6 +5,10 @@ use std::path::Path;
 use std::process::Stdio;
 
 use galerne_wire::v1::{FinishReason, grammar::Grammar};
+use galerne_wire::vllm::grpc::engine::generate_request::Input;
+use galerne_wire::vllm::grpc::engine::generate_response::Response;
+use galerne_wire::vllm::grpc::engine::vllm_engine_client::VllmEngineClient;
+use galerne_wire::vllm::grpc::engine::{AbortRequest, GenerateRequest, TokenizedInput};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -219,6 +223,22 @@ async fn an_abort_ends_the_request_at_its_leader() {
     patiently(leader.cancelled.recv()).await.unwrap();
     assert_eq!(said[0]["responses"], json!([{}]));
     assert_eq!(said[1]["responses"][0]["complete"]["finish_reason"], "abort", "{said:?}");
+}
+
+#[tokio::test]
+async fn an_aborted_answer_still_tells_how_long_its_prompt_was() {
+    let leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let mut client = VllmEngineClient::new(stage.channel().await);
+    let prompt = TokenizedInput { input_ids: vec![5, 6, 7], ..Default::default() };
+    let (input, request_id) = (Some(Input::Tokenized(prompt)), "r".to_owned());
+    let request = GenerateRequest { request_id, input, stream: true, ..Default::default() };
+    let mut pieces = client.generate(request).await.unwrap().into_inner();
+    patiently(pieces.message()).await.unwrap().expect("the first chunk");
+    client.abort(AbortRequest { request_ids: vec!["r".to_owned()] }).await.unwrap();
+    let last = patiently(pieces.message()).await.unwrap().expect("the end").response;
+    let Some(Response::Complete(end)) = last else { panic!("{last:?}") };
+    assert_eq!((end.finish_reason.as_str(), end.prompt_tokens), ("abort", 3));
 }
 
 #[tokio::test]
