@@ -25,6 +25,9 @@ struct New {
     /// Whose key it is: tenants share the fleet fairly, and may have limits in the file.
     #[arg(long, value_name = "NAME")]
     tenant: String,
+    /// The key opens the admin port, too, where other machines reach it.
+    #[arg(long)]
+    operator: bool,
     /// A remark for whoever reads the file.
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
@@ -35,9 +38,10 @@ struct New {
 
 impl Key {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Command::New(New { tenant, name, file }) = self.command;
+        let Command::New(New { tenant, operator, name, file }) = self.command;
         let key = ApiKey::random().context("the system gives no random bytes")?;
-        let entry = key_entry(&tenant, &key.sha256(), name.as_deref()).map_err(anyhow::Error::msg)?;
+        let entry = key_entry(&tenant, &key.sha256(), name.as_deref(), operator);
+        let entry = entry.map_err(anyhow::Error::msg)?;
         let Some(file) = file else {
             println!("{}\n\nTo be appended to the file of --api-keys:\n\n{entry}", key.reveal());
             return Ok(());

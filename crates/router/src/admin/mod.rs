@@ -1,18 +1,21 @@
 //! The operator's port: metrics, the fleet, draining, what goes on inside. Never open it to clients.
+//!
+//! On loopback it asks nobody for a key; where other machines reach it, it wants an operator's.
 
 mod debug;
 mod operate;
 
 use std::sync::Arc;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::gate::is_public;
 use crate::http::{self, ApiError};
 use crate::serve::Router;
 use crate::server::{self, Places, Protocol, ServerLimits};
@@ -32,11 +35,12 @@ pub(crate) async fn serve(router: Arc<Router>, listener: TcpListener, stop: Canc
         ..ServerLimits::DEFAULT
     };
     let places = Places::new(&limits);
-    server::serve(listener, Protocol::Http1, places, limits, routes(router), None, stop).await;
+    let routes = routes(router, listener.local_addr().is_ok_and(is_public));
+    server::serve(listener, Protocol::Http1, places, limits, routes, None, stop).await;
 }
 
-fn routes(router: Arc<Router>) -> axum::Router {
-    axum::Router::new()
+fn routes(router: Arc<Router>, public: bool) -> axum::Router {
+    let routes = axum::Router::new()
         .route("/metrics", get(operate::metrics))
         .route("/fleet", get(operate::fleet))
         .route("/drain", post(operate::drain))
@@ -44,12 +48,22 @@ fn routes(router: Arc<Router>) -> axum::Router {
         .route("/log", get(operate::log).put(operate::set_log))
         .route("/debug/state", get(debug::state))
         .route("/debug/memory", get(debug::memory))
-        .route("/debug/profile", get(debug::profile))
+        .route("/debug/profile", get(debug::profile));
+    let routes = if public { routes.layer(from_fn_with_state(router.clone(), operators)) } else { routes };
+    routes
         .merge(http::probes())
         .fallback(http::no_route)
         .method_not_allowed_fallback(http::no_method)
-        .layer(middleware::from_fn(no_browsers))
+        .layer(from_fn(no_browsers))
         .with_state(router)
+}
+
+/// Lets operators pass: others could end this router.
+async fn operators(State(router): State<Arc<Router>>, request: Request, next: Next) -> Response {
+    match router.gate.admit_operator(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(stranger) => http::refuse(stranger),
+    }
 }
 
 /// Browsers let any page send requests to this machine: those that a page sent are refused.

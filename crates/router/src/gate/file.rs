@@ -5,6 +5,7 @@
 //! tenant = "acme"
 //! sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 //! name = "laptop of Ada"         # optional: for whoever reads the file
+//! operator = true                # optional: lets in at the admin port, where other machines reach it
 //!
 //! [tenant.acme]                  # optional, as is each line
 //! requests_per_minute = 600
@@ -71,6 +72,8 @@ struct Key {
     /// For people only.
     #[serde(rename = "name")]
     _name: Option<String>,
+    #[serde(default)]
+    operator: bool,
 }
 
 #[derive(Deserialize)]
@@ -81,11 +84,19 @@ struct Limits {
     requests_at_once: Option<NonZeroU32>,
 }
 
+/// Whose a key is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Holder {
+    pub(crate) tenant: TenantId,
+    /// May use the admin port, too.
+    pub(crate) operator: bool,
+}
+
 /// Whose each key is, and what each tenant may use.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct KeyTable {
     /// By the first bytes of the hash.
-    keys: HashMap<[u8; 8], Vec<(Digest, TenantId)>>,
+    keys: HashMap<[u8; 8], Vec<(Digest, Holder)>>,
     quotas: BTreeMap<TenantId, Quota>,
 }
 
@@ -112,14 +123,15 @@ impl KeyTable {
             format!("line {line}: {}", error.message().replace('\n', " "))
         })?;
         let mut table = Self::default();
-        for (at, Key { tenant, sha256, _name }) in key.iter().enumerate() {
+        for (at, Key { tenant, sha256, _name, operator }) in key.iter().enumerate() {
             check_tenant(tenant).map_err(|why| format!("key {}: {why}", at + 1))?;
             let digest = Digest::parse(sha256)
                 .ok_or_else(|| format!("key {}: sha256 must be 64 hexadecimal digits", at + 1))?;
             if table.find(digest).is_some() {
                 return Err(format!("key {}: it stands in the file twice", at + 1));
             }
-            table.keys.entry(bucket(digest)).or_default().push((digest, tenant_id(tenant)));
+            let holder = Holder { tenant: tenant_id(tenant), operator: *operator };
+            table.keys.entry(bucket(digest)).or_default().push((digest, holder));
         }
         for (name, limits) in &tenant {
             let Limits { requests_per_minute, tokens_per_minute, requests_at_once } = *limits;
@@ -134,7 +146,7 @@ impl KeyTable {
 
     /// Whose key it is. The time that this takes tells nothing of the keys: they are compared as hashes, whose
     /// first bytes choose a bucket, and as a whole in constant time there.
-    pub(crate) fn tenant(&self, key: &[u8]) -> Option<TenantId> {
+    pub(crate) fn holder(&self, key: &[u8]) -> Option<Holder> {
         self.find(Digest::of(key))
     }
 
@@ -142,9 +154,9 @@ impl KeyTable {
         &self.quotas
     }
 
-    fn find(&self, digest: Digest) -> Option<TenantId> {
+    fn find(&self, digest: Digest) -> Option<Holder> {
         let entries = self.keys.get(&bucket(digest))?;
-        entries.iter().find(|(known, _)| known.0.ct_eq(&digest.0).into()).map(|(_, tenant)| *tenant)
+        entries.iter().find(|(known, _)| known.0.ct_eq(&digest.0).into()).map(|(_, holder)| *holder)
     }
 }
 
@@ -169,10 +181,11 @@ fn check_tenant(name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// When the tenant's name is none.
-pub fn key_entry(tenant: &str, sha256: &str, name: Option<&str>) -> Result<String, String> {
+pub fn key_entry(tenant: &str, sha256: &str, name: Option<&str>, operator: bool) -> Result<String, String> {
     check_tenant(tenant)?;
     let name = name.map_or(String::new(), |name| format!("name = {}\n", toml_string(name)));
-    Ok(format!("[[key]]\ntenant = \"{tenant}\"\nsha256 = \"{sha256}\"\n{name}"))
+    let operator = if operator { "operator = true\n" } else { "" };
+    Ok(format!("[[key]]\ntenant = \"{tenant}\"\nsha256 = \"{sha256}\"\n{name}{operator}"))
 }
 
 /// A TOML basic string.
@@ -193,13 +206,14 @@ mod tests {
     #[test]
     fn what_is_made_for_a_file_is_understood_from_it() {
         let (key, other) = (ApiKey::random().unwrap(), ApiKey::random().unwrap());
-        let mut text = key_entry("acme", &key.sha256(), Some("the \"first\"\n\\one")).unwrap();
-        text += &key_entry("acme", &other.sha256(), None).unwrap();
+        let mut text = key_entry("acme", &key.sha256(), Some("the \"first\"\n\\one"), false).unwrap();
+        text += &key_entry("acme", &other.sha256(), None, true).unwrap();
         text += "[tenant.acme]\nrequests_per_minute = 60\ntokens_per_minute = 1_000\nrequests_at_once = 2\n";
         let table = KeyTable::parse(&text).unwrap();
-        let tenant = table.tenant(key.reveal().as_bytes()).unwrap();
-        assert_eq!(table.tenant(other.reveal().as_bytes()), Some(tenant));
-        assert_eq!(table.tenant(b"galerne-"), None);
+        let Holder { tenant, operator } = table.holder(key.reveal().as_bytes()).unwrap();
+        assert!(!operator);
+        assert_eq!(table.holder(other.reveal().as_bytes()), Some(Holder { tenant, operator: true }));
+        assert_eq!(table.holder(b"galerne-"), None);
         let quota = table.quotas()[&tenant];
         assert_eq!(quota.tokens_per_minute.map(NonZeroU64::get), Some(1000));
         assert_eq!(tenant, TenantId(11_549_694_032_862_194_562), "a name's number is the same for ever");

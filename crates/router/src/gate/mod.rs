@@ -20,7 +20,7 @@ use galerne_dispatch::Quotas;
 use galerne_tls::keep_fresh;
 use galerne_types::TenantId;
 
-use file::KeyTable;
+use file::{Holder, KeyTable};
 pub use file::{KeyFileError, key_entry};
 pub use key::ApiKey;
 pub(crate) use visit::Caller;
@@ -72,6 +72,13 @@ pub(crate) enum Stranger {
     NoKey,
     #[error("this API key is not valid here")]
     WrongKey,
+    #[error("this API key is no operator's: `galerne key new --operator` makes one that is")]
+    NoOperator,
+}
+
+/// Whether other machines can reach what listens on this address.
+pub(crate) fn is_public(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
 }
 
 impl Gate {
@@ -81,7 +88,7 @@ impl Gate {
     /// When the key file cannot be used, or when there is none and a face is not on loopback.
     pub fn open(options: GateOptions, faces: &[(&'static str, SocketAddr)]) -> Result<Arc<Self>, GateError> {
         let GateOptions { keys: file, no_auth } = options;
-        let public = faces.iter().find(|(_, address)| !address.ip().to_canonical().is_loopback());
+        let public = faces.iter().find(|(_, address)| is_public(*address));
         if let (None, false, Some((flag, address))) = (&file, no_auth, public) {
             return Err(GateError::Open { flag, address: *address });
         }
@@ -124,10 +131,19 @@ impl Gate {
         if self.file.is_none() {
             return Ok(Caller::default());
         }
+        Ok(Caller::new(self.holder(headers)?.tenant, self.clone()))
+    }
+
+    /// Whether whoever sends a request with these headers may operate the router.
+    pub(crate) fn admit_operator(&self, headers: &HeaderMap) -> Result<(), Stranger> {
+        let open = self.file.is_none();
+        if open || self.holder(headers)?.operator { Ok(()) } else { Err(Stranger::NoOperator) }
+    }
+
+    fn holder(&self, headers: &HeaderMap) -> Result<Holder, Stranger> {
         let key = shown(headers).ok_or(Stranger::NoKey)?;
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let tenant = keys.tenant(key).ok_or(Stranger::WrongKey)?;
-        Ok(Caller::new(tenant, self.clone()))
+        keys.holder(key).ok_or(Stranger::WrongKey)
     }
 
     /// Tells a tenant in a response's headers how it stands with its quota, if it has one.

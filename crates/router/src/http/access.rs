@@ -31,12 +31,16 @@ async fn admit(router: &Router, mut request: Request, next: Next) -> Response {
     response
 }
 
-fn refuse(stranger: Stranger) -> Response {
-    let error = ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), stranger.to_string());
-    let challenge = match stranger {
-        Stranger::NoKey => "Bearer realm=\"galerne\"",
-        Stranger::WrongKey => "Bearer realm=\"galerne\", error=\"invalid_token\"",
+/// What a caller gets who may not pass.
+pub(crate) fn refuse(stranger: Stranger) -> Response {
+    let (status, challenge) = match stranger {
+        Stranger::NoKey => (StatusCode::UNAUTHORIZED, "Bearer realm=\"galerne\""),
+        Stranger::WrongKey => (StatusCode::UNAUTHORIZED, "Bearer realm=\"galerne\", error=\"invalid_token\""),
+        Stranger::NoOperator => {
+            (StatusCode::FORBIDDEN, "Bearer realm=\"galerne\", error=\"insufficient_scope\"")
+        }
     };
+    let error = ApiError::new(status, Some("invalid_api_key"), stranger.to_string());
     let mut response = error.into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     response

@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::access::refuse;
 pub(crate) use self::error::ApiError;
 use crate::limits::{ECHO_CHARS_MAX, RETRY_AFTER_S};
 use crate::serve::Router;

@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::leader::{Act, Leader, gate as closed, token, tokens};
-use crate::stage::{Reply, Stage, patiently};
+use crate::stage::{Reply, Stage, open, patiently};
 
 /// A key file that a test can change.
 pub(crate) struct KeyFile {
@@ -29,7 +29,7 @@ impl KeyFile {
     }
 
     pub(crate) fn write(&self, keys: &[(&str, &ApiKey)], limits: &str) {
-        let entry = |(tenant, key): &(&str, &ApiKey)| key_entry(tenant, &key.sha256(), None).unwrap();
+        let entry = |(tenant, key): &(&str, &ApiKey)| key_entry(tenant, &key.sha256(), None, false).unwrap();
         let text: String = keys.iter().map(entry).collect();
         std::fs::write(self.path(), text + limits).unwrap();
     }
@@ -40,11 +40,15 @@ impl KeyFile {
     }
 }
 
-async fn send(stage: &Stage, method: &str, path: &str, key: &str, body: &str) -> Reply {
+fn request(method: &str, path: &str, key: &str, body: &str) -> String {
     let authorization =
         if key.is_empty() { String::new() } else { format!("authorization: Bearer {key}\r\n") };
     let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization}");
-    stage.open(&format!("{head}content-length: {}\r\n\r\n{body}", body.len())).await.rest().await
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+async fn send(stage: &Stage, method: &str, path: &str, key: &str, body: &str) -> Reply {
+    stage.open(&request(method, path, key, body)).await.rest().await
 }
 
 async fn complete(stage: &Stage, key: &ApiKey, extra: &Value) -> Reply {
@@ -169,6 +173,34 @@ async fn keys_come_and_go_without_a_restart() {
     std::fs::remove_file(file.path()).unwrap();
     assert!(gate.reload().unwrap_err().to_string().contains("No such file"));
     assert_eq!(statuses().await.map(|reply| reply.status), [401, 200], "the last good file holds");
+}
+
+#[tokio::test]
+async fn an_admin_port_that_others_reach_wants_an_operators_key() {
+    let (file, client, operator) = (KeyFile::new(), ApiKey::random().unwrap(), ApiKey::random().unwrap());
+    file.write(&[("acme", &client)], &key_entry("ops", &operator.sha256(), None, true).unwrap());
+    let leader = Leader::start(Vec::new()).await;
+    let stage = Stage::behind(&file.gate(), &leader).await;
+    let asked = async |method, path, key| {
+        let reply = open(&stage.admin, &request(method, path, key, "")).await.rest().await;
+        (reply.status, reply.body)
+    };
+    for (method, path) in
+        [("GET", "/metrics"), ("GET", "/fleet"), ("GET", "/debug/state"), ("POST", "/drain")]
+    {
+        assert_eq!(asked(method, path, "").await.0, 401, "{path}");
+        assert_eq!(asked(method, path, "galerne-wrong").await.0, 401, "{path}");
+        let (status, says) = asked(method, path, client.reveal()).await;
+        assert!(status == 403 && says.contains("galerne key new --operator"), "{path}: {says}");
+    }
+    assert_eq!(asked("GET", "/readyz", "").await.0, 200, "whoever balances loads has no key");
+    assert_eq!(asked("GET", "/metrics", operator.reveal()).await.0, 200);
+    assert_eq!(
+        send(&stage, "GET", "/v1/models", operator.reveal(), "").await.status,
+        200,
+        "it is a tenant's, too"
+    );
+    assert_eq!(asked("POST", "/drain", operator.reveal()).await.0, 200);
 }
 
 #[tokio::test]

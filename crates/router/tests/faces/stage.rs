@@ -61,6 +61,8 @@ pub(crate) fn ids(text: &str) -> Vec<u32> {
     BARD.tokenizer.encode(text, false).unwrap()
 }
 
+const LOOPBACK: &str = "127.0.0.1:0";
+
 /// A router with its fleet.
 pub(crate) struct Stage {
     pub(crate) fleet: watch::Sender<Fleet>,
@@ -90,6 +92,7 @@ impl Stage {
             RequestLimits::default(),
             anybody(),
             RouterTls::default(),
+            LOOPBACK,
         )
         .await
     }
@@ -103,6 +106,7 @@ impl Stage {
             RequestLimits::default(),
             anybody(),
             RouterTls::default(),
+            LOOPBACK,
         )
         .await
     }
@@ -116,11 +120,12 @@ impl Stage {
             requests,
             anybody(),
             RouterTls::default(),
+            LOOPBACK,
         )
         .await
     }
 
-    /// A router behind a gate, with one leader.
+    /// A router behind a gate, with one leader; other machines could reach its admin port.
     pub(crate) async fn behind(gate: &Arc<Gate>, leader: &Leader) -> Self {
         let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
         Self::build(
@@ -130,6 +135,7 @@ impl Stage {
             RequestLimits::default(),
             gate.clone(),
             RouterTls::default(),
+            "0.0.0.0:0",
         )
         .await
     }
@@ -137,7 +143,8 @@ impl Stage {
     /// A router with certificates, in front of one leader.
     pub(crate) async fn secured(leader: &Leader, tls: RouterTls) -> Self {
         let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
-        Self::build(groups, PATIENCE, ServerLimits::default(), RequestLimits::default(), anybody(), tls).await
+        let (limits, requests) = (ServerLimits::default(), RequestLimits::default());
+        Self::build(groups, PATIENCE, limits, requests, anybody(), tls, LOOPBACK).await
     }
 
     async fn build(
@@ -147,12 +154,14 @@ impl Stage {
         requests: RequestLimits,
         gate: Arc<Gate>,
         tls: RouterTls,
+        admin: &str,
     ) -> Self {
         let (fleet, view) = watch::channel(Fleet { groups });
-        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addresses = [&http, &grpc, &admin].map(|listener| listener.local_addr().unwrap().to_string());
+        let http = TcpListener::bind(LOOPBACK).await.unwrap();
+        let grpc = TcpListener::bind(LOOPBACK).await.unwrap();
+        let admin = TcpListener::bind(admin).await.unwrap();
+        let addresses = [&http, &grpc, &admin]
+            .map(|listener| format!("127.0.0.1:{}", listener.local_addr().unwrap().port()));
         let (shutdown, asked) = oneshot::channel::<()>();
         let model = ModelSource {
             path: BARD.dir.path().to_owned(),
@@ -232,7 +241,7 @@ fn anybody() -> Arc<Gate> {
     Gate::open(GateOptions::default(), &[]).unwrap()
 }
 
-async fn open(address: &str, request: &str) -> Connection {
+pub(crate) async fn open(address: &str, request: &str) -> Connection {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     Connection { stream, read: Vec::new() }
