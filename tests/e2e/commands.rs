@@ -75,6 +75,12 @@ fn files_are_held_against_their_manifest() {
     {
         assert!(says.contains(line), "{line} in {says}");
     }
+    fs::write(model.join("SHA256SUMS"), "torn").expect("written");
+    let (ok, says) = galerne(&["model", "verify"], &model);
+    assert!(
+        !ok && says.contains("SHA256SUMS, line 1, is not `SHA-256  NAME`"),
+        "a damaged one is not none: {says}"
+    );
 }
 
 #[test]
@@ -143,6 +149,8 @@ fn shells_complete_the_commands() {
     {
         let (ok, script) = run(setup::galerne().args(["completions", shell]));
         assert!(ok && script.contains(has) && script.contains("inspect"), "{shell}");
+        let inner = script.contains(" --index ") || script.contains("s index among those");
+        assert!(!inner, "{shell} offers a command that only the program itself gives");
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
     /// Name that clients ask for; by default the folder's name, or the file's without its ending.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) model_name: Option<String>,
 }
 
@@ -210,6 +210,12 @@ impl EngineArgs {
             rehearse: self.rehearse,
         }
     }
+}
+
+/// Where to listen.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    let parts = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    parts.map(|_| text.to_owned()).ok_or_else(|| "an address is HOST:PORT, such as 127.0.0.1:8000".to_owned())
 }
 
 /// A name that can stand in a key of etcd.

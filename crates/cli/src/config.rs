@@ -50,6 +50,8 @@ impl ConfigCommand {
         let path = file.or(named);
         let path = path.context("no file to check: name one, or set --config or GALERNE_CONFIG")?;
         let file = File::read(&path, root)?;
+        together(root, &file.settings, "", None)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
         println!("{}: {} setting(s), all understood", path.display(), count(&file.settings));
         Ok(())
     }
@@ -66,6 +68,10 @@ pub(crate) fn parse(command: Command, arguments: &[OsString]) -> anyhow::Result<
     let file = File::read(&path, &command)?;
     // What the command line and the environment set; the file must not contradict it.
     let first = relaxed(command.clone()).ignore_errors(true).try_get_matches_from(arguments).ok();
+    if let Some(first) = &first {
+        let wrong = together(&command, &file.settings, "", Some(first));
+        wrong.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+    }
     Ok(apply(command, &file.settings, first.as_ref()).get_matches_from(arguments))
 }
 
@@ -133,13 +139,69 @@ fn check(command: &Command, table: &Table, place: &str) -> anyhow::Result<()> {
         }
         let alone =
             Command::new("check").no_binary_name(true).arg(with_default(alone(arg), &values(&name, value)?));
-        alone.try_get_matches_from(std::iter::empty::<OsString>()).map_err(|error| {
-            let says = error.to_string();
-            let says = says.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            anyhow::anyhow!("{name}: {says}")
-        })?;
+        let parsed = alone.try_get_matches_from(std::iter::empty::<OsString>());
+        parsed.map_err(|error| anyhow::anyhow!("{name}: {}", reason(&error)))?;
     }
     Ok(())
+}
+
+/// Whether what `table` sets goes together: a flag may need another one, and most have one value. What the command line
+/// and the environment set counts, too: `explicit` is of the command that runs. Without it, all commands are looked at.
+fn together(
+    command: &Command,
+    table: &Table,
+    place: &str,
+    explicit: Option<&ArgMatches>,
+) -> anyhow::Result<()> {
+    let flags =
+        command.get_arguments().filter(|arg| !arg.is_positional()).map(|arg| arg.clone().required(false));
+    let own = Command::new("check").no_binary_name(true).disable_help_flag(true).args(flags);
+    let variables = own.clone().ignore_errors(true).try_get_matches_from(std::iter::empty::<OsString>()).ok();
+    let first = explicit.or(variables.as_ref());
+    let set = first.map(explicit_ids).unwrap_or_default();
+    let mut given: Vec<OsString> = Vec::new();
+    let valued = own.get_arguments().filter(|arg| arg.get_action().takes_values());
+    for arg in valued.filter(|arg| set.contains(arg.get_id().as_str())) {
+        let raw = first.and_then(|first| first.get_raw(arg.get_id().as_str())).into_iter().flatten();
+        given.extend(written(arg, raw.map(ToOwned::to_owned)));
+    }
+    for (key, value) in table {
+        if let Value::Table(inner) = value {
+            let inside = explicit.and_then(|matches| matches.subcommand_matches(key));
+            let runs = explicit.is_none() || inside.is_some();
+            if let Some(sub) = command.find_subcommand(key).filter(|_| runs) {
+                let name = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+                together(sub, inner, &name, inside)?;
+            }
+            continue;
+        }
+        let Some(arg) = flag(command, key).filter(|arg| !set.contains(arg.get_id().as_str())) else {
+            continue;
+        };
+        let excluded = |other: &&Arg| set.contains(other.get_id().as_str()) && exclude(command, arg, other);
+        if !command.get_arguments().any(|other| excluded(&other)) && *value != Value::Boolean(false) {
+            given.extend(written(arg, values(key, value)?.into_iter().map(OsString::from)));
+        }
+    }
+    let place = if place.is_empty() { String::new() } else { format!("[{place}]: ") };
+    own.try_get_matches_from(given).map(|_| ()).map_err(|error| anyhow::anyhow!("{place}{}", reason(&error)))
+}
+
+/// A flag as the command line would have it.
+fn written(arg: &Arg, values: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let long = OsString::from(format!("--{}", arg.get_long().unwrap_or_default()));
+    if !arg.get_action().takes_values() {
+        return vec![long];
+    }
+    let with = |value: OsString| [long.as_os_str(), "=".as_ref(), value.as_os_str()].into_iter().collect();
+    values.map(with).collect()
+}
+
+/// What clap says, without how the command is used.
+fn reason(error: &clap::Error) -> String {
+    let says = error.to_string();
+    let lines: Vec<_> = says.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// `command`, whose defaults are what `table` says, except where `explicit` has something that excludes it.
@@ -194,9 +256,12 @@ fn has(table: &Table, long: &str) -> bool {
 /// An argument without its relations to others.
 fn alone(arg: &Arg) -> Arg {
     let mut alone = Arg::new("value")
-        .long("value")
+        .long(arg.get_long().unwrap_or_default().to_owned())
         .action(arg.get_action().clone())
         .value_parser(arg.get_value_parser().clone());
+    if let Some(names) = arg.get_value_names() {
+        alone = alone.value_names(names.to_vec());
+    }
     if let Some(delimiter) = arg.get_value_delimiter() {
         alone = alone.value_delimiter(delimiter);
     }
@@ -283,7 +348,9 @@ mod tests {
             .arg(arg("kv-memory").conflicts_with("kv-blocks"))
             .arg(arg("kv-blocks"))
             .arg(arg("etcd").value_delimiter(',').action(clap::ArgAction::Append))
-            .arg(arg("no-auth").action(clap::ArgAction::SetTrue));
+            .arg(arg("no-auth").action(clap::ArgAction::SetTrue))
+            .arg(arg("cert").requires("key"))
+            .arg(arg("key").requires("cert"));
         let root = Command::new("galerne").arg(arg("log").global(true).default_value("warn"));
         root.arg(arg("config").global(true)).subcommand(serve)
     }
@@ -320,7 +387,7 @@ mod tests {
         for (file, says) in [
             ("[srve]", "[srve] is no command: did you mean serve?"),
             ("[serve]\nmodle = 'm'", "serve.modle is no setting of serve: did you mean model?"),
-            ("[serve]\ntp = 99", "serve.tp: invalid value '99'"),
+            ("[serve]\ntp = 99", "serve.tp: invalid value '99' for '--tp <"),
             ("[serve]\ntp = 'two'", "serve.tp: invalid value 'two'"),
             ("[serve]\nmodel = 1979-05-27", "serve.model must be a string"),
             ("[serve]\nkv-memory = 1\nkv-blocks = 2", "serve.kv-memory and kv-blocks exclude each other"),
@@ -330,5 +397,31 @@ mod tests {
             let error = check(&command(), &file.parse().unwrap(), "").unwrap_err().to_string();
             assert!(error.contains(says), "{file}: {error}");
         }
+    }
+
+    #[test]
+    fn settings_that_need_others_or_come_twice_are_refused_unless_the_command_line_helps() {
+        let wrong = |file: &str, arguments: Option<&[&str]>| {
+            let first = arguments.map(|arguments| {
+                let arguments = ["galerne"].iter().chain(arguments);
+                relaxed(command()).ignore_errors(true).try_get_matches_from(arguments).unwrap()
+            });
+            together(&command(), &file.parse().unwrap(), "", first.as_ref())
+                .err()
+                .map(|error| error.to_string())
+        };
+        let half = "[serve]\nmodel = 'm'\ncert = 'c.pem'";
+        let says = "[serve]: the following required arguments were not provided: --key <key>";
+        assert_eq!(wrong(half, None).as_deref(), Some(says));
+        assert_eq!(wrong(half, Some(&["serve"])).as_deref(), Some(says));
+        assert_eq!(wrong(half, Some(&["serve", "--key", "k.pem"])), None);
+        assert_eq!(wrong(half, Some(&[])), None, "another command does not care");
+        assert_eq!(wrong("[serve]\ncert = 'c.pem'\nkey = 'k.pem'\nno-auth = false", None), None);
+        let twice = wrong("[serve]\nmodel = ['a', 'b']", None).unwrap();
+        assert!(twice.contains("'--model <model>' cannot be used multiple times"), "{twice}");
+        assert_eq!(
+            wrong("[serve]\netcd = ['a', 'b']\nkv-memory = 5", Some(&["serve", "--kv-blocks", "7"])),
+            None
+        );
     }
 }

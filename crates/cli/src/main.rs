@@ -94,7 +94,7 @@ fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
             Command::Model(model) => model.run(),
             Command::Config(check) => check.run(&config::with_variables(Cli::command(), true), config),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "galerne", &mut std::io::stdout());
+                clap_complete::generate(shell, &mut offered(), "galerne", &mut std::io::stdout());
                 Ok(())
             }
         }
@@ -103,6 +103,13 @@ fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
     // A blocked helper thread must not keep a finished process alive.
     runtime.shutdown_background();
     result
+}
+
+/// The commands that a shell offers: not those that the program starts itself with.
+fn offered() -> clap::Command {
+    let all = Cli::command();
+    let shown = all.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned();
+    clap::Command::new("galerne").args(all.get_arguments().cloned()).subcommands(shown)
 }
 
 /// A rank tells its supervisor by its exit code whether starting it again can help.

@@ -12,18 +12,21 @@ use galerne_tls::{Alpn, Server, ServerFiles};
 use crate::args::{self, ClusterTlsArgs, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
 
+/// What `--admin` says for no port at all.
+const NO_ADMIN: &str = "off";
+
 /// Where a router listens.
 #[derive(Args, Clone)]
 pub(crate) struct FaceArgs {
     /// Address of the HTTP API (OpenAI); port 0 takes a free one and prints it.
-    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDR")]
+    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDR", value_parser = args::address)]
     pub(crate) http: String,
     /// Address of the gRPC API (galerne.v1, health, reflection); port 0 takes a free one and prints it.
-    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDR")]
+    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDR", value_parser = args::address)]
     pub(crate) grpc: String,
-    /// Address of the operator's port (metrics, fleet, drain, what goes on inside), which clients must not reach;
-    /// port 0 takes a free one and prints it, `off` has none.
-    #[arg(long, default_value = "127.0.0.1:8002", value_name = "ADDR", env = "GALERNE_ADMIN")]
+    /// Address of the operator's port (metrics, fleet, drain, what goes on inside), which clients must not reach and
+    /// which wants an operator's API key unless it is on loopback; port 0 takes a free one and prints it, `off` has none.
+    #[arg(long, default_value = "127.0.0.1:8002", value_name = "ADDR", env = "GALERNE_ADMIN", value_parser = admin)]
     pub(crate) admin: String,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
@@ -47,6 +50,11 @@ pub(crate) struct FaceArgs {
     /// Authority of clients (PEM): only those with a certificate of it are let in.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
+}
+
+/// Where the operator's port is, if there is one.
+fn admin(text: &str) -> Result<String, String> {
+    if text == NO_ADMIN { Ok(text.to_owned()) } else { args::address(text) }
 }
 
 impl FaceArgs {
@@ -85,7 +93,7 @@ impl FaceArgs {
         let grpc = args::listen(&self.grpc, "--grpc").await?;
         let mut faces = vec![("--http", http.local_addr()?), ("--grpc", grpc.local_addr()?)];
         let admin = match self.admin.as_str() {
-            "off" => None,
+            NO_ADMIN => None,
             address => Some(args::listen(address, "--admin").await?),
         };
         if let Some(admin) = &admin {

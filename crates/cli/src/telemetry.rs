@@ -20,14 +20,14 @@ const TRACE_RATIO: &str = "GALERNE_TRACE_RATIO";
 #[derive(Args)]
 pub(crate) struct TelemetryArgs {
     /// What to log to standard error: a level, or a filter such as `warn,galerne_worker=debug`.
-    #[arg(long, global = true, env = LOG, default_value = "warn", value_name = "FILTER")]
+    #[arg(long, global = true, env = LOG, default_value = "warn", value_name = "FILTER", value_parser = galerne_telemetry::filter)]
     log: String,
     /// How a line of the log looks.
     #[arg(long, global = true, env = LOG_FORMAT, default_value = "text", value_name = "FORMAT")]
     log_format: Format,
     /// OpenTelemetry collector that takes spans over gRPC, e.g. `http://127.0.0.1:4317` or `https://HOST:4317`; without
     /// it there are none. Headers for it, such as a key, stand in OTEL_EXPORTER_OTLP_HEADERS.
-    #[arg(long, global = true, env = OTLP_ENDPOINT, value_name = "URL")]
+    #[arg(long, global = true, env = OTLP_ENDPOINT, value_name = "URL", value_parser = endpoint)]
     otlp_endpoint: Option<String>,
     /// Authority of the collector's certificate (PEM); by default those that the system trusts.
     #[arg(long, global = true, env = OTLP_CA, value_name = "FILE")]
@@ -39,8 +39,20 @@ pub(crate) struct TelemetryArgs {
     #[arg(long, global = true, env = OTLP_KEY, value_name = "FILE", requires = "otlp_cert")]
     otlp_key: Option<PathBuf>,
     /// Share of requests to trace, from 0 to 1. A client's own `traceparent` decides for its request.
-    #[arg(long, global = true, env = TRACE_RATIO, default_value_t = 0.01, value_name = "RATIO")]
+    #[arg(long, global = true, env = TRACE_RATIO, default_value_t = 0.01, value_name = "RATIO", value_parser = ratio)]
     trace_ratio: f64,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
+}
+
+/// Empty is none, as OpenTelemetry's variables have it.
+fn endpoint(text: &str) -> Result<String, String> {
+    let url = text.is_empty() || text.starts_with("http://") || text.starts_with("https://");
+    let says = "a collector is a URL, such as http://127.0.0.1:4317 or https://HOST:4317";
+    if url { Ok(text.to_owned()) } else { Err(says.to_owned()) }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -15,7 +15,7 @@ mod start;
 mod trace;
 
 pub use error::TelemetryError;
-pub use log::{LogFormat, LogHandle};
+pub use log::{LogFormat, LogHandle, filter};
 pub use start::{Export, Options, Telemetry, start};
 pub use trace::{Parent, current, exports, follow, link, number, remote, traceparent};
 

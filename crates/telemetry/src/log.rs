@@ -47,6 +47,14 @@ impl LogHandle {
     }
 }
 
+/// The filter, if [`LogHandle::set`] would take it.
+///
+/// # Errors
+/// It cannot be parsed.
+pub fn filter(text: &str) -> Result<String, TelemetryError> {
+    parse(text).map(|_| text.to_owned())
+}
+
 /// Installs the process's subscriber: the log, and beside it `spans`.
 pub(crate) fn install(
     filter: &str,

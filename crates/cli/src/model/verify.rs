@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,13 +35,12 @@ impl Verify {
             println!("{} lists {count} file(s)", manifest.display());
             return Ok(());
         }
-        let hint = || {
-            format!(
-                "no manifest to hold the files against: `galerne model verify --write {}` makes one",
-                self.path.display()
-            )
-        };
-        let mut expected = manifest::read(&manifest).with_context(hint)?;
+        anyhow::ensure!(
+            manifest.exists(),
+            "no manifest to hold the files against: `galerne model verify --write {}` makes one",
+            self.path.display()
+        );
+        let mut expected = manifest::read(&manifest)?;
         if self.path.is_file() {
             expected.retain(|entry| names.contains(&entry.name));
             anyhow::ensure!(!expected.is_empty(), "{} does not list {}", manifest.display(), names[0]);
