@@ -7,6 +7,7 @@ mod fairness;
 mod hosts;
 mod hub;
 mod limits;
+mod load;
 mod loss;
 mod metrics;
 mod process;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use galerne_tls::{Client, ClientFiles};
+use galerne_tls::{Alpn, Client, ClientFiles};
 use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::{FleetRequest, FleetResponse};
 use tonic::transport::{Channel, Endpoint};
@@ -204,7 +204,7 @@ impl Secured {
 
 async fn connect(grpc: &str, files: ClientFiles) -> Result<GalerneClient<Channel>, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{grpc}")).expect("an address");
-    let dialer = Client::load(files).expect("certificates").dialer();
+    let dialer = Client::load(files, Alpn::H2).expect("certificates").dialer();
     endpoint.connect_with_connector(dialer).await.map(GalerneClient::new)
 }
 

@@ -10,6 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("sched", &["types"]),
     ("dispatch", &["types"]),
+    ("workload", &[]),
     ("collective", &[]),
     ("checkpoint", &[]),
     ("model", &["types", "collective", "checkpoint"]),
@@ -35,17 +36,31 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
+    ("load", &["workload", "wire", "tls"]),
     (
         "cli",
-        &["types", "checkpoint", "model", "text", "coord", "wire", "tls", "worker", "router", "telemetry"],
+        &[
+            "types",
+            "checkpoint",
+            "model",
+            "text",
+            "coord",
+            "wire",
+            "tls",
+            "worker",
+            "router",
+            "telemetry",
+            "workload",
+            "load",
+        ],
     ),
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.
-const PURE: &[&str] = &["types", "sched", "dispatch"];
+const PURE: &[&str] = &["types", "sched", "dispatch", "workload"];
 
-/// What a pure crate may use from outside.
-const PURE_DEPENDENCIES: &[&str] = &["serde", "thiserror"];
+/// What a pure crate may use from outside; libm is arithmetic that is the same on every machine.
+const PURE_DEPENDENCIES: &[&str] = &["libm", "serde", "thiserror"];
 
 fn dependencies(name: &str) -> Vec<String> {
     let path = tree::root().join(format!("crates/{name}/Cargo.toml"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use galerne_tls::{Client as TlsClient, ClientFiles};
+use galerne_tls::{Alpn, Client as TlsClient, ClientFiles};
 use galerne_wire::v1::galerne_client::GalerneClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -54,11 +54,15 @@ pub(crate) fn over(channel: Channel) -> Client {
 }
 
 impl ClientTlsArgs {
-    fn client(&self) -> anyhow::Result<Option<Arc<TlsClient>>> {
+    /// The authority, and the certificate and key to show.
+    pub(crate) fn files(&self) -> Option<(PathBuf, Option<(PathBuf, PathBuf)>)> {
         let Self { tls_ca, tls_cert, tls_key } = self.clone();
-        let Some(ca) = tls_ca else { return Ok(None) };
-        let files = ClientFiles { ca, identity: tls_cert.zip(tls_key), name: None };
-        Ok(Some(TlsClient::load(files)?))
+        Some((tls_ca?, tls_cert.zip(tls_key)))
+    }
+
+    fn client(&self) -> anyhow::Result<Option<Arc<TlsClient>>> {
+        let Some((ca, identity)) = self.files() else { return Ok(None) };
+        Ok(Some(TlsClient::load(ClientFiles { ca, identity, name: None }, Alpn::H2)?))
     }
 }
 
@@ -101,7 +105,7 @@ fn root_cause(mut error: &dyn Error) -> String {
 }
 
 /// Why TLS was not agreed on, and what to do about it, if that is what is wrong.
-fn explained(error: &dyn Error) -> Option<String> {
+pub(crate) fn explained(error: &dyn Error) -> Option<String> {
     // An alert that says so may be lost with the connection.
     const BROKEN: &str = "if it speaks TLS, name the authority of its certificate with --tls-ca, and if it wants to see one, \
                           a certificate with --tls-cert and --tls-key";

@@ -175,7 +175,7 @@ const FILES_BESIDE: u64 = 256;
 
 /// Raises the soft limit of open files to the hard one, and tells it; none if there is none. The soft one is often 1024
 /// for the sake of programs that call `select`, which this is not.
-fn raise_files() -> Option<u64> {
+pub(crate) fn raise_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     match setrlimit(Resource::Nofile, raised) {
@@ -188,12 +188,12 @@ fn seconds_of(time: Duration) -> f64 {
     time.as_secs_f64()
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     let time = text.parse().ok().filter(|time| (0.001..=SECONDS_MAX).contains(time));
     time.ok_or_else(|| format!("a time is a number of seconds from 0.001 to {SECONDS_MAX}"))
 }
 
-fn count(text: &str) -> Result<usize, String> {
+pub(crate) fn count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count));
     count.ok_or_else(|| format!("a limit is a whole number from 1 to {COUNT_MAX}"))
 }

@@ -7,6 +7,7 @@ mod config;
 mod fleet;
 mod key;
 mod limits;
+mod load;
 mod model;
 mod router;
 mod status;
@@ -49,6 +50,7 @@ enum Command {
     Rank(worker::RankCommand),
     Chat(chat::Chat),
     Status(status::Status),
+    Load(load::Load),
     Key(key::Key),
     Model(model::ModelCommand),
     Config(config::ConfigCommand),
@@ -90,6 +92,7 @@ fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
             Command::Rank(rank) => rank.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Status(status) => status.run().await,
+            Command::Load(load) => load.run().await,
             Command::Key(key) => key.run(),
             Command::Model(model) => model.run(),
             Command::Config(check) => check.run(&config::with_variables(Cli::command(), true), config),

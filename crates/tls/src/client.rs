@@ -19,6 +19,7 @@ use tower_service::Service;
 use crate::error::TlsError;
 use crate::fresh::Fresh;
 use crate::pem;
+use crate::server::Alpn;
 
 /// Whom a client trusts, and what it shows: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +32,16 @@ pub struct ClientFiles {
     pub name: Option<String>,
 }
 
-/// Makes TLS connections to servers. HTTP/2 is spoken inside.
+/// Makes TLS connections to servers.
 pub struct Client {
     files: ClientFiles,
+    alpn: Alpn,
     name: Option<ServerName<'static>>,
     config: Fresh<ClientConfig>,
 }
 
-/// Connects tonic's channels: `Endpoint::connect_with_connector`, with an `http://` address.
+/// Connects tonic's channels: `Endpoint::connect_with_connector`, with an `http://` address, of a client that speaks
+/// HTTP/2.
 #[derive(Clone)]
 pub struct Dialer(Arc<Client>);
 
@@ -47,12 +50,12 @@ impl Client {
     ///
     /// # Errors
     /// A sentence that names the file that is wrong.
-    pub fn load(files: ClientFiles) -> Result<Arc<Self>, TlsError> {
+    pub fn load(files: ClientFiles, alpn: Alpn) -> Result<Arc<Self>, TlsError> {
         let name = files.name.clone().map(server_name).transpose()?;
         let mut names = vec![files.ca.clone()];
         names.extend(files.identity.iter().flat_map(|(cert, key)| [cert.clone(), key.clone()]));
-        let config = Fresh::load(names, |bytes| config(&files, bytes))?;
-        Ok(Arc::new(Self { files, name, config }))
+        let config = Fresh::load(names, |bytes| config(&files, alpn, bytes))?;
+        Ok(Arc::new(Self { files, alpn, name, config }))
     }
 
     /// Reads the files again if they have changed, for the connections to come; returns whether they had. Blocks on
@@ -61,7 +64,7 @@ impl Client {
     /// # Errors
     /// As [`load`](Self::load); what held before goes on to hold.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        self.config.reload(|bytes| config(&self.files, bytes))
+        self.config.reload(|bytes| config(&self.files, self.alpn, bytes))
     }
 
     /// For tonic's channels.
@@ -69,7 +72,11 @@ impl Client {
         Dialer(self.clone())
     }
 
-    async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
+    /// Connects to a server. The deadline is the caller's.
+    ///
+    /// # Errors
+    /// When nobody listens there, or is not believed.
+    pub async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host.to_owned()).map_err(io::Error::other)?,
@@ -106,7 +113,7 @@ fn server_name(name: String) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(name.clone()).map_err(|_| TlsError::Name(name))
 }
 
-fn config(files: &ClientFiles, bytes: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
+fn config(files: &ClientFiles, alpn: Alpn, bytes: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
     let ClientFiles { ca, identity, name: _ } = files;
     let authority = |error: tokio_rustls::rustls::Error| TlsError::Authority {
         file: ca.display().to_string(),
@@ -127,6 +134,6 @@ fn config(files: &ClientFiles, bytes: &[Vec<u8>]) -> Result<ClientConfig, TlsErr
             builder.with_client_auth_cert(chain, private).map_err(pair)?
         }
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![alpn.name()];
     Ok(config)
 }

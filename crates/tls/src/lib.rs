@@ -46,5 +46,5 @@ pub fn cluster(files: &ClusterFiles) -> Result<(Arc<Server>, Arc<Client>), TlsEr
     let ClusterFiles { ca, cert, key } = files.clone();
     let server = ServerFiles { cert: cert.clone(), key: key.clone(), client_ca: Some(ca.clone()) };
     let client = ClientFiles { ca, identity: Some((cert, key)), name: Some(CLUSTER_NAME.to_owned()) };
-    Ok((Server::load(server, Alpn::H2)?, Client::load(client)?))
+    Ok((Server::load(server, Alpn::H2)?, Client::load(client, Alpn::H2)?))
 }

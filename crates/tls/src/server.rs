@@ -48,6 +48,15 @@ pub enum Alpn {
     H2,
 }
 
+impl Alpn {
+    pub(crate) fn name(self) -> Vec<u8> {
+        match self {
+            Self::Http1 => b"http/1.1".to_vec(),
+            Self::H2 => b"h2".to_vec(),
+        }
+    }
+}
+
 /// Makes TLS connections of those that come.
 pub struct Server {
     files: ServerFiles,
@@ -149,9 +158,6 @@ fn config(files: &ServerFiles, alpn: Alpn, bytes: &[Vec<u8>]) -> Result<ServerCo
     };
     let (chain, private) = pem::identity((cert, &bytes[0]), (key, &bytes[1]))?;
     let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
-    config.alpn_protocols = vec![match alpn {
-        Alpn::Http1 => b"http/1.1".to_vec(),
-        Alpn::H2 => b"h2".to_vec(),
-    }];
+    config.alpn_protocols = vec![alpn.name()];
     Ok(config)
 }

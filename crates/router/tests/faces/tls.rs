@@ -34,7 +34,7 @@ fn named(address: &str) -> String {
 
 async fn grpc(stage: &Stage, files: ClientFiles) -> Result<GalerneClient<Channel>, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(named(&stage.grpc)).unwrap();
-    let dialer = Client::load(files).unwrap().dialer();
+    let dialer = Client::load(files, Alpn::H2).unwrap().dialer();
     patiently(endpoint.connect_with_connector(dialer)).await.map(GalerneClient::new)
 }
 
@@ -73,7 +73,7 @@ async fn both_faces_speak_tls_and_nothing_else() {
         assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     }
     let wrong_protocol = Endpoint::from_shared(named(&stage.http)).unwrap();
-    let dialer = Client::load(files).unwrap().dialer();
+    let dialer = Client::load(files, Alpn::H2).unwrap().dialer();
     assert!(patiently(wrong_protocol.connect_with_connector(dialer)).await.is_err(), "h2 on the HTTP face");
     assert!(https(&stage, &authority).await.starts_with("HTTP/1.1 200 OK\r\n"));
     client.fleet(FleetRequest {}).await.unwrap();

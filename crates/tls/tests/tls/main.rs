@@ -29,7 +29,7 @@ fn server(authority: &Authority, names: &[&str], client_ca: Option<&Authority>) 
 
 fn client(authority: &Authority, identity: Option<(&Authority, &str)>) -> Arc<Client> {
     let identity = identity.map(|(authority, name)| authority.issue(&[name]));
-    Client::load(ClientFiles { ca: authority.ca(), identity, name: None }).unwrap()
+    Client::load(ClientFiles { ca: authority.ca(), identity, name: None }, Alpn::H2).unwrap()
 }
 
 /// Serves what comes, echoing it, and returns the port.
@@ -129,7 +129,7 @@ async fn a_client_shows_its_new_certificate_after_a_reload() {
     let port = echo(server(&ours, &["localhost"], Some(&ours))).await;
     let (cert, key) = theirs.issue(&["me"]);
     let files = ClientFiles { ca: ours.ca(), identity: Some((cert.clone(), key.clone())), name: None };
-    let client = Client::load(files).unwrap();
+    let client = Client::load(files, Alpn::H2).unwrap();
     let refused = async || Call::to(&client, "localhost", port).await?.word().await;
     assert!(refused().await.is_err());
     let (good_cert, good_key) = ours.issue(&["me"]);
@@ -202,5 +202,5 @@ fn wrong_files_are_one_sentence_each() {
     let pair = says(&cert, &other_key, None);
     assert!(pair.contains("cannot be used with the key in") && pair.contains("KeyMismatch"), "{pair}");
     let named = ClientFiles { ca: authority.ca(), identity: None, name: Some("a b".to_owned()) };
-    assert!(Client::load(named).err().unwrap().to_string().contains("no name"));
+    assert!(Client::load(named, Alpn::H2).err().unwrap().to_string().contains("no name"));
 }
