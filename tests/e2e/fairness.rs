@@ -120,8 +120,8 @@ fn a_greedy_tenant_does_not_make_another_wait() {
     let folder = tempfile::tempdir().expect("a folder");
     let keys = folder.path().join("keys.toml");
     let [patient, greedy] = ["patient", "greedy"].map(|tenant| new_key(&keys, tenant));
-    let flags = ["--rehearse", LAW, "--sequences-max", "16", "--kv-blocks", "1024", "--api-keys"];
-    let flags = [&flags[..], &[keys.to_str().expect("UTF-8")]].concat();
+    let flags = ["--rehearse", LAW, "--sequences-max", "16", "--kv-blocks", "1024", "--no-prefix-cache"];
+    let flags = [&flags[..], &["--api-keys", keys.to_str().expect("UTF-8")]].concat();
     let cluster = Cluster::up(&setup::demo_model(), &flags);
     let requests = std::env::var("GALERNE_FAIRNESS_REQUESTS").ok().and_then(|number| number.parse().ok());
     let requests = requests.unwrap_or(REQUESTS);

@@ -59,8 +59,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Crates without I/O, clock, thread or unseeded randomness.
 const PURE: &[&str] = &["types", "sched", "dispatch", "workload"];
 
-/// What a pure crate may use from outside; libm is arithmetic that is the same on every machine.
-const PURE_DEPENDENCIES: &[&str] = &["libm", "serde", "thiserror"];
+/// What a pure crate may use from outside: arithmetic and hashes that are the same on every machine.
+const PURE_DEPENDENCIES: &[&str] = &["libm", "serde", "sha2", "thiserror"];
 
 fn dependencies(name: &str) -> Vec<String> {
     let path = tree::root().join(format!("crates/{name}/Cargo.toml"));

@@ -143,6 +143,9 @@ pub(crate) struct EngineArgs {
     /// Requests that wait at a group before it refuses more: one more is answered 429.
     #[arg(long, default_value_t = WAITING_REQUESTS_MAX, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) waiting_requests_max: u32,
+    /// Compute every prompt whole, and keep nothing of one for those that begin alike.
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
     /// Run no model: each step takes as long as this law says, and tokens are drawn by lot. For trying routers, groups
     /// and operators at scale; e.g. `step_ns=5000000,token_ns=20000`.
     #[arg(long, value_name = "LAW")]
@@ -207,6 +210,7 @@ impl EngineArgs {
             sequences_max: self.sequences_max,
             step_tokens_max: self.step_tokens_max,
             waiting_requests_max: self.waiting_requests_max,
+            prefix_cache: !self.no_prefix_cache,
             rehearse: self.rehearse,
         }
     }

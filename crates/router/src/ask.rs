@@ -4,6 +4,7 @@ use galerne_text::{Chat, TextError};
 use galerne_types::limits::{STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use galerne_types::{Grammar, Request, RequestId, Sampling, TokenId};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
 pub(crate) use crate::gate::Caller;
@@ -55,6 +56,9 @@ pub(crate) struct Options {
     pub(crate) spelled_out: Vec<TokenId>,
     /// Do without some of the prompt's tokens.
     pub(crate) truncate: Option<Truncate>,
+    /// Only its tenant's requests with the same salt find the prompt among what is kept; `None`: nobody does, and it is
+    /// computed whole.
+    pub(crate) cache_salt: Option<u64>,
 }
 
 /// How many tokens of a prompt to keep.
@@ -267,6 +271,7 @@ impl Options {
             include_stop: false,
             spelled_out: Vec::new(),
             truncate: None,
+            cache_salt: Some(salt("")),
         }
     }
 
@@ -400,9 +405,15 @@ impl Options {
             tenant: caller.tenant,
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.clone(),
+            cache_salt: self.cache_salt,
             trace: None, // each call to a leader has a span of its own
         })
     }
+}
+
+/// The number that stands for a client's salt, the same at every router.
+pub(crate) fn salt(text: &str) -> u64 {
+    u64::from_le_bytes(Sha256::digest(text)[..8].try_into().expect("eight bytes"))
 }
 
 /// A seed for a request that names none.

@@ -185,6 +185,12 @@ impl Choices {
         firsts.filter_map(|at| self.answer(at)).map(|answer| answer.prompt().len()).sum()
     }
 
+    /// Those of them that were not computed again.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        let firsts = (0..self.len()).step_by(self.each.max(1));
+        firsts.filter_map(|at| self.answer(at)).map(Answer::cached_tokens).sum()
+    }
+
     /// Tokens generated so far, by all answers.
     pub(crate) fn generated(&self) -> usize {
         (0..self.len()).filter_map(|at| self.answer(at)).map(Answer::generated).sum()

@@ -7,6 +7,7 @@
 //! steps, so the simulator and production run the same code.
 
 mod blocks;
+mod chain;
 mod check;
 mod cost;
 mod scheduler;
@@ -14,4 +15,4 @@ mod sequence;
 mod tenants;
 
 pub use cost::{Cost, CostError};
-pub use scheduler::{Limits, Load, Scheduler};
+pub use scheduler::{Admitted, Limits, Load, Scheduler};

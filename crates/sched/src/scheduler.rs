@@ -1,10 +1,14 @@
 //! Continuous batching, fair between tenants.
 
 mod preemption;
+mod prefixes;
 
-use galerne_types::limits::{STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
-use galerne_types::{Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TokenOut};
+use galerne_types::limits::{KV_BLOCK_TOKENS, STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
+use galerne_types::{
+    BlockId, Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
+};
 
+use self::prefixes::looked_up_tokens;
 use crate::blocks::BlockPool;
 use crate::check::check;
 use crate::sequence::{Sequence, blocks_needed};
@@ -29,6 +33,19 @@ pub struct Limits {
     pub vocab: u32,
     /// Requests that wait for a slot or for blocks before more are refused.
     pub waiting_max: usize,
+    /// Whether KV blocks are kept for prompts to come.
+    pub prefix_cache: bool,
+}
+
+/// A request that has got a slot for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Which one.
+    pub request: RequestId,
+    /// Tokens of its prompt that were looked up among what is kept: all of them, or none.
+    pub looked_up_tokens: u32,
+    /// Those of them that were found, and are not run again.
+    pub cached_tokens: u32,
 }
 
 /// How busy a scheduler is, for metrics.
@@ -40,10 +57,12 @@ pub struct Load {
     pub waiting: usize,
     /// Tenants of all these requests.
     pub tenants: usize,
-    /// KV blocks that no request holds.
+    /// KV blocks that no request holds, those included that are kept for prompts to come.
     pub kv_blocks_free: u32,
     /// KV blocks of the group.
     pub kv_blocks: u32,
+    /// Blocks are kept for prompts to come.
+    pub prefix_cache: bool,
 }
 
 /// Decides, step by step, which tokens of which requests the ranks of one epoch run.
@@ -63,6 +82,9 @@ pub struct Load {
 /// all but the one that used least of late take at most a thirty-second of a step. A prompt is completed only with tokens that the
 /// answers leave, so the answers never outgrow a step, and none waits for another.
 ///
+/// **Prefixes** (`prefixes`): full blocks are found again by what stands in them and before them, within a tenant. Who
+/// begins as another did holds the same blocks, and runs what is left of its prompt, at least its last token.
+///
 /// **Planning overlaps execution**: up to [`STEPS_IN_FLIGHT_MAX`] steps may be planned and not yet committed. A
 /// request that turns out to have ended in one step may then stand in the next one too; that draw is ignored, and
 /// its slot and blocks are free once no uncommitted step holds them.
@@ -77,7 +99,7 @@ pub struct Scheduler {
     /// Slots in use, in order of admission.
     admitted: Vec<u32>,
     /// Requests admitted since they were last asked for.
-    admitted_since: Vec<RequestId>,
+    admitted_since: Vec<Admitted>,
     /// Requests preempted since they were last asked for.
     preempted_since: Vec<RequestId>,
     pool: BlockPool,
@@ -89,8 +111,9 @@ impl Scheduler {
     /// # Panics
     /// If one of the limits leaves no room for anything.
     pub fn new(epoch: Epoch, limits: Limits) -> Self {
-        let Limits { kv_blocks, sequences_max, step_tokens_max, context_tokens_max, vocab, waiting_max } =
-            limits;
+        let Limits {
+            kv_blocks, sequences_max, step_tokens_max, context_tokens_max, vocab, waiting_max, ..
+        } = limits;
         let fit = [kv_blocks, sequences_max, step_tokens_max, vocab].iter().all(|&limit| limit > 0);
         assert!(fit && context_tokens_max > 1 && waiting_max > 0, "limits leave no room to run: {limits:?}");
         Self {
@@ -185,7 +208,7 @@ impl Scheduler {
 
     /// The requests that [`plan`](Self::plan) has admitted for the first time since this was last called, in order; for
     /// whoever holds a clock.
-    pub fn take_admitted(&mut self) -> Vec<RequestId> {
+    pub fn take_admitted(&mut self) -> Vec<Admitted> {
         std::mem::take(&mut self.admitted_since)
     }
 
@@ -202,6 +225,7 @@ impl Scheduler {
             tenants: self.tenants.busy(),
             kv_blocks_free: self.pool.free(),
             kv_blocks: self.pool.total(),
+            prefix_cache: self.limits.prefix_cache,
         }
     }
 
@@ -209,21 +233,36 @@ impl Scheduler {
         while self.tenants.waiting() > 0 {
             let (free, total) = (self.free(), self.total());
             let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
-            if free.slots == 0 || free.kv_blocks < needed {
-                match self.make_room(tenant, needed) {
+            let found = if free.slots > 0 { self.find_prefix(tenant) } else { Vec::new() };
+            let shared = found.iter().filter(|&&block| self.pool.holders(block) > 0).count() as u32;
+            if free.slots == 0 || free.kv_blocks < needed - shared {
+                match self.make_room(tenant, needed - shared) {
                     true => continue,
                     false => break,
                 }
             }
             let slot = self.slots.iter().position(Option::is_none).expect("a slot is free");
-            let blocks = self.pool.take(needed).expect("so many blocks are free");
-            let (request, resumed) = self.tenants.admit(tenant).expect("whose turn it is has a request");
-            if !resumed {
-                self.admitted_since.push(request.id);
-            }
-            self.slots[slot] = Some(Sequence::new(request, resumed, blocks, &self.limits));
-            self.admitted.push(slot as u32);
+            self.start(tenant, slot, found, needed);
         }
+    }
+
+    /// Gives a tenant's next request a slot, the blocks that were found for it, and `needed` in all.
+    fn start(&mut self, tenant: TenantId, slot: usize, found: Vec<BlockId>, needed: u32) {
+        let (before, cached_blocks) = (self.pool.free(), found.len() as u32);
+        found.iter().for_each(|&block| self.pool.hold(block));
+        let mut blocks = found;
+        blocks.extend(self.pool.take(needed - cached_blocks).expect("so many blocks are free"));
+        let charge = before - self.pool.free();
+        let cached_tokens = cached_blocks * KV_BLOCK_TOKENS as u32;
+        let arrived = self.tenants.admit(tenant, charge, cached_tokens);
+        let arrived = arrived.expect("whose turn it is has a request");
+        if !arrived.resumes {
+            let looked_up_tokens = looked_up_tokens(&arrived.request, &self.limits);
+            let request = arrived.request.id;
+            self.admitted_since.push(Admitted { request, looked_up_tokens, cached_tokens });
+        }
+        self.slots[slot] = Some(Sequence::new(arrived, blocks, cached_blocks, charge, &self.limits));
+        self.admitted.push(slot as u32);
     }
 
     /// What nobody holds.
@@ -272,6 +311,9 @@ impl Scheduler {
                 others_left -= if others { tokens } else { 0 };
                 self.tenants.serve_prompt(sequence.request.tenant, tokens);
                 slices.push(sequence.plan_prefill(slot, tokens));
+                if self.limits.prefix_cache {
+                    sequence.name_blocks(&mut self.pool);
+                }
             }
         }
     }
@@ -292,7 +334,7 @@ impl Scheduler {
     }
 
     fn commit_draw(&mut self, slot: u32, draw: &Draw, token: &TokenOut, events: &mut Vec<Event>) {
-        let sequence = self.sequence(slot);
+        let sequence = occupied(&mut self.slots, slot);
         if sequence.ended {
             return;
         }
@@ -301,6 +343,9 @@ impl Scheduler {
         if let Some(reason) = sequence.commit_draw(draw.index, token.id) {
             sequence.ended = true;
             events.push(Event::Finished { request, reason });
+        }
+        if self.limits.prefix_cache {
+            sequence.name_blocks(&mut self.pool);
         }
     }
 
@@ -314,9 +359,11 @@ impl Scheduler {
         self.pool.give_back(&sequence.blocks);
         self.admitted.retain(|&other| other != slot);
         if !sequence.yields {
-            self.tenants.release(sequence.request.tenant, needed, sequence.prompt_left());
+            let unplanned = sequence.prompt_left();
+            self.tenants.release(sequence.request.tenant, sequence.charge, needed, unplanned);
         } else if !sequence.ended {
-            self.tenants.put_back(sequence.into_rest(), needed);
+            let (request, chain) = sequence.into_rest();
+            self.tenants.put_back(request, chain, needed);
         }
         let all_free = self.pool.free() == self.pool.total();
         assert!(all_free || !self.admitted.is_empty(), "KV blocks are taken, but no request runs");

@@ -5,14 +5,22 @@ use std::ops::Range;
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Score, Slice, TokenId};
 
+use crate::blocks::BlockPool;
+use crate::chain::Chain;
 use crate::scheduler::Limits;
+use crate::tenants::Arrived;
 
 /// An accepted request and how far it has come. Planning runs ahead of what is committed, so both are counted.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) request: Request,
-    /// KV blocks for every position that the sequence can reach.
+    /// KV blocks for every position that the sequence can reach. The first ones it may share with others.
     pub(crate) blocks: Vec<BlockId>,
+    /// Those of them that were free when it came: what its tenant holds for it.
+    pub(crate) charge: u32,
+    chain: Chain,
+    /// Its first blocks that others can find.
+    named: u32,
     /// Uncommitted steps that hold a slice of it: until they are committed, its slot and blocks stay its own.
     pub(crate) steps_in_flight: u32,
     /// Nothing more is planned for it or told of it.
@@ -51,16 +59,27 @@ fn blocks_of(positions: u32) -> u32 {
 }
 
 impl Sequence {
-    /// A request that was checked, with the blocks that it can need.
-    pub(crate) fn new(request: Request, resumed: bool, blocks: Vec<BlockId>, limits: &Limits) -> Self {
+    /// A request that was checked, with the blocks that it can need, of which `found` hold the beginning of its prompt
+    /// already, and `charge` were free.
+    pub(crate) fn new(
+        arrived: Arrived,
+        blocks: Vec<BlockId>,
+        found: u32,
+        charge: u32,
+        limits: &Limits,
+    ) -> Self {
+        let Arrived { request, chain, resumes: resumed, .. } = arrived;
         Self {
             blocks,
+            charge,
+            chain,
+            named: found,
             steps_in_flight: 0,
             ended: false,
             yields: false,
             resumed,
             answer: Vec::new(),
-            positions_planned: 0,
+            positions_planned: found * KV_BLOCK_TOKENS as u32,
             index_planned: request.first_index,
             index_committed: request.first_index,
             index_end: index_end(&request, limits),
@@ -98,12 +117,27 @@ impl Sequence {
     }
 
     /// The request that goes on where this sequence stopped: a replay.
-    pub(crate) fn into_rest(self) -> Request {
-        let Self { mut request, answer, .. } = self;
+    pub(crate) fn into_rest(self) -> (Request, Chain) {
+        let Self { mut request, answer, chain, .. } = self;
         request.first_index += answer.len() as u32;
         request.prompt.extend(answer);
         request.prompt_logprobs = None;
-        request
+        (request, chain)
+    }
+
+    /// Lets others find the blocks that have become full: all of their tokens are known, and all of their positions
+    /// planned, so that any step which is planned from now on finds them stored.
+    pub(crate) fn name_blocks(&mut self, pool: &mut BlockPool) {
+        let known = (self.request.prompt.len() + self.answer.len()) as u32;
+        let full = self.positions_planned.min(known) / KV_BLOCK_TOKENS as u32;
+        if full <= self.named {
+            return;
+        }
+        let keys = self.chain.keys(&self.request, &self.answer, full);
+        for (&block, &key) in self.blocks.iter().zip(keys).skip(self.named as usize) {
+            pool.name(block, key);
+        }
+        self.named = full;
     }
 
     /// The next chunk of the prompt, `tokens` long; the one that completes it draws.

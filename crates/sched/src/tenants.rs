@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use galerne_types::{Refusal, Request, RequestId, TenantId};
 
+use crate::chain::Chain;
+
 /// Service of one token of a prompt, and of one drawn token: a prompt's tokens share the reading of the weights.
 const PROMPT_TOKEN_SERVICE: u64 = 1;
 const DRAWN_TOKEN_SERVICE: u64 = 2;
@@ -62,14 +64,16 @@ struct Account {
 
 /// A waiting request.
 #[derive(Debug)]
-struct Arrived {
+pub(crate) struct Arrived {
     /// In the order of arrival.
     number: u64,
     /// What it can need.
     kv_blocks: u32,
     /// It has run before.
-    resumes: bool,
-    request: Request,
+    pub(crate) resumes: bool,
+    pub(crate) request: Request,
+    /// As far as it was worked out.
+    pub(crate) chain: Chain,
 }
 
 /// Slots, and KV blocks.
@@ -165,16 +169,17 @@ impl Tenants {
         account.peak = account.peak.max(account.asked);
         self.waiting += 1;
         self.arrivals += 1;
-        account.waiting.push_back(Arrived { number: self.arrivals, kv_blocks, resumes: false, request });
+        let (number, chain) = (self.arrivals, Chain::default());
+        account.waiting.push_back(Arrived { number, kv_blocks, resumes: false, request, chain });
         Ok(())
     }
 
     /// Puts the rest of a request that gave its slot up at the head of its tenant's queue.
-    pub(crate) fn put_back(&mut self, request: Request, kv_blocks: u32) {
+    pub(crate) fn put_back(&mut self, request: Request, chain: Chain, kv_blocks: u32) {
         let account = self.accounts.entry(request.tenant).or_default();
         account.asked.add(Held::of_one(kv_blocks));
         self.waiting += 1;
-        account.waiting.push_front(Arrived { number: 0, kv_blocks, resumes: true, request });
+        account.waiting.push_front(Arrived { number: 0, kv_blocks, resumes: true, request, chain });
     }
 
     /// Whether a tenant's next request, which can need so many blocks, fits its equal share among those that have
@@ -230,23 +235,30 @@ impl Tenants {
         self.accounts.iter().filter_map(next).min().map(|(_, tenant, kv_blocks)| (tenant, kv_blocks))
     }
 
-    /// Gives out the oldest request of a tenant, which from now on holds a slot and its blocks, and tells whether it has
-    /// run before.
-    pub(crate) fn admit(&mut self, tenant: TenantId) -> Option<(Request, bool)> {
+    /// The oldest request of a tenant.
+    pub(crate) fn front(&mut self, tenant: TenantId) -> Option<&mut Arrived> {
+        self.accounts.get_mut(&tenant)?.waiting.front_mut()
+    }
+
+    /// Gives out the oldest request of a tenant, which from now on holds a slot and so many blocks; the first
+    /// `cached` tokens of its prompt need not be run.
+    pub(crate) fn admit(&mut self, tenant: TenantId, kv_blocks: u32, cached: u32) -> Option<Arrived> {
         let account = self.accounts.get_mut(&tenant)?;
-        let Arrived { request, kv_blocks, resumes, .. } = account.waiting.pop_front()?;
+        let arrived = account.waiting.pop_front()?;
         self.waiting -= 1;
         self.virtual_time = self.virtual_time.max(account.service);
         account.held.add(Held::of_one(kv_blocks));
-        account.outstanding += PROMPT_TOKEN_SERVICE * request.prompt.len() as u64;
-        Some((request, resumes))
+        let prompt = arrived.request.prompt.len() as u64;
+        account.outstanding += PROMPT_TOKEN_SERVICE * (prompt - u64::from(cached));
+        Some(arrived)
     }
 
-    /// Takes back a slot and blocks; `unplanned` tokens of the prompt were never run.
-    pub(crate) fn release(&mut self, tenant: TenantId, kv_blocks: u32, unplanned: u32) {
+    /// Takes back a slot and the blocks of a request that could need `asked`; `unplanned` tokens of the prompt were never
+    /// run.
+    pub(crate) fn release(&mut self, tenant: TenantId, kv_blocks: u32, asked: u32, unplanned: u32) {
         let account = self.accounts.entry(tenant).or_default();
         account.held.subtract(Held::of_one(kv_blocks));
-        account.asked.subtract(Held::of_one(kv_blocks));
+        account.asked.subtract(Held::of_one(asked));
         account.outstanding -= PROMPT_TOKEN_SERVICE * u64::from(unplanned);
     }
 
@@ -355,16 +367,17 @@ mod tests {
             stop_tokens: Vec::new(),
             prompt_logprobs: None,
             grammar: None,
+            cache_salt: None,
             trace: None,
         }
     }
 
     fn run(tenants: &mut Tenants, id: u64, tenant: TenantId, answers: u64) {
         tenants.submit(request(id, tenant), 1, 100).unwrap();
-        tenants.admit(tenant).unwrap();
+        tenants.admit(tenant, 1, 0).unwrap();
         tenants.serve_prompt(tenant, 10);
         (0..answers).for_each(|_| tenants.serve_answer(tenant));
-        tenants.release(tenant, 1, 0);
+        tenants.release(tenant, 1, 1, 0);
     }
 
     #[test]
@@ -397,7 +410,7 @@ mod tests {
                 tenants.submit(request(id, A), 1, 1000).unwrap();
             }
             while let Some((tenant, kv_blocks)) = tenants.due(free, total) {
-                tenants.admit(tenant).unwrap();
+                tenants.admit(tenant, kv_blocks, 0).unwrap();
                 free.subtract(Held::of_one(kv_blocks));
                 if free.slots == 0 {
                     break;

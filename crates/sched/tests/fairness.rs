@@ -16,6 +16,7 @@ fn limits(machine: Machine) -> Limits {
         context_tokens_max: 4096,
         vocab: 100,
         waiting_max: 256,
+        prefix_cache: false,
     }
 }
 
@@ -107,6 +108,7 @@ impl World {
             stop_tokens: Vec::new(),
             prompt_logprobs: None,
             grammar: None,
+            cache_salt: None,
             trace: None,
         };
         let accepted = self.scheduler.submit(request).is_ok();

@@ -19,6 +19,7 @@ fn limits() -> Limits {
         context_tokens_max: 256,
         vocab: 100,
         waiting_max: 8,
+        prefix_cache: true,
     }
 }
 
@@ -34,6 +35,7 @@ fn request(id: u64, prompt_tokens: usize, max_tokens: u32) -> Request {
         stop_tokens: vec![STOP],
         prompt_logprobs: None,
         grammar: None,
+        cache_salt: None,
         trace: None,
     }
 }
@@ -62,6 +64,11 @@ fn told(events: &[Event]) -> Vec<(u64, Result<u32, FinishReason>)> {
         Event::Scored { .. } => panic!("nobody asked for scores"),
     };
     events.iter().map(tell).collect()
+}
+
+/// The requests that were admitted since this was last called.
+fn admitted(scheduler: &mut Scheduler) -> Vec<u64> {
+    scheduler.take_admitted().iter().map(|admitted| admitted.request.0).collect()
 }
 
 /// Slot, first position and number of tokens of each slice.
@@ -102,7 +109,7 @@ fn a_stream_that_ends_is_dropped_from_the_step_after_next() {
     assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN))), [(1, Ok(1))], "its draw is ignored");
     assert_eq!(
         scheduler.load(),
-        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 15, kv_blocks: 16 }
+        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 15, kv_blocks: 16, prefix_cache: true }
     );
 }
 
@@ -128,7 +135,7 @@ fn who_comes_while_another_holds_all_need_not_wait() {
     assert_eq!(told(&scheduler.commit(&second, &draws(&second, PLAIN)))[3], (3, Ok(1)), "nothing is lost");
     let fourth = scheduler.plan().unwrap();
     assert_eq!(shape(&fourth), [(0, 12, 1), (1, 12, 1), (2, 12, 1), (3, 0, 20)]);
-    assert_eq!(scheduler.take_admitted(), [RequestId(9)]);
+    assert_eq!(admitted(&mut scheduler), [9]);
 
     let (mut steps, mut again) = (VecDeque::from([third, fourth]), Vec::new());
     let draw = loop {
@@ -149,8 +156,8 @@ fn who_comes_while_another_holds_all_need_not_wait() {
         (draw.index, draw.history),
         (2, Some(History { prompt: vec![7; 10], answer: vec![PLAIN; 2] }))
     );
-    let begun = scheduler.take_admitted();
-    assert!(!begun.contains(&RequestId(3)) && scheduler.take_preempted().is_empty(), "once");
+    let begun = admitted(&mut scheduler);
+    assert!(!begun.contains(&3) && scheduler.take_preempted().is_empty(), "once");
 }
 
 #[test]
@@ -276,7 +283,7 @@ fn nobody_overtakes_the_oldest_that_waits() {
     assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 0, 64)]);
     assert_eq!(
         scheduler.load(),
-        Load { running: 1, waiting: 2, tenants: 1, kv_blocks_free: 4, kv_blocks: 12 }
+        Load { running: 1, waiting: 2, tenants: 1, kv_blocks_free: 4, kv_blocks: 12, prefix_cache: true }
     );
     scheduler.cancel(RequestId(1));
     assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 64, 64)]);
@@ -285,12 +292,12 @@ fn nobody_overtakes_the_oldest_that_waits() {
 
 /// Plans and commits until the request has its first token; says which requests were admitted on the way.
 fn until_first_token(scheduler: &mut Scheduler, id: u64) -> Vec<u64> {
-    let mut admitted = Vec::new();
+    let mut begun = Vec::new();
     loop {
         let step = scheduler.plan().unwrap();
-        admitted.extend(scheduler.take_admitted().iter().map(|request| request.0));
+        begun.extend(admitted(scheduler));
         if told(&scheduler.commit(&step, &draws(&step, PLAIN))).contains(&(id, Ok(0))) {
-            return admitted;
+            return begun;
         }
     }
 }
@@ -341,7 +348,7 @@ fn a_cancelled_request_is_silent_and_its_blocks_are_free_after_the_steps_that_ho
     scheduler.cancel(RequestId(0));
     assert_eq!(
         scheduler.load(),
-        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 13, kv_blocks: 16 }
+        Load { running: 1, waiting: 0, tenants: 1, kv_blocks_free: 13, kv_blocks: 16, prefix_cache: true }
     );
     assert_eq!(told(&scheduler.commit(&step, &draws(&step, PLAIN))), [(1, Ok(0))]);
     assert_eq!(scheduler.load().kv_blocks_free, 15);
@@ -349,7 +356,7 @@ fn a_cancelled_request_is_silent_and_its_blocks_are_free_after_the_steps_that_ho
     scheduler.cancel(RequestId(1));
     assert_eq!(
         scheduler.load(),
-        Load { running: 0, waiting: 0, tenants: 0, kv_blocks_free: 16, kv_blocks: 16 }
+        Load { running: 0, waiting: 0, tenants: 0, kv_blocks_free: 16, kv_blocks: 16, prefix_cache: true }
     );
     assert_eq!(scheduler.plan(), None);
 }

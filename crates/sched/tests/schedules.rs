@@ -55,6 +55,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             context_tokens_max,
             vocab: VOCAB,
             waiting_max,
+            prefix_cache: false,
         },
     )
 }
@@ -157,6 +158,7 @@ impl World {
             stop_tokens: STOP.to_vec(),
             prompt_logprobs: None,
             grammar: None,
+            cache_salt: None,
             trace: None,
         };
         let Limits { context_tokens_max, kv_blocks, waiting_max, .. } = self.limits;
@@ -383,7 +385,14 @@ impl World {
         }
         assert!(self.in_flight.is_empty() && self.known.values().all(|known| known.ended), "all end");
         let kv_blocks = self.limits.kv_blocks;
-        let idle = Load { running: 0, waiting: 0, tenants: 0, kv_blocks_free: kv_blocks, kv_blocks };
+        let idle = Load {
+            running: 0,
+            waiting: 0,
+            tenants: 0,
+            kv_blocks_free: kv_blocks,
+            kv_blocks,
+            prefix_cache: false,
+        };
         assert_eq!(self.scheduler.load(), idle, "nothing leaks");
     }
 }

@@ -37,6 +37,9 @@ pub struct Request {
     pub prompt_logprobs: Option<u32>,
     /// What the answer must be; its state is a function of the grammar and the tokens so far.
     pub grammar: Option<Grammar>,
+    /// Requests of one tenant with the same salt share the KV blocks of what their prompts have in common; `None` shares
+    /// with no other.
+    pub cache_salt: Option<u64>,
     /// The span that its steps belong to, as a W3C `traceparent`; `None` for nearly all requests, which nobody traces.
     pub trace: Option<String>,
 }

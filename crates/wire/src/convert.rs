@@ -197,6 +197,7 @@ impl v1::RunRequest {
             stop_tokens,
             prompt_logprobs,
             grammar,
+            cache_salt,
             trace: _, // the caller names its own span
         } = request;
         Self {
@@ -211,6 +212,7 @@ impl v1::RunRequest {
             prompt_logprobs: *prompt_logprobs,
             grammar: grammar.as_ref().map(v1::Grammar::from),
             traceparent: String::new(),
+            cache_salt: *cache_salt,
         }
     }
 
@@ -236,6 +238,7 @@ impl v1::RunRequest {
             stop_tokens: self.stop_tokens,
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.map(types::Grammar::try_from).transpose()?,
+            cache_salt: self.cache_salt,
             trace: None,
         })
     }
@@ -405,7 +408,8 @@ mod tests {
             let request = types::Request {
                 id: types::RequestId(7), tenant: types::TenantId(9), prompt, first_index, sampling,
                 max_tokens: first_index + 5, min_tokens: 2, stop_tokens: vec![1, 2],
-                prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])), trace: None,
+                prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])),
+                cache_salt: Some(1 << 63), trace: None,
             };
             let wire = v1::RunRequest::new(&request);
             prop_assert_eq!(wire.into_request(types::RequestId(7)), Ok(request));

@@ -59,6 +59,8 @@ pub struct RankOptions {
     pub step_tokens_max: u32,
     /// Requests that wait at the group before it refuses more.
     pub waiting_requests_max: u32,
+    /// KV blocks are kept for prompts to come.
+    pub prefix_cache: bool,
     /// Run no model: take as long as this law says, and draw tokens by lot.
     pub rehearse: Option<Cost>,
 }
@@ -108,6 +110,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         sequences_max,
         step_tokens_max,
         waiting_requests_max,
+        prefix_cache,
         rehearse,
     } = &options.first;
     let mut args = vec![OsString::from("rank")];
@@ -154,6 +157,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     if let Some(cost) = rehearse {
         flag("--rehearse", cost.to_string().into());
     }
+    if !prefix_cache {
+        args.push("--no-prefix-cache".into());
+    }
     args
 }
 
@@ -181,6 +187,7 @@ pub(crate) mod tests {
                 sequences_max: 64,
                 step_tokens_max: 256,
                 waiting_requests_max: 1024,
+                prefix_cache: true,
                 rehearse: None,
             },
             ranks: 2,
@@ -205,6 +212,7 @@ pub(crate) mod tests {
         options.first.model_name = Some("m".into());
         options.first.virtual_shards = Some(8);
         options.first.kv = KvSize::Blocks(9);
+        options.first.prefix_cache = false;
         let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
         let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
         options.first.etcd_access = EtcdAccess { tls: Some(tls), login: Some(login) };
@@ -228,5 +236,6 @@ pub(crate) mod tests {
         {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
+        assert!(args.contains(&"--no-prefix-cache".into()), "{args:?}");
     }
 }

@@ -4,6 +4,7 @@
 mod authority;
 mod common;
 mod preemption;
+mod prefixes;
 mod structured;
 
 use authority::Authority;

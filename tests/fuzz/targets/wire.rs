@@ -73,6 +73,7 @@ fn frames() {
         stop_tokens: vec![2],
         prompt_logprobs: Some(1),
         grammar,
+        cache_salt: Some(4),
         trace: None,
     };
     let ask = v1::ask::Ask::Run(v1::RunRequest::new(&request));

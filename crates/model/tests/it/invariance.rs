@@ -6,7 +6,7 @@ use galerne_types::{Epoch, Input, Slice, Step};
 
 use crate::support::files::{Model, Noise, config};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
-use crate::support::script::{greedy, known, sequence, steps};
+use crate::support::script::{greedy, known, sequence, sharing, steps};
 
 fn checkpoint(dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
     let model = Model::random(config(8, 4, 16, 160, 300), 3);
@@ -71,6 +71,25 @@ fn a_step_larger_than_a_tile_is_the_same_step() {
     let found = run_group(&weights, &options, &steps(all));
     for slot in 0..3 {
         assert_same(&only(&found, slot), &expected, "three tiles");
+    }
+}
+
+#[test]
+fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
+    for dtype in [Dtype::Q4_1, Dtype::Bf16] {
+        let (_folder, checkpoint) = checkpoint(dtype);
+        let first = prompt(97, 1);
+        let other = [&first[..64], &prompt(40, 9)].concat();
+        for world_size in [1, 2] {
+            let weights = load(&checkpoint, 4, world_size);
+            let alone = run_group(&weights, &options(), &steps(vec![sequence(0, &other, 50, 12)]));
+            let computes = sequence(0, &first, 32, 12);
+            let shares = sharing(1, 0, 64, sequence(1, &other, 16, 12));
+            let (before, beside) =
+                (steps(vec![computes[..2].to_vec()]), steps(vec![computes[2..].to_vec(), shares]));
+            let found = run_group(&weights, &options(), &[before, beside].concat());
+            assert_same(&only(&found, 1), &alone, &format!("{dtype}: {world_size} ranks"));
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Answer {
     run: Option<Run>,
     /// The log probabilities of the prompt's tokens, from its second one on.
     scores: Vec<TokenOut>,
+    /// Tokens of the prompt that the group had kept, and did not compute again.
+    cached_tokens: usize,
     /// It ends with its first token, which is not shown.
     silent: bool,
     /// The model's end-of-sequence tokens end it only if its client named them.
@@ -161,6 +163,7 @@ impl Answer {
             detokenizer,
             card: run.place.model.clone(),
             scores: std::mem::take(&mut run.scores),
+            cached_tokens: 0,
             silent: matches!(options.max_tokens, MaxTokens::Nothing),
             ignore_eos: options.ignore_eos,
             include_stop: options.include_stop,
@@ -194,6 +197,11 @@ impl Answer {
     /// The log probabilities of the prompt's tokens, from its second one on; empty if nobody asked for them.
     pub(crate) fn prompt_scores(&self) -> &[TokenOut] {
         &self.scores
+    }
+
+    /// Tokens of the prompt that were not computed again, as far as the first token has told.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.cached_tokens
     }
 
     /// Whether the engine ends the answer behind this token, which it drew last.
@@ -251,6 +259,9 @@ impl Answer {
     fn token(&mut self, token: v1::RunToken, came: Instant) -> Result<Delta, Failure> {
         let (index, expected) = (token.index as usize, self.progress.tokens.len());
         let timing = token.timing;
+        if let (0, Some(timing)) = (expected, &timing) {
+            self.cached_tokens = self.prompt().len().min(timing.cached_tokens as usize);
+        }
         let token: TokenOut = token.token.unwrap_or_default().into();
         if index != expected {
             return Err(Failure::Engine(format!("it sent token {index} where token {expected} was due")));

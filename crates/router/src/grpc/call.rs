@@ -150,6 +150,12 @@ impl Call {
         self.prompt_tokens
     }
 
+    /// Tokens of the prompt that an answer's group did not compute again; 0 until that has begun, and after an abort.
+    pub(super) fn cached_tokens(&self, at: usize) -> u32 {
+        let answer = self.choices.as_ref().and_then(|choices| choices.answer(at));
+        answer.map_or(0, |answer| answer.cached_tokens() as u32)
+    }
+
     /// What comes next of any answer, or an error, which ends them all; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<Result<News, Status>> {
         loop {

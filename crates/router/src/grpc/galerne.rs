@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::access;
 use super::deadline::Deadline;
 use crate::answer::{Answer, Delta};
-use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed, salt};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::serve::Router;
@@ -118,6 +118,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         prompt_logprobs,
         skip_special_tokens,
         include_stop,
+        cache_salt,
     } = request;
     let prompt = match prompt {
         Some(WirePrompt::Text(text)) => Prompt::Text(text),
@@ -141,6 +142,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         prompt_logprobs,
         skip_special: skip_special_tokens.unwrap_or(true),
         include_stop,
+        cache_salt: Some(salt(&cache_salt)),
         ..Options::new(sampling, max_tokens)
     };
     Ok(Ask { model, prompt, options, caller: Caller::default() })
@@ -187,6 +189,7 @@ fn response(delta: Delta, answer: &Answer, first: bool) -> v1::GenerateResponse 
     let usage = finish.map(|_| v1::Usage {
         prompt_tokens: answer.prompt().len() as u32,
         completion_tokens: answer.generated() as u32,
+        cached_tokens: answer.cached_tokens() as u32,
     });
     let scores = if first { answer.prompt_scores() } else { &[] };
     v1::GenerateResponse {

@@ -23,7 +23,7 @@ use super::access;
 use super::call::{Call, End, Names, News};
 use super::deadline::Deadline;
 use super::errors::Fields;
-use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed};
+use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed, salt};
 use crate::failure::Failure;
 use crate::serve::Router;
 
@@ -106,7 +106,7 @@ impl Inference for Service {
         let generated = tokens.len();
         Ok(Response::new(pb::GenerateResponse {
             prompt_info: Some(view.prompt(&call)),
-            outputs: Some(view.outputs(0, text, &tokens, end, generated)),
+            outputs: Some(view.outputs(0, text, &tokens, end, generated, call.cached_tokens(0))),
         }))
     }
 
@@ -123,7 +123,8 @@ impl Inference for Service {
                     generated.resize(at + 1, 0);
                 }
                 generated[at] += usize::from(token.is_some());
-                let outputs = view.outputs(at, text, token.as_slice(), end, generated[at]);
+                let cached = call.cached_tokens(at);
+                let outputs = view.outputs(at, text, token.as_slice(), end, generated[at], cached);
                 pb::GenerateResponse { prompt_info: None, outputs: Some(outputs) }
             });
             Some((response, (call, view, generated)))
@@ -143,6 +144,7 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
     let draws = request.sampling.unwrap_or_default();
     let decoding = request.decoding.unwrap_or_default();
     let stopping = request.stopping.unwrap_or_default();
+    let kv = request.kv.unwrap_or_default();
     let mut logit_bias: Vec<_> = decoding.logit_bias.into_iter().collect();
     logit_bias.sort_unstable_by_key(|(id, _)| *id);
     let sampling = Sampling {
@@ -169,6 +171,7 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         prompt_logprobs: view.prompt_logprobs,
         grammar: decoding.structured_output.map(grammar).transpose()?.flatten(),
         truncate: Truncate::to_last(request.truncate_prompt_tokens),
+        cache_salt: (!kv.bypass_prefix_cache).then(|| salt(&kv.cache_salt)),
         ..Options::new(sampling, MaxTokens::UpTo(max_tokens))
     };
     Ok(Several {
@@ -261,12 +264,13 @@ impl View {
         tokens: &[TokenOut],
         end: Option<End>,
         generated: usize,
+        cached: u32,
     ) -> pb::SequenceOutput {
         let mut outputs = pb::SequenceOutput {
             index: at as u32,
             text: if self.text { text } else { String::new() },
             num_tokens: tokens.len() as u32,
-            finish_info: end.map(|end| finish(end, generated)),
+            finish_info: end.map(|end| finish(end, generated, cached)),
             ..Default::default()
         };
         if self.ids {
@@ -314,7 +318,7 @@ fn candidates(token: &TokenOut, count: u32) -> pb::CandidateTokenInfo {
     pb::CandidateTokenInfo { tokens: top.map(info).collect() }
 }
 
-fn finish(end: End, generated: usize) -> pb::FinishInfo {
+fn finish(end: End, generated: usize, cached: u32) -> pb::FinishInfo {
     let (reason, stop_reason) = match end {
         End::Length => (FinishReason::Length, None),
         End::Eos(id) => (FinishReason::Stop, Some(StopReason::EosTokenId(id))),
@@ -327,7 +331,7 @@ fn finish(end: End, generated: usize) -> pb::FinishInfo {
         num_output_tokens: generated as u32,
         finish_reason: reason.into(),
         stop_reason,
-        num_cached_tokens: Some(0),
+        num_cached_tokens: Some(cached),
     }
 }
 

@@ -32,6 +32,8 @@ struct Done {
     preemptions: u64,
     grammar_hits: u64,
     grammar_misses: u64,
+    prefix_queries: u64,
+    prefix_hits: u64,
     step_tokens: u64,
     /// Steps by their number of tokens, between the bounds of [`STEP_TOKENS`] and beyond the last.
     steps: [u64; STEP_TOKENS.len() + 1],
@@ -47,6 +49,8 @@ impl Loads {
         done.preemptions += report.preemptions.saturating_sub(before.preemptions);
         done.grammar_hits += report.grammar_hits.saturating_sub(before.grammar_hits);
         done.grammar_misses += report.grammar_misses.saturating_sub(before.grammar_misses);
+        done.prefix_queries += report.prefix_cache_queries.saturating_sub(before.prefix_cache_queries);
+        done.prefix_hits += report.prefix_cache_hits.saturating_sub(before.prefix_cache_hits);
         done.step_tokens += report.step_tokens.saturating_sub(before.step_tokens);
         for (power, now) in report.steps_by_tokens.iter().enumerate() {
             let was = before.steps_by_tokens.get(power).copied().unwrap_or(0);
@@ -91,7 +95,7 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
             ("group", *group),
             ("block_size", &size),
             ("num_gpu_blocks", &blocks),
-            ("enable_prefix_caching", "False"),
+            ("enable_prefix_caching", if load.prefix_cache { "True" } else { "False" }),
         ];
         page.sample(&labels, 1);
     }
@@ -153,14 +157,11 @@ fn write_models(page: &mut Page, models: &[&str], ready: &[Ready<'_>], done: &BT
     }
     page.family("vllm:num_preemptions_total", "counter", "Requests that lost their slot and began again.");
     models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).preemptions));
-    page.family(
-        "vllm:prefix_cache_queries_total",
-        "counter",
-        "Tokens looked up in a prefix cache: there is none.",
-    );
-    models.iter().for_each(|m| page.sample(&[("model_name", m)], 0));
-    page.family("vllm:prefix_cache_hits_total", "counter", "Tokens found in a prefix cache: there is none.");
-    models.iter().for_each(|m| page.sample(&[("model_name", m)], 0));
+    let help = "Tokens of prompts that were looked up among the KV blocks that groups keep.";
+    page.family("vllm:prefix_cache_queries_total", "counter", help);
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).prefix_queries));
+    page.family("vllm:prefix_cache_hits_total", "counter", "Those of them that were found.");
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).prefix_hits));
     page.family(
         "galerne_grammar_cache_hits_total",
         "counter",
@@ -213,6 +214,8 @@ mod tests {
         LoadReport {
             preemptions: steps,
             grammar_hits: 2 * steps,
+            prefix_cache_queries: 100 * steps,
+            prefix_cache_hits: 64 * steps,
             step_tokens: steps * 301,
             steps_by_tokens,
             ..LoadReport::default()
@@ -227,6 +230,7 @@ mod tests {
         loads.record(&group, "m", Epoch(2), report(1));
         let done = loads.lock().done["m"].clone();
         assert_eq!((done.preemptions, done.grammar_hits, done.step_tokens), (6, 12, 6 * 301));
+        assert_eq!((done.prefix_queries, done.prefix_hits), (600, 6 * 64));
         assert_eq!((done.steps[0], done.steps[7], done.steps.iter().sum::<u64>()), (6, 6, 12));
         loads.retain(|_, epoch| epoch == Epoch(1));
         assert!(loads.lock().latest.is_empty());

@@ -153,7 +153,7 @@ impl Meter {
         let m = &self.metrics;
         let decode_s = (self.last_token - first).as_secs_f64();
         m.decode.observe(decode_s);
-        if let Some(v1::Timing { queued_us, prefill_us }) = self.timing {
+        if let Some(v1::Timing { queued_us, prefill_us, .. }) = self.timing {
             let prefill_s = Duration::from_micros(prefill_us).as_secs_f64();
             m.queue.observe(Duration::from_micros(queued_us).as_secs_f64());
             m.prefill.observe(prefill_s);

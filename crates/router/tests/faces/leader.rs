@@ -25,6 +25,8 @@ pub(crate) const SECRET: &str = "5ec2e7";
 pub(crate) enum Act {
     /// Sends a token.
     Token(v1::Token),
+    /// Sends a token, and that so many tokens of the prompt were found among what is kept.
+    Cached(v1::Token, u32),
     /// Sends the token whose place in the list is the request's seed.
     Seeded(Vec<v1::Token>),
     /// Sends scores of the prompt, from this position on.
@@ -142,6 +144,11 @@ impl Player {
                     Some(Act::Token(token)) => {
                         index += 1;
                         Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None })
+                    }
+                    Some(Act::Cached(token, cached_tokens)) => {
+                        index += 1;
+                        let timing = Some(v1::Timing { cached_tokens, ..Default::default() });
+                        Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing })
                     }
                     Some(Act::Seeded(_)) => unreachable!("turned into a token above"),
                     Some(Act::Score(position, scores)) => Event::Scored(v1::Scored { position, scores }),

@@ -16,6 +16,7 @@ mod malformed;
 mod mistral;
 mod openai;
 mod operation;
+mod prefixes;
 mod responses;
 mod shaped;
 mod stage;

@@ -1,8 +1,11 @@
 //! Room for whoever comes while others hold all.
 
-use galerne_types::TenantId;
+use std::collections::BTreeMap;
+
+use galerne_types::{BlockId, TenantId};
 
 use super::{Scheduler, occupied};
+use crate::sequence::Sequence;
 use crate::tenants::Held;
 
 /// A tenant may be taken from while it holds this many times what the one that comes needs.
@@ -17,25 +20,38 @@ impl Scheduler {
             return false;
         }
         let mut coming = self.free();
+        let mut going = BTreeMap::new();
         for sequence in self.slots.iter().flatten().filter(|sequence| sequence.leaves()) {
-            coming.add(Held::of_one(sequence.blocks.len() as u32));
+            coming.add(self.freed(sequence, &mut going));
         }
         let mut chosen: Vec<u32> = Vec::new();
         while coming.slots == 0 || coming.kv_blocks < needed {
             let Some(slot) = self.victim(tenant, needed, coming, &chosen) else { return false };
-            coming.add(Held::of_one(occupied(&mut self.slots, slot).blocks.len() as u32));
+            let sequence = self.slots[slot as usize].as_ref().expect("a victim runs");
+            coming.add(self.freed(sequence, &mut going));
             chosen.push(slot);
         }
         let before = self.free();
         for slot in chosen {
             let sequence = occupied(&mut self.slots, slot);
-            let (owner, held) = (sequence.request.tenant, sequence.blocks.len() as u32);
-            self.tenants.release(owner, held, sequence.prompt_left());
+            let (owner, needed) = (sequence.request.tenant, sequence.blocks.len() as u32);
+            self.tenants.release(owner, sequence.charge, needed, sequence.prompt_left());
             self.preempted_since.push(sequence.request.id);
             sequence.yields = true;
             self.release_if_done(slot);
         }
         self.free() != before
+    }
+
+    /// What becomes free when a sequence goes: its slot, and those of its blocks that nobody else holds but others that
+    /// are `going`, which tells how many holders of each block go.
+    fn freed(&self, sequence: &Sequence, going: &mut BTreeMap<BlockId, u32>) -> Held {
+        let last = |&&block: &&BlockId| {
+            let holders = going.entry(block).or_insert(0);
+            *holders += 1;
+            *holders == self.pool.holders(block)
+        };
+        Held::of_one(sequence.blocks.iter().filter(last).count() as u32)
     }
 
     /// The next to go, beside those that are `chosen`.
@@ -47,7 +63,7 @@ impl Scheduler {
             let mut held = self.tenants.held(owner);
             for &slot in chosen {
                 let sequence = self.slots[slot as usize].as_ref().filter(|one| one.request.tenant == owner);
-                held.subtract(sequence.map_or(Held::default(), |one| Held::of_one(one.blocks.len() as u32)));
+                held.subtract(sequence.map_or(Held::default(), |one| Held::of_one(one.charge)));
             }
             let (held, share, needed) = if slots_short {
                 (held.slots, share.slots, 1)

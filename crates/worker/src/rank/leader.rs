@@ -232,7 +232,9 @@ impl Leader {
     /// Hands out as many steps as may be in flight.
     fn plan(&mut self) -> Result<(), EpochError> {
         while let Some(step) = self.scheduler.plan() {
-            self.streams.admitted(&self.scheduler.take_admitted());
+            let admitted = self.scheduler.take_admitted();
+            self.stats.admitted(&admitted);
+            self.streams.admitted(&admitted);
             self.stats.preempted(self.scheduler.take_preempted().len());
             if self.in_flight.is_empty() {
                 self.oldest_since = tokio::time::Instant::now();
@@ -277,6 +279,7 @@ mod tests {
         context_tokens_max: 1024,
         vocab: 1024,
         waiting_max: 64,
+        prefix_cache: true,
     };
 
     /// Every draw is the token's index.
@@ -347,6 +350,7 @@ mod tests {
             tenant: TenantId::default(),
             prompt_logprobs: None,
             grammar: None,
+            cache_salt: Some(0),
             trace: None,
         };
         let (link, events) = link();

@@ -66,6 +66,7 @@ impl Setup {
             context_tokens_max,
             vocab: card.vocab,
             waiting_max: options.waiting_requests_max as usize,
+            prefix_cache: options.prefix_cache,
         };
         let model = galerne_model::Options {
             threads: options.threads,

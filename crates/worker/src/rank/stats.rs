@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use galerne_sched::Load;
+use galerne_sched::{Admitted, Load};
 use galerne_types::Epoch;
 use galerne_wire::v1;
 
@@ -19,6 +19,9 @@ pub(crate) struct StepStats {
     steps: u64,
     tokens: u64,
     preemptions: u64,
+    /// Tokens of prompts that were looked up among what is kept, and found.
+    looked_up: u64,
+    cached: u64,
     control: Duration,
     control_max: Duration,
     /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
@@ -55,6 +58,14 @@ impl StepStats {
         self.preemptions += requests as u64;
     }
 
+    /// Requests got a slot for the first time.
+    pub(crate) fn admitted(&mut self, requests: &[Admitted]) {
+        for &Admitted { request: _, looked_up_tokens, cached_tokens } in requests {
+            self.looked_up += u64::from(looked_up_tokens);
+            self.cached += u64::from(cached_tokens);
+        }
+    }
+
     /// What routers are told of an epoch's steps, and of its load now.
     pub(crate) fn report(&self, load: &Load) -> v1::LoadReport {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -70,6 +81,9 @@ impl StepStats {
             steps_by_tokens: self.by_tokens.to_vec(),
             grammar_hits: 0, // whoever compiles grammars puts them in
             grammar_misses: 0,
+            prefix_cache_queries: self.looked_up,
+            prefix_cache_hits: self.cached,
+            prefix_cache: load.prefix_cache,
         }
     }
 

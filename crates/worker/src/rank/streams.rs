@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use galerne_sched::Admitted;
 use galerne_types::{Event, FinishReason, RequestId};
 use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event as News;
@@ -37,6 +38,8 @@ struct Open {
     traced: Option<Box<Traced>>,
     submitted: Instant,
     admitted: Option<Instant>,
+    /// Tokens of its prompt that were not run again.
+    cached_tokens: u32,
     /// Its first token was told.
     begun: bool,
 }
@@ -54,7 +57,8 @@ impl Open {
         let us = |from: Instant, to: Instant| {
             u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
         };
-        Some(v1::Timing { queued_us: us(self.submitted, admitted), prefill_us: us(admitted, now) })
+        let (queued_us, prefill_us) = (us(self.submitted, admitted), us(admitted, now));
+        Some(v1::Timing { queued_us, prefill_us, cached_tokens: self.cached_tokens })
     }
 
     fn end(&mut self, reason: Option<FinishReason>) {
@@ -72,16 +76,17 @@ impl Streams {
 
     /// Takes in a stream.
     pub(crate) fn open(&mut self, request: RequestId, link: LinkSender, traced: Option<Box<Traced>>) {
-        let open = Open { link, traced, submitted: Instant::now(), admitted: None, begun: false };
+        let open =
+            Open { link, traced, submitted: Instant::now(), admitted: None, cached_tokens: 0, begun: false };
         self.open.insert(request, open);
     }
 
     /// Requests were admitted just now.
-    pub(crate) fn admitted(&mut self, requests: &[RequestId]) {
+    pub(crate) fn admitted(&mut self, requests: &[Admitted]) {
         let now = Instant::now();
-        for request in requests {
-            if let Some(open) = self.open.get_mut(request) {
-                open.admitted = Some(now);
+        for &Admitted { request, looked_up_tokens: _, cached_tokens } in requests {
+            if let Some(open) = self.open.get_mut(&request) {
+                (open.admitted, open.cached_tokens) = (Some(now), cached_tokens);
                 if let Some(traced) = &mut open.traced {
                     traced.admitted();
                 }
@@ -209,14 +214,14 @@ mod tests {
         let (sender, mut receiver) = link();
         let (mut streams, id) = (Streams::default(), request_id(0, 1));
         streams.open(id, sender, None);
-        streams.admitted(&[id]);
+        streams.admitted(&[Admitted { request: id, looked_up_tokens: 70, cached_tokens: 64 }]);
         streams.emit(token(id, 0));
         streams.emit(token(id, 1));
         let timed = read(&mut receiver).unwrap().unwrap().into_iter().map(|event| match event.event {
-            Some(News::Token(token)) => token.timing.is_some(),
+            Some(News::Token(token)) => token.timing.map(|timing| timing.cached_tokens),
             other => panic!("{other:?}"),
         });
-        assert_eq!(timed.collect::<Vec<_>>(), [true, false]);
+        assert_eq!(timed.collect::<Vec<_>>(), [Some(64), None]);
     }
 
     #[test]

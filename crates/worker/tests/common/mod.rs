@@ -68,6 +68,7 @@ impl Cluster {
             sequences_max: 8,
             step_tokens_max: 64,
             waiting_requests_max: 1024,
+            prefix_cache: true,
             rehearse: None,
         }
     }

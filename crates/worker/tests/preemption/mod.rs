@@ -24,6 +24,7 @@ fn long(cluster: &Cluster, health: &Health, seed: u64) -> Asked {
     asked.stop_tokens = vec![END];
     asked.grammar = Some(v1::Grammar::from(&Grammar::Regex("([a-z ]{4}[A-Z]){1000}".into())));
     asked.tenant = 1;
+    asked.cache_salt = Some(0);
     request
 }
 

@@ -47,6 +47,16 @@ pub(crate) fn sequence(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize
     slices
 }
 
+/// The slices of a slot behind its first `prefix` positions, whose blocks are those of the slot `of`.
+pub(crate) fn sharing(slot: u32, of: u32, prefix: usize, mut slices: Vec<Slice>) -> Vec<Slice> {
+    slices.retain(|slice| slice.start as usize >= prefix);
+    for slice in &mut slices {
+        assert_eq!(slice.slot, slot);
+        slice.blocks[..prefix / KV_BLOCK_TOKENS].copy_from_slice(&blocks(of, prefix));
+    }
+    slices
+}
+
 /// Runs sequences beside each other: step i holds the i-th slice of each.
 pub(crate) fn steps(sequences: Vec<Vec<Slice>>) -> Vec<Step> {
     let count = sequences.iter().map(Vec::len).max().unwrap_or(0);

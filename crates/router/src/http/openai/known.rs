@@ -7,7 +7,6 @@ use crate::http::fields::Known;
 pub(in crate::http) const KNOWN: Known = Known { harmless: HARMLESS, neutral: NEUTRAL, advice: ADVICE };
 
 const HARMLESS: &[&str] = &[
-    "cache_salt",                // nothing is cached between requests
     "guided_decoding_backend",   // there is one
     "guided_whitespace_pattern", // whitespace is as the grammar says
     "include_reasoning",         // no reasoning is told apart

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::format;
 use super::reply::View;
-use crate::ask::{MaxTokens, Options, Truncate, random_seed};
+use crate::ask::{MaxTokens, Options, Truncate, random_seed, salt};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::limits::RequestLimits;
@@ -61,6 +61,7 @@ pub(in crate::http) fn options(
         grammar_field: grammar_field.unwrap_or("grammar"),
         include_stop: fields.take_bool("include_stop_str_in_output")?,
         truncate,
+        cache_salt: Some(salt(&fields.take::<String>("cache_salt", "a string")?.unwrap_or_default())),
         ..Options::new(sampling(fields, logprobs)?, max_tokens)
     })
 }

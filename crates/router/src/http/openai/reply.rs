@@ -231,7 +231,7 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens: 0 },
+            prompt_tokens_details: PromptDetails { cached_tokens: choices.cached_tokens() },
             completion_tokens_details: CompletionDetails { reasoning_tokens: 0 },
         }
     }

@@ -154,7 +154,7 @@ fn usage(choices: &Choices) -> Value {
     let (input, output) = (choices.prompt_tokens(), choices.generated());
     json!({
         "input_tokens": input,
-        "input_tokens_details": { "cached_tokens": 0, "cache_write_tokens": 0 },
+        "input_tokens_details": { "cached_tokens": choices.cached_tokens(), "cache_write_tokens": 0 },
         "output_tokens": output,
         "output_tokens_details": { "reasoning_tokens": 0 },
         "total_tokens": input + output,

@@ -1,0 +1,95 @@
+//! A rank that computes nothing but what depends on what: the content of a position is a function of its token, its place
+//! and the contents that it sees, so whoever reads a block that is not its own draws another token.
+
+use galerne_sched::Limits;
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{Draw, FinishReason, Input, Request, Sampled, Slice, Step, TokenId, TokenOut};
+
+pub(crate) const VOCAB: u32 = 60;
+
+pub(crate) struct Rank {
+    pub(crate) limits: Limits,
+    /// Of each position of each block.
+    memory: Vec<u64>,
+    /// The last drawn token of each slot.
+    last: Vec<TokenId>,
+}
+
+impl Rank {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let positions = limits.kv_blocks as usize * KV_BLOCK_TOKENS;
+        Self {
+            limits: limits.clone(),
+            memory: vec![0; positions],
+            last: vec![0; limits.sequences_max as usize],
+        }
+    }
+
+    pub(crate) fn run(&mut self, step: &Step) -> Sampled {
+        let mut sampled = Sampled::default();
+        for slice in &step.slices {
+            let drawn = self.run_slice(slice);
+            sampled.tokens.push(drawn.map(TokenOut::unreported));
+            let scores =
+                slice.score.as_ref().map(|score| score.targets.iter().copied().map(TokenOut::unreported));
+            sampled.scores.extend(scores.map(Iterator::collect));
+        }
+        sampled
+    }
+
+    fn run_slice(&mut self, slice: &Slice) -> Option<TokenId> {
+        let tokens = match &slice.input {
+            Input::Tokens(tokens) => tokens.clone(),
+            Input::Last => vec![self.last[slice.slot as usize]],
+        };
+        let mut content = 0;
+        for (position, token) in (slice.start as usize..).zip(tokens) {
+            let at = |position: usize| {
+                slice.blocks[position / KV_BLOCK_TOKENS] as usize * KV_BLOCK_TOKENS
+                    + position % KV_BLOCK_TOKENS
+            };
+            content = computed(token, position, (0..position).map(|seen| self.memory[at(seen)]));
+            self.memory[at(position)] = content;
+        }
+        let token = drawn(slice.draw.as_ref()?, content);
+        self.last[slice.slot as usize] = token;
+        Some(token)
+    }
+}
+
+/// The answer that a request gets with the whole memory to itself, and why it ends.
+pub(crate) fn alone(request: &Request, limits: &Limits) -> (Vec<TokenId>, FinishReason) {
+    let (mut tokens, mut contents, mut answer) = (request.prompt.clone(), Vec::new(), Vec::new());
+    for index in 0.. {
+        while contents.len() < tokens.len() {
+            let position = contents.len();
+            contents.push(computed(tokens[position], position, contents.iter().copied()));
+        }
+        let token = drawn(&Draw::new(request.sampling.clone(), index), contents[tokens.len() - 1]);
+        answer.push(token);
+        tokens.push(token);
+        if request.stop_tokens.contains(&token) {
+            return (answer, FinishReason::Stop);
+        }
+        if index + 1 == request.max_tokens || tokens.len() == limits.context_tokens_max as usize {
+            return (answer, FinishReason::Length);
+        }
+    }
+    unreachable!("every answer ends")
+}
+
+fn computed(token: TokenId, position: usize, seen: impl Iterator<Item = u64>) -> u64 {
+    seen.fold(mix(u64::from(token), position as u64), mix)
+}
+
+fn drawn(draw: &Draw, content: u64) -> TokenId {
+    (mix(mix(content, draw.sampling.seed), draw.index.into()) % u64::from(VOCAB)) as TokenId
+}
+
+/// Two numbers stirred into one (SplitMix64: Steele, Lea, Flood, OOPSLA 2014).
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.wrapping_mul(31).wrapping_add(b).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
+}
