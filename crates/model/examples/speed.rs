@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn timed(rank: &mut Rank, start: usize, input: Input) -> Result<f64, Box<dyn Error>> {
     let blocks = (0..(start + input.len()).div_ceil(KV_BLOCK_TOKENS) as u32).collect();
     let draw = Some(Draw::new(Sampling::greedy(), 0));
-    let slice = Slice { slot: 0, start: start as u32, input, blocks, draw, score: None };
+    let slice = Slice { slot: 0, start: start as u32, input, first_block: 0, blocks, draw, score: None };
     let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: Vec::new() };
     let begin = Instant::now();
     rank.step(&step, &mut |_| None)?;

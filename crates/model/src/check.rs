@@ -15,12 +15,19 @@ pub(crate) struct Bounds {
     pub(crate) step_tokens_max: usize,
     /// Positions of one sequence.
     pub(crate) positions_max: usize,
+    /// Positions that a query sees, its own included; all before it without a window.
+    pub(crate) window: Option<usize>,
 }
 
 impl Bounds {
     /// Positions whose logits are held at once.
     pub(crate) fn round_max(&self) -> usize {
         self.step_tokens_max.min(ROUND_MAX)
+    }
+
+    /// The first position that a query sees.
+    pub(crate) fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
@@ -60,7 +67,8 @@ pub(crate) fn place(
         let in_slice = |what: String| refuse(format!("slice {index}: {what}"));
         check_slot(slice, bounds, &mut seen).map_err(in_slice)?;
         check_blocks(slice, bounds).map_err(in_slice)?;
-        written.extend_from_slice(&slice.blocks[slice.start as usize / KV_BLOCK_TOKENS..]);
+        let first = slice.start as usize / KV_BLOCK_TOKENS - slice.first_block as usize;
+        written.extend_from_slice(&slice.blocks[first..]);
         let drawn;
         let tokens = match &slice.input {
             Input::Tokens(tokens) => tokens.as_slice(),
@@ -112,7 +120,11 @@ fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
             bounds.positions_max
         ));
     }
-    let needed = end.div_ceil(KV_BLOCK_TOKENS);
+    let (first, seen) = (slice.first_block as usize, bounds.first_seen(slice.start as usize));
+    if first > seen / KV_BLOCK_TOKENS {
+        return Err(format!("its KV blocks begin with block {first}, but it sees position {seen}"));
+    }
+    let needed = end.div_ceil(KV_BLOCK_TOKENS) - first;
     if slice.blocks.len() != needed {
         return Err(format!("{end} positions need {needed} KV blocks, not {}", slice.blocks.len()));
     }
@@ -165,12 +177,18 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { vocab: 100, kv_blocks: 8, sequences_max: 4, step_tokens_max: 64, positions_max: 128 };
+    const BOUNDS: Bounds = Bounds {
+        vocab: 100,
+        kv_blocks: 8,
+        sequences_max: 4,
+        step_tokens_max: 64,
+        positions_max: 128,
+        window: Some(40),
+    };
 
     fn slice(slot: u32, start: u32, tokens: usize, blocks: &[BlockId]) -> Slice {
         let input = Input::Tokens((0..tokens as u32).collect());
-        Slice { slot, start, input, blocks: blocks.to_vec(), draw: None, score: None }
+        Slice { slot, start, input, first_block: 0, blocks: blocks.to_vec(), draw: None, score: None }
     }
 
     fn run(slices: Vec<Slice>) -> Result<Vec<Place>, String> {
@@ -202,6 +220,17 @@ mod tests {
     #[test]
     fn full_blocks_can_be_shared() {
         assert!(run(vec![slice(0, 32, 1, &[3, 4]), slice(1, 32, 1, &[3, 5])]).is_ok());
+    }
+
+    #[test]
+    fn blocks_that_left_the_window_need_not_be_there() {
+        // The first position of the slice, 71, sees itself and 39 before it; 72 sees the second block alone.
+        let behind = |start, blocks: &[BlockId]| Slice { first_block: 1, ..slice(0, start, 1, blocks) };
+        assert!(run(vec![behind(71, &[3, 4])]).is_ok());
+        assert!(run(vec![slice(0, 71, 1, &[2, 3, 4])]).is_ok());
+        let refusal = run(vec![behind(70, &[3, 4])]).unwrap_err();
+        assert!(refusal.contains("begin with block 1, but it sees position 31"), "{refusal}");
+        assert!(run(vec![behind(71, &[2, 3, 4])]).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use galerne_collective::{Collective, tree};
 use galerne_types::Slice;
+use galerne_types::limits::KV_BLOCK_TOKENS;
 
 use crate::attention::Attend;
 use crate::check::Place;
@@ -220,7 +221,9 @@ impl Forward {
                         k.row(token, 0..kv_heads * dim).chunks_exact_mut(dim).zip(values).enumerate()
                     {
                         rope.turn(position, 1.0, key);
-                        kv.store(head, &slices[slice].blocks, position, key, value);
+                        let Slice { first_block, blocks, .. } = &slices[slice];
+                        let position = position - *first_block as usize * KV_BLOCK_TOKENS;
+                        kv.store(head, blocks, position, key, value);
                     }
                 }
             }
@@ -240,8 +243,13 @@ impl Forward {
                 let (token, kv_head) = (task / kv_heads, task % kv_heads);
                 let Place { position, slice, .. } = places[token];
                 let columns = kv_head * group * dim..(kv_head + 1) * group * dim;
-                // SAFETY: a task's queries and outputs are its own; `check` has seen to it that the blocks exist and
-                // reach to the position, and every position up to it has been stored, here or in an earlier step.
+                let Slice { first_block, blocks, .. } = &slices[slice];
+                // Pieces are cut by absolute position; without those before the first block the rest is cut alike.
+                let behind = *first_block as usize * KV_BLOCK_TOKENS;
+                let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                // SAFETY: a task's queries and outputs are its own; `check` has seen to it that the blocks exist, begin
+                // no later than what is seen and reach to the position, and every position of them up to it has been
+                // stored, here or in an earlier step.
                 unsafe {
                     let (queries, out) = (q.row(token, columns.clone()), attended.row(token, columns));
                     isa.run(Attend {
@@ -250,9 +258,9 @@ impl Forward {
                         tiles: kv.head(kv_head),
                         stride: kv.stride,
                         tile: kv.tile,
-                        blocks: &slices[slice].blocks,
-                        first: window.map_or(0, |window| (position + 1).saturating_sub(window)),
-                        last: position,
+                        blocks,
+                        first: first - behind,
+                        last: position - behind,
                         out: out.as_mut_ptr(),
                     });
                 }

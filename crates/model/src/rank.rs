@@ -122,7 +122,10 @@ impl Rank {
             });
         }
         let config = &weights.config;
-        let positions = config.context_tokens_max.min(options.kv_blocks.saturating_mul(KV_BLOCK_TOKENS));
+        let positions = match window {
+            Some(_) => config.context_tokens_max, // blocks that have left the window are used again
+            None => config.context_tokens_max.min(options.kv_blocks.saturating_mul(KV_BLOCK_TOKENS)),
+        };
         // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
         let cores = available_parallelism().map_or(1, usize::from);
         let team = Team::new(options.threads, options.threads * world_size > cores)?;
@@ -135,6 +138,7 @@ impl Rank {
             sequences_max: options.sequences_max,
             step_tokens_max: options.step_tokens_max,
             positions_max: positions,
+            window,
         };
         let forward = Forward::new(&weights, engine, room);
         let head = Head::new(&weights, bounds.round_max());

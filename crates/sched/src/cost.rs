@@ -96,7 +96,7 @@ mod tests {
 
     fn slice(start: u32, tokens: usize) -> Slice {
         let input = Input::Tokens(vec![1; tokens]);
-        Slice { slot: 0, start, input, blocks: Vec::new(), draw: None, score: None }
+        Slice { slot: 0, start, input, first_block: 0, blocks: Vec::new(), draw: None, score: None }
     }
 
     #[test]

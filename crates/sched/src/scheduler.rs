@@ -5,9 +5,10 @@ mod prefixes;
 
 use galerne_types::limits::{KV_BLOCK_TOKENS, STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{
-    BlockId, Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
+    Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
 };
 
+pub(crate) use self::prefixes::Prefix;
 use self::prefixes::looked_up_tokens;
 use crate::blocks::BlockPool;
 use crate::check::check;
@@ -29,12 +30,32 @@ pub struct Limits {
     pub step_tokens_max: u32,
     /// Tokens of a prompt and its answer together.
     pub context_tokens_max: u32,
+    /// Positions that a token sees, its own included; all before it without a window.
+    pub window_tokens: Option<u32>,
     /// Tokens of the vocabulary.
     pub vocab: u32,
     /// Requests that wait for a slot or for blocks before more are refused.
     pub waiting_max: usize,
     /// Whether KV blocks are kept for prompts to come.
     pub prefix_cache: bool,
+}
+
+impl Limits {
+    /// KV blocks that a sequence of so many positions holds at once, at most: all of them, or with a window those that a
+    /// step's chunk and the window before it touch.
+    pub fn kv_blocks_held(&self, positions: u32) -> u32 {
+        let block = KV_BLOCK_TOKENS as u32;
+        let seen = |window: u32| (window.saturating_sub(1)).saturating_add(self.step_tokens_max);
+        // The first and the last of them may be touched in a single position.
+        let touched = self.window_tokens.map_or(u32::MAX, |window| (seen(window) - 1).div_ceil(block) + 1);
+        positions.div_ceil(block).min(touched)
+    }
+
+    /// The first block that a position sees.
+    pub(crate) fn first_seen(&self, position: u32) -> u32 {
+        let first = self.window_tokens.map_or(0, |window| (position + 1).saturating_sub(window));
+        first / KV_BLOCK_TOKENS as u32
+    }
 }
 
 /// A request that has got a slot for the first time.
@@ -70,7 +91,8 @@ pub struct Load {
 /// **Admission**: the oldest request of the tenant that was served least (`tenants`) is admitted once a slot and all
 /// blocks that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. With one
 /// tenant that is first come, first served. What was admitted never lacks a block: no deadlock, at the price of blocks
-/// that stay empty when an answer ends early. Slots and blocks are kept free for whoever comes: among several tenants, one
+/// that stay empty when an answer ends early. With a sliding window a request needs no more at once than the window and a
+/// chunk touch: it takes blocks as it goes on, and gives back those that left the window. Slots and blocks are kept free for whoever comes: among several tenants, one
 /// that holds more than an equal share is passed over unless it leaves to each of the others what that one wanted lately,
 /// and a quarter of all to whoever comes.
 ///
@@ -103,6 +125,8 @@ pub struct Scheduler {
     /// Requests preempted since they were last asked for.
     preempted_since: Vec<RequestId>,
     pool: BlockPool,
+    /// Blocks that the running sequences may hold at once, those counted several times that they share.
+    reserved: u32,
 }
 
 impl Scheduler {
@@ -110,12 +134,13 @@ impl Scheduler {
     ///
     /// # Panics
     /// If one of the limits leaves no room for anything.
-    pub fn new(epoch: Epoch, limits: Limits) -> Self {
+    pub fn new(epoch: Epoch, mut limits: Limits) -> Self {
         let Limits {
             kv_blocks, sequences_max, step_tokens_max, context_tokens_max, vocab, waiting_max, ..
         } = limits;
         let fit = [kv_blocks, sequences_max, step_tokens_max, vocab].iter().all(|&limit| limit > 0);
         assert!(fit && context_tokens_max > 1 && waiting_max > 0, "limits leave no room to run: {limits:?}");
+        limits.window_tokens = limits.window_tokens.filter(|&window| window < context_tokens_max);
         Self {
             epoch,
             steps_planned: 0,
@@ -126,6 +151,7 @@ impl Scheduler {
             admitted_since: Vec::new(),
             preempted_since: Vec::new(),
             pool: BlockPool::new(kv_blocks),
+            reserved: 0,
             limits,
         }
     }
@@ -233,8 +259,8 @@ impl Scheduler {
         while self.tenants.waiting() > 0 {
             let (free, total) = (self.free(), self.total());
             let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
-            let found = if free.slots > 0 { self.find_prefix(tenant) } else { Vec::new() };
-            let shared = found.iter().filter(|&&block| self.pool.holders(block) > 0).count() as u32;
+            let found = if free.slots > 0 { self.find_prefix(tenant) } else { Prefix::default() };
+            let shared = self.needed_no_more(&found);
             if free.slots == 0 || free.kv_blocks < needed - shared {
                 match self.make_room(tenant, needed - shared) {
                     true => continue,
@@ -246,14 +272,19 @@ impl Scheduler {
         }
     }
 
-    /// Gives a tenant's next request a slot, the blocks that were found for it, and `needed` in all.
-    fn start(&mut self, tenant: TenantId, slot: usize, found: Vec<BlockId>, needed: u32) {
-        let (before, cached_blocks) = (self.pool.free(), found.len() as u32);
-        found.iter().for_each(|&block| self.pool.hold(block));
-        let mut blocks = found;
-        blocks.extend(self.pool.take(needed - cached_blocks).expect("so many blocks are free"));
-        let charge = before - self.pool.free();
-        let cached_tokens = cached_blocks * KV_BLOCK_TOKENS as u32;
+    /// Gives a tenant's next request a slot, the blocks that were found for it, and `needed` in all, at once or as it goes on.
+    fn start(&mut self, tenant: TenantId, slot: usize, mut found: Prefix, needed: u32) {
+        let (before, cached_tokens) = (self.pool.free(), found.tokens());
+        found.blocks.iter().for_each(|&block| self.pool.hold(block));
+        let charge = match self.limits.window_tokens {
+            Some(_) => needed,
+            None => {
+                let more = needed - found.blocks.len() as u32;
+                found.blocks.extend(self.pool.take(more).expect("so many blocks are free"));
+                before - self.pool.free()
+            }
+        };
+        self.reserved += needed;
         let arrived = self.tenants.admit(tenant, charge, cached_tokens);
         let arrived = arrived.expect("whose turn it is has a request");
         if !arrived.resumes {
@@ -261,14 +292,18 @@ impl Scheduler {
             let request = arrived.request.id;
             self.admitted_since.push(Admitted { request, looked_up_tokens, cached_tokens });
         }
-        self.slots[slot] = Some(Sequence::new(arrived, blocks, cached_blocks, charge, &self.limits));
+        self.slots[slot] = Some(Sequence::new(arrived, found, cached_tokens, charge, &self.limits));
         self.admitted.push(slot as u32);
     }
 
-    /// What nobody holds.
+    /// What nobody holds, or may take later.
     fn free(&self) -> Held {
         let slots = self.slots.iter().filter(|slot| slot.is_none()).count() as u32;
-        Held { slots, kv_blocks: self.pool.free() }
+        let kv_blocks = match self.limits.window_tokens {
+            Some(_) => self.pool.total() - self.reserved,
+            None => self.pool.free(),
+        };
+        Held { slots, kv_blocks }
     }
 
     fn total(&self) -> Held {
@@ -281,6 +316,7 @@ impl Scheduler {
             let sequence = occupied(&mut self.slots, slot);
             if sequence.decodes() {
                 self.tenants.serve_answer(sequence.request.tenant);
+                sequence.slide(1, &self.limits, &mut self.pool);
                 slices.push(sequence.plan_decode(slot));
             }
         }
@@ -310,6 +346,7 @@ impl Scheduler {
                 tokens_left -= tokens;
                 others_left -= if others { tokens } else { 0 };
                 self.tenants.serve_prompt(sequence.request.tenant, tokens);
+                sequence.slide(tokens, &self.limits, &mut self.pool);
                 slices.push(sequence.plan_prefill(slot, tokens));
                 if self.limits.prefix_cache {
                     sequence.name_blocks(&mut self.pool);
@@ -355,8 +392,9 @@ impl Scheduler {
             return;
         }
         let sequence = self.slots[slot as usize].take().expect("it was there just now");
-        let needed = sequence.blocks.len() as u32;
+        let needed = sequence.needed;
         self.pool.give_back(&sequence.blocks);
+        self.reserved -= needed;
         self.admitted.retain(|&other| other != slot);
         if !sequence.yields {
             let unplanned = sequence.prompt_left();

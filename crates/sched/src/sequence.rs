@@ -7,15 +7,20 @@ use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Score,
 
 use crate::blocks::BlockPool;
 use crate::chain::Chain;
-use crate::scheduler::Limits;
+use crate::scheduler::{Limits, Prefix};
 use crate::tenants::Arrived;
 
 /// An accepted request and how far it has come. Planning runs ahead of what is committed, so both are counted.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) request: Request,
-    /// KV blocks for every position that the sequence can reach. The first ones it may share with others.
+    /// KV blocks for every position that the sequence can reach, or with a window those that it sees next. The first ones
+    /// it may share with others.
     pub(crate) blocks: Vec<BlockId>,
+    /// Blocks that have left the window.
+    first_block: u32,
+    /// Blocks that it may hold at once.
+    pub(crate) needed: u32,
     /// Those of them that were free when it came: what its tenant holds for it.
     pub(crate) charge: u32,
     chain: Chain,
@@ -48,10 +53,10 @@ fn index_end(request: &Request, limits: &Limits) -> u32 {
     request.max_tokens.min(request.first_index.saturating_add(room))
 }
 
-/// KV blocks that `request` can need: its last token is drawn, but never run, so it needs no position.
+/// KV blocks that `request` can need at once: its last token is drawn, but never run, so it needs no position.
 pub(crate) fn blocks_needed(request: &Request, limits: &Limits) -> u32 {
     let tokens = index_end(request, limits) - request.first_index;
-    blocks_of(request.prompt.len() as u32 + tokens - 1)
+    limits.kv_blocks_held(request.prompt.len() as u32 + tokens - 1)
 }
 
 fn blocks_of(positions: u32) -> u32 {
@@ -59,27 +64,29 @@ fn blocks_of(positions: u32) -> u32 {
 }
 
 impl Sequence {
-    /// A request that was checked, with the blocks that it can need, of which `found` hold the beginning of its prompt
-    /// already, and `charge` were free.
+    /// A request that was checked, with blocks of which the first hold `cached_tokens` of its prompt already.
     pub(crate) fn new(
         arrived: Arrived,
-        blocks: Vec<BlockId>,
-        found: u32,
+        held: Prefix,
+        cached_tokens: u32,
         charge: u32,
         limits: &Limits,
     ) -> Self {
-        let Arrived { request, chain, resumes: resumed, .. } = arrived;
+        let Arrived { request, chain, resumes: resumed, kv_blocks: needed, .. } = arrived;
+        let Prefix { first_block, blocks } = held;
         Self {
             blocks,
+            first_block,
+            needed,
             charge,
             chain,
-            named: found,
+            named: cached_tokens / KV_BLOCK_TOKENS as u32,
             steps_in_flight: 0,
             ended: false,
             yields: false,
             resumed,
             answer: Vec::new(),
-            positions_planned: found * KV_BLOCK_TOKENS as u32,
+            positions_planned: cached_tokens,
             index_planned: request.first_index,
             index_committed: request.first_index,
             index_end: index_end(&request, limits),
@@ -134,10 +141,26 @@ impl Sequence {
             return;
         }
         let keys = self.chain.keys(&self.request, &self.answer, full);
-        for (&block, &key) in self.blocks.iter().zip(keys).skip(self.named as usize) {
-            pool.name(block, key);
+        let held = (self.first_block..full).zip(&self.blocks).filter(|&(index, _)| index >= self.named);
+        for (index, &block) in held {
+            if let Some(&key) = keys.get(index as usize) {
+                pool.name(block, key);
+            }
         }
         self.named = full;
+    }
+
+    /// Gives back the blocks that no position sees from the next one on, and takes those that the next `tokens` need. Without
+    /// a window there are none of either. Ranks run steps in order: whoever takes such a block writes it after the steps
+    /// under way have read it.
+    pub(crate) fn slide(&mut self, tokens: u32, limits: &Limits, pool: &mut BlockPool) {
+        let gone = limits.first_seen(self.positions_planned) - self.first_block;
+        let gone: Vec<BlockId> = self.blocks.drain(..gone as usize).collect();
+        pool.give_back(&gone);
+        self.first_block += gone.len() as u32;
+        let held = self.first_block + self.blocks.len() as u32;
+        let more = blocks_of(self.positions_planned + tokens).saturating_sub(held);
+        self.blocks.extend(pool.take(more).expect("no more are held than were kept free for it"));
     }
 
     /// The next chunk of the prompt, `tokens` long; the one that completes it draws.
@@ -166,8 +189,9 @@ impl Sequence {
         let start = self.positions_planned;
         self.positions_planned += input.len() as u32;
         self.steps_in_flight += 1;
-        let blocks = self.blocks[..blocks_of(self.positions_planned) as usize].to_vec();
-        Slice { slot, start, input, blocks, draw: draws.then(|| self.plan_draw()), score: None }
+        let first_block = self.first_block;
+        let blocks = self.blocks[..(blocks_of(self.positions_planned) - first_block) as usize].to_vec();
+        Slice { slot, start, input, first_block, blocks, draw: draws.then(|| self.plan_draw()), score: None }
     }
 
     fn plan_draw(&mut self) -> Draw {

@@ -67,8 +67,8 @@ struct Account {
 pub(crate) struct Arrived {
     /// In the order of arrival.
     number: u64,
-    /// What it can need.
-    kv_blocks: u32,
+    /// What it can need at once.
+    pub(crate) kv_blocks: u32,
     /// It has run before.
     pub(crate) resumes: bool,
     pub(crate) request: Request,

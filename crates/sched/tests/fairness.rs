@@ -14,6 +14,7 @@ fn limits(machine: Machine) -> Limits {
         sequences_max: 16,
         step_tokens_max: machine.step_tokens_max,
         context_tokens_max: 4096,
+        window_tokens: None,
         vocab: 100,
         waiting_max: 256,
         prefix_cache: false,

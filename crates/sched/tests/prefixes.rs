@@ -22,6 +22,7 @@ fn limits() -> Limits {
         sequences_max: 4,
         step_tokens_max: 64,
         context_tokens_max: 256,
+        window_tokens: None,
         vocab: VOCAB,
         waiting_max: 8,
         prefix_cache: true,
@@ -255,6 +256,36 @@ fn who_was_preempted_finds_what_it_had() {
     assert!(run < KV_BLOCK_TOKENS, "{run} tokens were run again");
 }
 
+#[test]
+fn with_a_window_a_stream_of_any_length_holds_the_same_memory() {
+    let windowed = Limits { window_tokens: Some(70), context_tokens_max: 10_000, ..limits() };
+    assert_eq!([1, 64, 200, 9_999].map(|positions| windowed.kv_blocks_held(positions)), [1, 2, 6, 6]);
+    let mut bench = Bench::new(&Limits { kv_blocks: 12, ..windowed });
+    let long = |id| Request { stop_tokens: Vec::new(), ..request(id, prompt(2000), 1500) };
+    (0..3).for_each(|id| bench.scheduler.submit(long(id)).unwrap());
+    while bench.told.get(&RequestId(1)).is_none_or(|(answer, ..)| answer.len() < 1400) {
+        while bench.plan() {}
+        let step = bench.in_flight.front().unwrap();
+        assert!(
+            step.slices.iter().all(|slice| slice.blocks.len() <= 6 && slice.first_block * 32 <= slice.start)
+        );
+        assert_eq!(bench.scheduler.load().waiting, 1, "two have room, at any length");
+        bench.commit();
+    }
+    bench.drain();
+    (0..3).for_each(|id| bench.check(&long(id)));
+    assert_eq!(bench.scheduler.load().kv_blocks_free, 12);
+}
+
+#[test]
+fn with_a_window_a_prompt_is_found_whose_beginning_is_gone() {
+    let mut bench = Bench::new(&Limits { window_tokens: Some(70), kv_blocks: 8, ..limits() });
+    bench.run(&request(0, prompt(224), 1));
+    bench.run(&Request { tenant: TenantId(1), ..request(1, prompt(33), 1) });
+    assert_eq!(bench.run(&request(2, prompt(230), 1)), 224);
+    assert_eq!(bench.run(&request(3, prompt(40), 1)), 0, "its first block made room for the other tenant's");
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Submit {
@@ -289,8 +320,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {
-    (6..30u32, 1..7u32, prop_oneof![1..7u32, 7..100u32]).prop_map(
-        |(kv_blocks, sequences_max, step_tokens_max)| Limits {
+    let window = prop_oneof![Just(None), prop_oneof![1..5u32, 5..40u32, 40..256u32].prop_map(Some)];
+    (window, 8..30u32, 1..7u32, prop_oneof![1..7u32, 7..100u32]).prop_map(
+        |(window_tokens, kv_blocks, sequences_max, step_tokens_max)| Limits {
+            window_tokens,
             kv_blocks,
             sequences_max,
             step_tokens_max,

@@ -17,6 +17,7 @@ fn limits() -> Limits {
         sequences_max: 4,
         step_tokens_max: 64,
         context_tokens_max: 256,
+        window_tokens: None,
         vocab: 100,
         waiting_max: 8,
         prefix_cache: true,

@@ -53,6 +53,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             sequences_max,
             step_tokens_max,
             context_tokens_max,
+            window_tokens: None,
             vocab: VOCAB,
             waiting_max,
             prefix_cache: false,

@@ -36,7 +36,10 @@ pub struct Slice {
     pub start: u32,
     /// The tokens to run.
     pub input: Input,
-    /// The sequence's KV blocks for positions 0 … start + tokens - 1, in order.
+    /// The first of the sequence's KV blocks that any of the slice's positions sees, counted from position 0: those before
+    /// it have left the window, and may hold something else by now.
+    pub first_block: u32,
+    /// From that one on, the sequence's KV blocks up to position start + tokens - 1, in order.
     pub blocks: Vec<BlockId>,
     /// Draw a token from the logits of the slice's last position.
     pub draw: Option<Draw>,

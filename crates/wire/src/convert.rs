@@ -303,7 +303,7 @@ impl TryFrom<v1::Step> for types::Step {
 
 impl From<&types::Slice> for v1::Slice {
     fn from(slice: &types::Slice) -> Self {
-        let types::Slice { slot, start, input, blocks, draw, score } = slice;
+        let types::Slice { slot, start, input, first_block, blocks, draw, score } = slice;
         let tokens = match input {
             types::Input::Tokens(tokens) => tokens.clone(),
             types::Input::Last => Vec::new(),
@@ -321,7 +321,8 @@ impl From<&types::Slice> for v1::Slice {
         let score = score
             .as_ref()
             .map(|types::Score { top, targets }| v1::Score { top: *top, targets: targets.clone() });
-        Self { slot: *slot, start: *start, tokens, blocks: blocks.clone(), draw, score }
+        let (slot, start, first_block) = (*slot, *start, *first_block);
+        Self { slot, start, tokens, first_block, blocks: blocks.clone(), draw, score }
     }
 }
 
@@ -329,7 +330,7 @@ impl TryFrom<v1::Slice> for types::Slice {
     type Error = WireError;
 
     fn try_from(slice: v1::Slice) -> Result<Self, WireError> {
-        let v1::Slice { slot, start, tokens, blocks, draw, score } = slice;
+        let v1::Slice { slot, start, tokens, first_block, blocks, draw, score } = slice;
         let input = if tokens.is_empty() { types::Input::Last } else { types::Input::Tokens(tokens) };
         let draw = draw.map(|v1::Draw { sampling, index, banned, history, grammar }| {
             let sampling = sampling.ok_or(WireError::Missing("draw.sampling"))?.try_into()?;
@@ -337,7 +338,7 @@ impl TryFrom<v1::Slice> for types::Slice {
             Ok(types::Draw { sampling, index, banned, history, grammar: grammar.map(types::RequestId) })
         });
         let score = score.map(|v1::Score { top, targets }| types::Score { top, targets });
-        Ok(Self { slot, start, input, blocks, draw: draw.transpose()?, score })
+        Ok(Self { slot, start, input, first_block, blocks, draw: draw.transpose()?, score })
     }
 }
 
@@ -388,10 +389,11 @@ mod tests {
             },
         );
         let score = proptest::option::of((0..=TOP_LOGPROBS_MAX, ids()));
-        (any::<u32>(), any::<u32>(), input, ids(), proptest::option::of(draw), score).prop_map(
-            |(slot, start, input, blocks, draw, score)| {
+        let blocks = (any::<u32>(), ids());
+        (any::<u32>(), any::<u32>(), input, blocks, proptest::option::of(draw), score).prop_map(
+            |(slot, start, input, (first_block, blocks), draw, score)| {
                 let score = score.map(|(top, targets)| types::Score { top, targets });
-                types::Slice { slot, start, input, blocks, draw, score }
+                types::Slice { slot, start, input, first_block, blocks, draw, score }
             },
         )
     }

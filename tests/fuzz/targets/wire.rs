@@ -33,6 +33,7 @@ fn steps() -> Vec<Vec<u8>> {
         slot,
         start,
         input,
+        first_block: 0,
         blocks: vec![slot],
         draw,
         score: None,

@@ -6,7 +6,7 @@ use galerne_types::{Epoch, Input, Slice, Step};
 
 use crate::support::files::{Model, Noise, config};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
-use crate::support::script::{greedy, known, sequence, sharing, steps};
+use crate::support::script::{greedy, known, ring, sequence, sharing, sliding, steps};
 
 fn checkpoint(dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
     let model = Model::random(config(8, 4, 16, 160, 300), 3);
@@ -89,6 +89,24 @@ fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
                 (steps(vec![computes[..2].to_vec()]), steps(vec![computes[2..].to_vec(), shares]));
             let found = run_group(&weights, &options(), &[before, beside].concat());
             assert_same(&only(&found, 1), &alone, &format!("{dtype}: {world_size} ranks"));
+        }
+    }
+}
+
+#[test]
+fn blocks_that_left_the_window_are_used_again() {
+    let (_folder, checkpoint) = checkpoint(Dtype::Q8_0);
+    let long = prompt(200, 1);
+    for window in [1, 16, 33, 64, 100] {
+        let options = Options { window: WindowChoice::Tokens(window), ..options() };
+        let alone = run(&mut solo(&checkpoint, &options), &steps(vec![sequence(0, &long, 200, 40)]));
+        for chunk in [1, 31, 32, 50] {
+            let slides = [0, 1].map(|slot| sliding(window, chunk, sequence(slot, &long, chunk, 40)));
+            let few = Options { kv_blocks: 2 * ring(window, chunk), ..options.clone() };
+            let found = run(&mut solo(&checkpoint, &few), &steps(slides.to_vec()));
+            for slot in [0, 1] {
+                assert_same(&only(&found, slot), &alone, &format!("window {window}, chunks of {chunk}"));
+            }
         }
     }
 }

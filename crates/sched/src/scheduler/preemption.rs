@@ -34,7 +34,7 @@ impl Scheduler {
         let before = self.free();
         for slot in chosen {
             let sequence = occupied(&mut self.slots, slot);
-            let (owner, needed) = (sequence.request.tenant, sequence.blocks.len() as u32);
+            let (owner, needed) = (sequence.request.tenant, sequence.needed);
             self.tenants.release(owner, sequence.charge, needed, sequence.prompt_left());
             self.preempted_since.push(sequence.request.id);
             sequence.yields = true;
@@ -46,6 +46,9 @@ impl Scheduler {
     /// What becomes free when a sequence goes: its slot, and those of its blocks that nobody else holds but others that
     /// are `going`, which tells how many holders of each block go.
     fn freed(&self, sequence: &Sequence, going: &mut BTreeMap<BlockId, u32>) -> Held {
+        if self.limits.window_tokens.is_some() {
+            return Held::of_one(sequence.needed);
+        }
         let last = |&&block: &&BlockId| {
             let holders = going.entry(block).or_insert(0);
             *holders += 1;

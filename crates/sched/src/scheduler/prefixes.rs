@@ -5,16 +5,52 @@ use galerne_types::{BlockId, Request, TenantId};
 
 use super::{Limits, Scheduler};
 
+/// The beginning of a prompt that need not be run.
+#[derive(Debug, Default)]
+pub(crate) struct Prefix {
+    /// Blocks in front that its next position does not see.
+    pub(crate) first_block: u32,
+    /// Those that it sees, in order.
+    pub(crate) blocks: Vec<BlockId>,
+}
+
+impl Prefix {
+    pub(super) fn tokens(&self) -> u32 {
+        (self.first_block + self.blocks.len() as u32) * KV_BLOCK_TOKENS as u32
+    }
+}
+
 impl Scheduler {
-    /// Blocks that hold the beginning of a tenant's next prompt, in order: whatever stands in a block is a function of its
-    /// tokens and those before them alone, so whoever computed it, the answer is the same. The last token of a prompt is
-    /// never among them, because its logits are drawn from.
-    pub(super) fn find_prefix(&mut self, tenant: TenantId) -> Vec<BlockId> {
-        let Some(arrived) = self.tenants.front(tenant) else { return Vec::new() };
+    /// What is kept of the beginning of a tenant's next prompt: whatever stands in a block is a function of its tokens and
+    /// those before them alone, so whoever computed it, the answer is the same. The last token of a prompt is never part
+    /// of it, because its logits are drawn from.
+    pub(super) fn find_prefix(&mut self, tenant: TenantId) -> Prefix {
+        let Some(arrived) = self.tenants.front(tenant) else { return Prefix::default() };
         let full =
             looked_up_tokens(&arrived.request, &self.limits).saturating_sub(1) / KV_BLOCK_TOKENS as u32;
         let keys = arrived.chain.keys(&arrived.request, &[], full);
-        keys.iter().map_while(|key| self.pool.find(key)).collect()
+        let (mut run, mut longest) = (Prefix::default(), 0..0);
+        for (block, key) in (0..).zip(keys) {
+            match self.pool.find(key) {
+                Some(found) => run.blocks.push(found),
+                None if self.limits.window_tokens.is_none() => break,
+                None => run = Prefix { first_block: block + 1, blocks: Vec::new() },
+            }
+            let first_seen = self.limits.first_seen((block + 1) * KV_BLOCK_TOKENS as u32);
+            if run.first_block <= first_seen && !run.blocks.is_empty() {
+                longest = first_seen..block + 1;
+            }
+        }
+        let seen = &keys[longest.start as usize..longest.end as usize];
+        let blocks = seen.iter().filter_map(|key| self.pool.find(key)).collect();
+        Prefix { first_block: longest.start, blocks }
+    }
+
+    /// Blocks of a prefix that are needed no more because others hold them already. With a window none counts: what others
+    /// give back as they go on, this one may still hold.
+    pub(super) fn needed_no_more(&self, found: &Prefix) -> u32 {
+        let held = |block: &&BlockId| self.limits.window_tokens.is_none() && self.pool.holders(**block) > 0;
+        found.blocks.iter().filter(held).count() as u32
     }
 }
 

@@ -45,10 +45,11 @@ impl Rank {
         let mut content = 0;
         for (position, token) in (slice.start as usize..).zip(tokens) {
             let at = |position: usize| {
-                slice.blocks[position / KV_BLOCK_TOKENS] as usize * KV_BLOCK_TOKENS
-                    + position % KV_BLOCK_TOKENS
+                let block = slice.blocks[position / KV_BLOCK_TOKENS - slice.first_block as usize];
+                block as usize * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS
             };
-            content = computed(token, position, (0..position).map(|seen| self.memory[at(seen)]));
+            let seen = first_seen(position, &self.limits)..position;
+            content = computed(token, position, seen.map(|seen| self.memory[at(seen)]));
             self.memory[at(position)] = content;
         }
         let token = drawn(slice.draw.as_ref()?, content);
@@ -63,7 +64,8 @@ pub(crate) fn alone(request: &Request, limits: &Limits) -> (Vec<TokenId>, Finish
     for index in 0.. {
         while contents.len() < tokens.len() {
             let position = contents.len();
-            contents.push(computed(tokens[position], position, contents.iter().copied()));
+            let seen = contents[first_seen(position, limits)..].iter().copied();
+            contents.push(computed(tokens[position], position, seen));
         }
         let token = drawn(&Draw::new(request.sampling.clone(), index), contents[tokens.len() - 1]);
         answer.push(token);
@@ -76,6 +78,10 @@ pub(crate) fn alone(request: &Request, limits: &Limits) -> (Vec<TokenId>, Finish
         }
     }
     unreachable!("every answer ends")
+}
+
+fn first_seen(position: usize, limits: &Limits) -> usize {
+    limits.window_tokens.map_or(0, |window| (position + 1).saturating_sub(window as usize))
 }
 
 fn computed(token: TokenId, position: usize, seen: impl Iterator<Item = u64>) -> u64 {

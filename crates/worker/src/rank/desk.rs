@@ -232,8 +232,15 @@ mod tests {
 
     fn draw(desk: &Desk, token: TokenId) {
         let draw = Draw { grammar: Some(ID), ..Draw::new(Sampling::greedy(), 0) };
-        let slice =
-            Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![], draw: Some(draw), score: None };
+        let slice = Slice {
+            slot: 0,
+            start: 0,
+            input: Input::Last,
+            first_block: 0,
+            blocks: vec![],
+            draw: Some(draw),
+            score: None,
+        };
         let token = TokenOut::unreported(token);
         let sampled = Sampled { tokens: vec![Some(token)], scores: Vec::new() };
         desk.drawn(&Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: vec![] }, &sampled);

@@ -20,6 +20,7 @@ pub(crate) fn digest(step: &Step, sampled: &Sampled) -> u64 {
             Input::Last => word(u64::MAX),
             Input::Tokens(tokens) => tokens.iter().for_each(|&token| word(token.into())),
         }
+        word(slice.first_block.into());
         word(slice.blocks.len() as u64);
         slice.blocks.iter().for_each(|&block| word(block.into()));
         word(slice.score.as_ref().map_or(u64::MAX, |score| score.targets.len() as u64));
@@ -42,6 +43,7 @@ mod tests {
             slot: 1,
             start: 2,
             input: Input::Tokens(vec![3, 4]),
+            first_block: 0,
             blocks: vec![5],
             draw: None,
             score: None,
@@ -50,12 +52,13 @@ mod tests {
         let sampled = |id| Sampled { tokens: vec![Some(TokenOut::unreported(id))], scores: Vec::new() };
         let base = digest(&step, &sampled(8));
         assert_eq!(base, digest(&step, &sampled(8)));
-        let changes: [fn(&mut Step); 8] = [
+        let changes: [fn(&mut Step); 9] = [
             |step| step.epoch = Epoch(0),
             |step| step.number = 0,
             |step| step.slices[0].slot = 0,
             |step| step.slices[0].start = 0,
             |step| step.slices[0].input = Input::Last,
+            |step| step.slices[0].first_block = 1,
             |step| step.slices[0].blocks.push(0),
             |step| step.slices[0].score = Some(Score { top: 0, targets: vec![1] }),
             |step| step.slices.clear(),

@@ -143,7 +143,15 @@ impl Engagement {
     fn warm_up(&self) -> Step {
         let draw = Draw::new(Sampling::greedy(), 0);
         let input = Input::Tokens(vec![0]);
-        let slice = Slice { slot: 0, start: 0, input, blocks: vec![0], draw: Some(draw), score: None };
+        let slice = Slice {
+            slot: 0,
+            start: 0,
+            input,
+            first_block: 0,
+            blocks: vec![0],
+            draw: Some(draw),
+            score: None,
+        };
         Step { epoch: self.epoch, number: 0, slices: vec![slice], traces: Vec::new() }
     }
 }

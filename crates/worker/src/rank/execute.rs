@@ -137,8 +137,15 @@ mod tests {
     }
 
     fn drawn(draw: Draw) -> TokenId {
-        let slice =
-            Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: Some(draw), score: None };
+        let slice = Slice {
+            slot: 0,
+            start: 0,
+            input: Input::Last,
+            first_block: 0,
+            blocks: vec![0],
+            draw: Some(draw),
+            score: None,
+        };
         let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: Vec::new() };
         // Of all tokens 64 alone may be drawn under a grammar.
         let mask = |request: RequestId| (request.0 == 7).then(|| vec![0, 0, 1, 0].into());
@@ -165,6 +172,7 @@ mod tests {
             slot: 0,
             start: 0,
             input: Input::Tokens(vec![4, 5, 6]),
+            first_block: 0,
             blocks: vec![0],
             draw: None,
             score,

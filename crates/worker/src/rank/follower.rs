@@ -144,7 +144,15 @@ mod tests {
     const EPOCH: Epoch = Epoch(5);
 
     fn order(epoch: u64, number: u64) -> v1::Step {
-        let slice = Slice { slot: 0, start: 0, input: Input::Last, blocks: vec![0], draw: None, score: None };
+        let slice = Slice {
+            slot: 0,
+            start: 0,
+            input: Input::Last,
+            first_block: 0,
+            blocks: vec![0],
+            draw: None,
+            score: None,
+        };
         v1::Step::from(&Step { epoch: Epoch(epoch), number, slices: vec![slice], traces: Vec::new() })
     }
 

@@ -277,6 +277,7 @@ mod tests {
         sequences_max: 16,
         step_tokens_max: 64,
         context_tokens_max: 1024,
+        window_tokens: None,
         vocab: 1024,
         waiting_max: 64,
         prefix_cache: true,

@@ -47,8 +47,22 @@ impl Setup {
             let bytes = kv_bytes_per_block(config, shards, rank).map_err(WorkerError::Model)?;
             block_bytes = block_bytes.max(bytes as u64);
         }
-        let context_blocks = context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32);
-        let kv_blocks = kv_blocks(options.kv, block_bytes, context_blocks, options.sequences_max)?;
+        let mut limits = Limits {
+            kv_blocks: 0,
+            sequences_max: options.sequences_max,
+            step_tokens_max: options.step_tokens_max,
+            context_tokens_max,
+            window_tokens: config.window.map(narrow),
+            vocab: narrow(config.vocab),
+            waiting_max: options.waiting_requests_max as usize,
+            prefix_cache: options.prefix_cache,
+        };
+        let least = limits.kv_blocks_held(context_tokens_max);
+        // What has left a window is of use all the same: it may be found again.
+        let useful =
+            u64::from(context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32)) * u64::from(options.sequences_max);
+        limits.kv_blocks = kv_blocks(options.kv, block_bytes, least.into(), useful)?;
+        let kv_blocks = limits.kv_blocks;
         if options.rehearse.is_none() {
             check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
         }
@@ -56,17 +70,8 @@ impl Setup {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
             digest: checkpoint.digest().to_owned(),
             context_tokens_max,
-            vocab: narrow(config.vocab),
+            vocab: limits.vocab,
             shards,
-        };
-        let limits = Limits {
-            kv_blocks,
-            sequences_max: options.sequences_max,
-            step_tokens_max: options.step_tokens_max,
-            context_tokens_max,
-            vocab: card.vocab,
-            waiting_max: options.waiting_requests_max as usize,
-            prefix_cache: options.prefix_cache,
         };
         let model = galerne_model::Options {
             threads: options.threads,
@@ -123,14 +128,7 @@ fn check(options: &RankOptions) -> Result<(), WorkerError> {
 }
 
 /// How many KV blocks a group gets: the same at all of its ranks, since all are told the same.
-fn kv_blocks(
-    size: KvSize,
-    block_bytes: u64,
-    context_blocks: u32,
-    sequences_max: u32,
-) -> Result<u32, WorkerError> {
-    let useful = u64::from(context_blocks) * u64::from(sequences_max);
-    let least = u64::from(context_blocks);
+fn kv_blocks(size: KvSize, block_bytes: u64, least: u64, useful: u64) -> Result<u32, WorkerError> {
     let blocks = match size {
         KvSize::Auto => (KV_BYTES_DEFAULT / block_bytes).min(useful).max(least),
         KvSize::Bytes(bytes) => (bytes / block_bytes).min(useful),
@@ -177,18 +175,18 @@ mod tests {
 
     #[test]
     fn kv_memory_holds_a_context_and_no_more_than_can_be_used() {
-        let auto = |block_bytes, context, sequences| kv_blocks(KvSize::Auto, block_bytes, context, sequences);
-        assert_eq!(auto(1 << 20, 100, 64).unwrap(), 1024, "1 GiB");
-        assert_eq!(auto(KIB, 100, 64).unwrap(), 6400, "all sequences at full length");
-        assert_eq!(auto(1 << 20, 4096, 64).unwrap(), 4096, "one full context");
-        assert_eq!(kv_blocks(KvSize::Bytes(10 * KIB), KIB, 4, 64).unwrap(), 10);
-        assert_eq!(kv_blocks(KvSize::Blocks(9), KIB, 4, 1).unwrap(), 9);
+        let auto = |block_bytes, least, useful| kv_blocks(KvSize::Auto, block_bytes, least, useful);
+        assert_eq!(auto(1 << 20, 100, 6400).unwrap(), 1024, "1 GiB");
+        assert_eq!(auto(KIB, 100, 6400).unwrap(), 6400, "all sequences at full length");
+        assert_eq!(auto(1 << 20, 4096, 4096 * 64).unwrap(), 4096, "one full context");
+        assert_eq!(kv_blocks(KvSize::Bytes(10 * KIB), KIB, 4, 256).unwrap(), 10);
+        assert_eq!(kv_blocks(KvSize::Blocks(9), KIB, 4, 4).unwrap(), 9);
     }
 
     #[test]
     fn too_little_is_refused_with_what_is_needed() {
         for size in [KvSize::Bytes(1 << 20), KvSize::Blocks(1)] {
-            let error = kv_blocks(size, 1 << 20, 4, 64).unwrap_err().to_string();
+            let error = kv_blocks(size, 1 << 20, 4, 256).unwrap_err().to_string();
             assert!(error.contains("which needs 4: give each rank at least 4 MiB"), "{error}");
         }
     }

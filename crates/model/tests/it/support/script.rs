@@ -21,7 +21,8 @@ fn blocks(slot: u32, end: usize) -> Vec<BlockId> {
 /// Known tokens from position `start` on, in one slice.
 pub(crate) fn known(slot: u32, start: usize, tokens: &[TokenId], draw: Option<Draw>) -> Slice {
     let blocks = blocks(slot, start + tokens.len());
-    Slice { slot, start: start as u32, input: Input::Tokens(tokens.to_vec()), blocks, draw, score: None }
+    let input = Input::Tokens(tokens.to_vec());
+    Slice { slot, start: start as u32, input, first_block: 0, blocks, draw, score: None }
 }
 
 /// A prompt in chunks of `chunk` tokens, then greedy tokens: `drawn` in all.
@@ -39,6 +40,7 @@ pub(crate) fn sequence(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize
             slot,
             start: start as u32,
             input: Input::Last,
+            first_block: 0,
             blocks,
             draw: greedy(index),
             score: None,
@@ -53,6 +55,25 @@ pub(crate) fn sharing(slot: u32, of: u32, prefix: usize, mut slices: Vec<Slice>)
     for slice in &mut slices {
         assert_eq!(slice.slot, slot);
         slice.blocks[..prefix / KV_BLOCK_TOKENS].copy_from_slice(&blocks(of, prefix));
+    }
+    slices
+}
+
+/// Blocks that a window and a chunk behind it touch at most.
+pub(crate) fn ring(window: usize, chunk: usize) -> usize {
+    (window - 1 + chunk + KV_BLOCK_TOKENS - 2) / KV_BLOCK_TOKENS + 1
+}
+
+/// The same slices with no more blocks than a window and a chunk touch: those that have left the window are used again.
+pub(crate) fn sliding(window: usize, chunk: usize, mut slices: Vec<Slice>) -> Vec<Slice> {
+    let count = ring(window, chunk);
+    for slice in &mut slices {
+        let first = (slice.start as usize + 1).saturating_sub(window) / KV_BLOCK_TOKENS;
+        slice.first_block = first as u32;
+        slice.blocks = (first..slice.blocks.len())
+            .map(|index| (slice.slot as usize * count + index % count) as BlockId)
+            .collect();
+        assert!(slice.blocks.len() <= count);
     }
     slices
 }
