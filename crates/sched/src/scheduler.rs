@@ -325,6 +325,9 @@ impl Scheduler {
     }
 
     fn plan_prompts(&mut self, slices: &mut Vec<Slice>) {
+        if !self.admitted.iter().any(|&slot| occupied(&mut self.slots, slot).prefills()) {
+            return;
+        }
         let mut tokens_left = self.limits.step_tokens_max - slices.len() as u32;
         let least_used = self.tenants.least_used();
         let mut prefilling: Vec<(u64, bool, u32)> = Vec::new();

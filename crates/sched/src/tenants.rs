@@ -22,6 +22,9 @@ const HELD_PER_FREE: u64 = 3;
 /// After so many steps a tenant is trusted to need one slot fewer than it once did, and half of its use is forgotten.
 const MEMORY_STEPS: u64 = 4096;
 
+/// Tenants are looked through for those that have been away for long once in so many steps.
+const SWEEP_STEPS: u64 = 64;
+
 /// A tenant that had nothing to ask comes back ahead of the others by the service of so many full steps, so that a short
 /// burst of a tenant that asks little does not wait.
 const CREDIT_STEPS: u64 = 4;
@@ -40,6 +43,17 @@ pub(crate) struct Tenants {
     /// What whoever was admitted last had been served: where a tenant starts that comes while nobody waits.
     virtual_time: u64,
     credit: u64,
+    /// Until a request comes or goes.
+    all: Option<All>,
+}
+
+/// What is added up over all accounts: between two requests that come or go it stays the same, step by step.
+#[derive(Clone, Copy, Debug)]
+struct All {
+    /// Tenants that have a request here.
+    busy: u32,
+    /// What the tenants may yet want, each of its equal share.
+    wanted: Held,
 }
 
 /// One tenant.
@@ -101,11 +115,23 @@ impl Held {
     fn max(self, other: Self) -> Self {
         Self { slots: self.slots.max(other.slots), kv_blocks: self.kv_blocks.max(other.kv_blocks) }
     }
+
+    /// One of so many equal shares.
+    fn share(self, of: usize) -> Self {
+        let of = (of as u32).max(1);
+        Self { slots: self.slots / of, kv_blocks: self.kv_blocks / of }
+    }
 }
 
 impl Account {
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.held.slots == 0
+    }
+
+    /// What it may yet want of its equal share.
+    fn wanted(&self, share: Held) -> Held {
+        let wanted = |of: fn(&Held) -> u32| of(&self.peak).min(of(&share)).saturating_sub(of(&self.held));
+        Held { slots: wanted(|held| held.slots), kv_blocks: wanted(|held| held.kv_blocks) }
     }
 
     fn serve(&mut self, service: u64) {
@@ -125,7 +151,7 @@ impl Account {
 impl Tenants {
     pub(crate) fn new(step_tokens_max: u32) -> Self {
         let credit = CREDIT_STEPS * u64::from(step_tokens_max);
-        Self { accounts: BTreeMap::new(), waiting: 0, arrivals: 0, virtual_time: 0, credit }
+        Self { accounts: BTreeMap::new(), waiting: 0, arrivals: 0, virtual_time: 0, credit, all: None }
     }
 
     /// Requests that wait.
@@ -159,6 +185,7 @@ impl Tenants {
         if free == 0 || waiting as u64 >= HELD_PER_FREE * free as u64 {
             return Err(Refusal::Overloaded { waiting });
         }
+        self.all = None;
         let start = self.start().saturating_sub(self.credit);
         let used = self.least_used().saturating_sub(self.credit);
         let account = self.accounts.entry(tenant).or_insert_with(|| Account { used, ..Account::default() });
@@ -176,6 +203,7 @@ impl Tenants {
 
     /// Puts the rest of a request that gave its slot up at the head of its tenant's queue.
     pub(crate) fn put_back(&mut self, request: Request, chain: Chain, kv_blocks: u32) {
+        self.all = None;
         let account = self.accounts.entry(request.tenant).or_default();
         account.asked.add(Held::of_one(kv_blocks));
         self.waiting += 1;
@@ -184,15 +212,24 @@ impl Tenants {
 
     /// Whether a tenant's next request, which can need so many blocks, fits its equal share among those that have
     /// requests here: then it need not wait for others who have more.
-    pub(crate) fn is_entitled(&self, tenant: TenantId, kv_blocks: u32, total: Held) -> bool {
+    pub(crate) fn is_entitled(&mut self, tenant: TenantId, kv_blocks: u32, total: Held) -> bool {
         let (share, held) = (self.share(total), self.held(tenant));
         held.slots < share.slots.max(1) && held.kv_blocks + kv_blocks <= share.kv_blocks
     }
 
     /// An equal share among those that have requests here.
-    pub(crate) fn share(&self, total: Held) -> Held {
-        let tenants = (self.busy() as u32).max(1);
-        Held { slots: total.slots / tenants, kv_blocks: total.kv_blocks / tenants }
+    pub(crate) fn share(&mut self, total: Held) -> Held {
+        total.share(self.all(total).busy as usize)
+    }
+
+    fn all(&mut self, total: Held) -> All {
+        let add = |all: All, account: &Account| {
+            let mut wanted = all.wanted;
+            wanted.add(account.wanted(total.share(self.accounts.len())));
+            All { busy: all.busy + u32::from(!account.is_idle()), wanted }
+        };
+        let none = All { busy: 0, wanted: Held::default() };
+        *self.all.get_or_insert_with(|| self.accounts.values().fold(none, add))
     }
 
     /// What those requests of a tenant hold that run and go on.
@@ -213,26 +250,31 @@ impl Tenants {
             if let Some(arrived) = position.and_then(|position| account.waiting.remove(position)) {
                 account.asked.subtract(Held::of_one(arrived.kv_blocks));
                 self.waiting -= 1;
+                self.all = None;
             }
         }
     }
 
     /// Whose turn it is, and how many blocks the request can need: the oldest one of the least served tenant that does
     /// not hold too much of `total` already.
-    pub(crate) fn due(&self, free: Held, total: Held) -> Option<(TenantId, u32)> {
-        let slots = Stock::new(self, |held| held.slots, free, total);
-        let kv_blocks = Stock::new(self, |held| held.kv_blocks, free, total);
+    pub(crate) fn due(&mut self, free: Held, total: Held) -> Option<(TenantId, u32)> {
+        let (wanted, share) = (self.all(total).wanted, total.share(self.accounts.len()));
+        let stock = Stock { free, share, wanted };
         let may_hold = |account: &Account, arrived: &Arrived| {
             self.accounts.len() == 1
                 || account.held.slots == 0
-                || slots.may_take(account, 1) && kv_blocks.may_take(account, arrived.kv_blocks)
+                || stock.may_take(account, 1, |held| held.slots)
+                    && stock.may_take(account, arrived.kv_blocks, |held| held.kv_blocks)
         };
-        let next = |(&tenant, account): (&TenantId, &Account)| {
-            let arrived = account.waiting.front()?;
+        let (mut first, mut due) = ((u64::MAX, u32::MAX, u64::MAX), None);
+        for (&tenant, account) in &self.accounts {
+            let Some(arrived) = account.waiting.front() else { continue };
             let turn = (account.service + account.outstanding, account.held.slots, arrived.number);
-            may_hold(account, arrived).then_some((turn, tenant, arrived.kv_blocks))
-        };
-        self.accounts.iter().filter_map(next).min().map(|(_, tenant, kv_blocks)| (tenant, kv_blocks))
+            if turn < first && may_hold(account, arrived) {
+                (first, due) = (turn, Some((tenant, arrived.kv_blocks)));
+            }
+        }
+        due
     }
 
     /// The oldest request of a tenant.
@@ -245,6 +287,7 @@ impl Tenants {
     pub(crate) fn admit(&mut self, tenant: TenantId, kv_blocks: u32, cached: u32) -> Option<Arrived> {
         let account = self.accounts.get_mut(&tenant)?;
         let arrived = account.waiting.pop_front()?;
+        self.all = None;
         self.waiting -= 1;
         self.virtual_time = self.virtual_time.max(account.service);
         account.held.add(Held::of_one(kv_blocks));
@@ -256,6 +299,7 @@ impl Tenants {
     /// Takes back a slot and the blocks of a request that could need `asked`; `unplanned` tokens of the prompt were never
     /// run.
     pub(crate) fn release(&mut self, tenant: TenantId, kv_blocks: u32, asked: u32, unplanned: u32) {
+        self.all = None;
         let account = self.accounts.entry(tenant).or_default();
         account.held.subtract(Held::of_one(kv_blocks));
         account.asked.subtract(Held::of_one(asked));
@@ -290,8 +334,12 @@ impl Tenants {
         self.accounts.values().map(|account| account.used).min().unwrap_or(0)
     }
 
-    /// Step `number` is being planned: forgets who has been away for long.
+    /// Step `number` is being planned: forgets who has been away for long, now and then.
     pub(crate) fn begin_step(&mut self, number: u64) {
+        if !number.is_multiple_of(SWEEP_STEPS) {
+            return;
+        }
+        self.all = None;
         self.accounts.retain(|_, account| {
             if !account.is_idle() {
                 account.seen = number;
@@ -313,36 +361,24 @@ impl Tenants {
     }
 }
 
-/// Slots or blocks, and who may take of them.
-struct Stock<F> {
-    of: F,
-    free: u32,
+/// Slots and blocks, and who may take of them.
+struct Stock {
+    free: Held,
     /// An equal share.
-    share: u32,
+    share: Held,
     /// What the tenants may yet want, each of its equal share.
-    wanted: u32,
+    wanted: Held,
 }
 
-impl<F: Fn(&Held) -> u32> Stock<F> {
-    fn new(tenants: &Tenants, of: F, free: Held, total: Held) -> Self {
-        let share = of(&total) / (tenants.accounts.len() as u32).max(1);
-        let mut stock = Self { free: of(&free), share, wanted: 0, of };
-        stock.wanted = tenants.accounts.values().map(|account| stock.wanted_by(account)).sum();
-        stock
-    }
-
-    fn wanted_by(&self, account: &Account) -> u32 {
-        (self.of)(&account.peak).min(self.share).saturating_sub((self.of)(&account.held))
-    }
-
+impl Stock {
     /// Whether a tenant may take so many more: up to an equal share always; beyond it while it leaves to the others what
     /// they wanted lately, and something for whoever comes (the dynamic thresholds of Choudhury and Hahne, IEEE/ACM
     /// Transactions on Networking, 1998).
-    fn may_take(&self, account: &Account, more: u32) -> bool {
-        let holds = (self.of)(&account.held) + more;
-        let left = self.free.saturating_sub(more);
-        let wanted = self.wanted - self.wanted_by(account);
-        holds <= self.share || left >= wanted && u64::from(holds) <= HELD_PER_FREE * u64::from(left)
+    fn may_take(&self, account: &Account, more: u32, of: fn(&Held) -> u32) -> bool {
+        let holds = of(&account.held) + more;
+        let left = of(&self.free).saturating_sub(more);
+        let wanted = of(&self.wanted) - of(&account.wanted(self.share));
+        holds <= of(&self.share) || left >= wanted && u64::from(holds) <= HELD_PER_FREE * u64::from(left)
     }
 }
 
@@ -438,10 +474,10 @@ mod tests {
         for id in 0..3000 {
             run(&mut tenants, id, TenantId(id), 1);
         }
-        tenants.begin_step(1);
+        tenants.begin_step(SWEEP_STEPS);
         assert_eq!(tenants.accounts.len(), IDLE_TENANTS_MAX);
         tenants.submit(request(5000, A), 1, 100).unwrap();
-        tenants.begin_step(PRESENT_STEPS + 2);
+        tenants.begin_step(PRESENT_STEPS + 2 * SWEEP_STEPS);
         assert_eq!(tenants.accounts.keys().collect::<Vec<_>>(), [&A]);
     }
 }

@@ -58,7 +58,7 @@ impl Scheduler {
     }
 
     /// The next to go, beside those that are `chosen`.
-    fn victim(&self, tenant: TenantId, needed: u32, coming: Held, chosen: &[u32]) -> Option<u32> {
+    fn victim(&mut self, tenant: TenantId, needed: u32, coming: Held, chosen: &[u32]) -> Option<u32> {
         let share = self.tenants.share(self.total());
         // Of what is short, the more of which is held the better it is to take from.
         let slots_short = coming.slots == 0;
