@@ -143,6 +143,10 @@ pub(crate) struct EngineArgs {
     /// Requests that wait at a group before it refuses more: one more is answered 429.
     #[arg(long, default_value_t = WAITING_REQUESTS_MAX, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) waiting_requests_max: u32,
+    /// Milliseconds between two tokens that answers are to keep while long prompts come in: steps take only so many of
+    /// their tokens as leave it. By default steps are as full as they can be.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) itl_target_ms: Option<u32>,
     /// Compute every prompt whole, and keep nothing of one for those that begin alike.
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
@@ -211,6 +215,7 @@ impl EngineArgs {
             step_tokens_max: self.step_tokens_max,
             waiting_requests_max: self.waiting_requests_max,
             prefix_cache: !self.no_prefix_cache,
+            itl_target_ms: self.itl_target_ms,
             rehearse: self.rehearse,
         }
     }

@@ -51,6 +51,7 @@ fn measure(tenants: u64, window_tokens: Option<u32>, slots_short: bool) -> Vec<D
         vocab: 32_000,
         waiting_max: 2 * WAITING,
         prefix_cache: true,
+        itl_target: None,
     };
     let mut scheduler = Scheduler::new(Epoch(1), limits);
     for id in 0..WAITING as u64 + u64::from(RUNNING) {

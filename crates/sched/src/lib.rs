@@ -10,6 +10,7 @@ mod blocks;
 mod chain;
 mod check;
 mod cost;
+mod pace;
 mod scheduler;
 mod sequence;
 mod tenants;

@@ -3,6 +3,8 @@
 mod preemption;
 mod prefixes;
 
+use std::time::Duration;
+
 use galerne_types::limits::{KV_BLOCK_TOKENS, STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{
     Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
@@ -12,6 +14,7 @@ pub(crate) use self::prefixes::Prefix;
 use self::prefixes::looked_up_tokens;
 use crate::blocks::BlockPool;
 use crate::check::check;
+use crate::pace::Pace;
 use crate::sequence::{Sequence, blocks_needed};
 use crate::tenants::{Held, Tenants};
 
@@ -38,6 +41,8 @@ pub struct Limits {
     pub waiting_max: usize,
     /// Whether KV blocks are kept for prompts to come.
     pub prefix_cache: bool,
+    /// How long a step with answers under way may take, as far as prompts make it longer.
+    pub itl_target: Option<Duration>,
 }
 
 impl Limits {
@@ -104,6 +109,9 @@ pub struct Load {
 /// all but the one that used least of late take at most a thirty-second of a step. A prompt is completed only with tokens that the
 /// answers leave, so the answers never outgrow a step, and none waits for another.
 ///
+/// **Pace** (`pace`): with a target for the time between two tokens, a step that holds answers takes no more tokens of
+/// prompts than will keep it, by what steps have [`taken`](Self::took) so far; without one as many as a step may hold.
+///
 /// **Prefixes** (`prefixes`): full blocks are found again by what stands in them and before them, within a tenant. Who
 /// begins as another did holds the same blocks, and runs what is left of its prompt, at least its last token.
 ///
@@ -125,6 +133,7 @@ pub struct Scheduler {
     /// Requests preempted since they were last asked for.
     preempted_since: Vec<RequestId>,
     pool: BlockPool,
+    pace: Pace,
     /// Blocks that the running sequences may hold at once, those counted several times that they share.
     reserved: u32,
 }
@@ -151,6 +160,7 @@ impl Scheduler {
             admitted_since: Vec::new(),
             preempted_since: Vec::new(),
             pool: BlockPool::new(kv_blocks),
+            pace: Pace::default(),
             reserved: 0,
             limits,
         }
@@ -230,6 +240,11 @@ impl Scheduler {
             self.release_if_done(slice.slot);
         }
         events
+    }
+
+    /// Tells how long the ranks were at a step: from the end of the one before it, or from its own planning if there was none.
+    pub fn took(&mut self, step: &Step, time: Duration) {
+        self.pace.learn(step, time);
     }
 
     /// The requests that [`plan`](Self::plan) has admitted for the first time since this was last called, in order; for
@@ -329,6 +344,9 @@ impl Scheduler {
             return;
         }
         let mut tokens_left = self.limits.step_tokens_max - slices.len() as u32;
+        if let Some(target) = self.limits.itl_target.filter(|_| !slices.is_empty()) {
+            tokens_left = tokens_left.min(self.pace.prompt_tokens(target));
+        }
         let least_used = self.tenants.least_used();
         let mut prefilling: Vec<(u64, bool, u32)> = Vec::new();
         for &slot in &self.admitted {

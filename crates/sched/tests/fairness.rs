@@ -18,6 +18,7 @@ fn limits(machine: Machine) -> Limits {
         vocab: 100,
         waiting_max: 256,
         prefix_cache: false,
+        itl_target: None,
     }
 }
 

@@ -26,6 +26,7 @@ fn limits() -> Limits {
         vocab: VOCAB,
         waiting_max: 8,
         prefix_cache: true,
+        itl_target: None,
     }
 }
 

@@ -21,6 +21,7 @@ fn limits() -> Limits {
         vocab: 100,
         waiting_max: 8,
         prefix_cache: true,
+        itl_target: None,
     }
 }
 

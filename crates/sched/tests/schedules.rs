@@ -57,6 +57,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             vocab: VOCAB,
             waiting_max,
             prefix_cache: false,
+            itl_target: None,
         },
     )
 }

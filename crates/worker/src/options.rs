@@ -61,6 +61,8 @@ pub struct RankOptions {
     pub waiting_requests_max: u32,
     /// KV blocks are kept for prompts to come.
     pub prefix_cache: bool,
+    /// Milliseconds between two tokens of an answer, as far as other prompts make them longer.
+    pub itl_target_ms: Option<u32>,
     /// Run no model: take as long as this law says, and draw tokens by lot.
     pub rehearse: Option<Cost>,
 }
@@ -111,6 +113,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         step_tokens_max,
         waiting_requests_max,
         prefix_cache,
+        itl_target_ms,
         rehearse,
     } = &options.first;
     let mut args = vec![OsString::from("rank")];
@@ -154,6 +157,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--sequences-max", sequences_max.to_string().into());
     flag("--step-tokens-max", step_tokens_max.to_string().into());
     flag("--waiting-requests-max", waiting_requests_max.to_string().into());
+    if let Some(ms) = itl_target_ms {
+        flag("--itl-target-ms", ms.to_string().into());
+    }
     if let Some(cost) = rehearse {
         flag("--rehearse", cost.to_string().into());
     }
@@ -188,6 +194,7 @@ pub(crate) mod tests {
                 step_tokens_max: 256,
                 waiting_requests_max: 1024,
                 prefix_cache: true,
+                itl_target_ms: None,
                 rehearse: None,
             },
             ranks: 2,
@@ -213,6 +220,7 @@ pub(crate) mod tests {
         options.first.virtual_shards = Some(8);
         options.first.kv = KvSize::Blocks(9);
         options.first.prefix_cache = false;
+        options.first.itl_target_ms = Some(30);
         let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
         let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
         options.first.etcd_access = EtcdAccess { tls: Some(tls), login: Some(login) };
@@ -232,8 +240,13 @@ pub(crate) mod tests {
         for pair in files {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
-        for pair in [["--model-name", "m"], ["--virtual-shards", "8"], ["--kv-blocks", "9"], ["--index", "0"]]
-        {
+        for pair in [
+            ["--model-name", "m"],
+            ["--virtual-shards", "8"],
+            ["--kv-blocks", "9"],
+            ["--itl-target-ms", "30"],
+            ["--index", "0"],
+        ] {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
         assert!(args.contains(&"--no-prefix-cache".into()), "{args:?}");

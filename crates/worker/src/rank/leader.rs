@@ -199,7 +199,9 @@ impl Leader {
             else {
                 break;
             };
-            self.oldest_since = tokio::time::Instant::now();
+            let now = tokio::time::Instant::now();
+            self.scheduler.took(&step, now - self.oldest_since);
+            self.oldest_since = now;
             if let Some(&(rank, _)) = theirs.iter().find(|(_, hash)| *hash != digest) {
                 return Err(EpochError::Diverged { rank, number: step.number });
             }
@@ -281,6 +283,7 @@ mod tests {
         vocab: 1024,
         waiting_max: 64,
         prefix_cache: true,
+        itl_target: None,
     };
 
     /// Every draw is the token's index.

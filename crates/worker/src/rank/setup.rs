@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Listener;
@@ -56,6 +57,7 @@ impl Setup {
             vocab: narrow(config.vocab),
             waiting_max: options.waiting_requests_max as usize,
             prefix_cache: options.prefix_cache,
+            itl_target: options.itl_target_ms.map(|ms| Duration::from_millis(ms.into())),
         };
         let least = limits.kv_blocks_held(context_tokens_max);
         // What has left a window is of use all the same: it may be found again.

@@ -69,6 +69,7 @@ impl Cluster {
             step_tokens_max: 64,
             waiting_requests_max: 1024,
             prefix_cache: true,
+            itl_target_ms: None,
             rehearse: None,
         }
     }
