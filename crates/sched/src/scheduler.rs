@@ -273,6 +273,9 @@ impl Scheduler {
     fn admit(&mut self) {
         while self.tenants.waiting() > 0 {
             let (free, total) = (self.free(), self.total());
+            if free.slots == 0 && !self.tenants.anyone_is_entitled(total) {
+                break;
+            }
             let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
             let found = if free.slots > 0 { self.find_prefix(tenant) } else { Prefix::default() };
             let shared = self.needed_no_more(&found);

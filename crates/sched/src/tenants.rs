@@ -38,7 +38,8 @@ const CREDIT_STEPS: u64 = 4;
 pub(crate) struct Tenants {
     /// Tenants that are present: with a request here, or not long ago.
     accounts: BTreeMap<TenantId, Account>,
-    waiting: usize,
+    /// Whose the requests are that wait.
+    waiting: BTreeMap<RequestId, TenantId>,
     arrivals: u64,
     /// What whoever was admitted last had been served: where a tenant starts that comes while nobody waits.
     virtual_time: u64,
@@ -54,6 +55,8 @@ struct All {
     busy: u32,
     /// What the tenants may yet want, each of its equal share.
     wanted: Held,
+    /// A tenant's next request fits its equal share.
+    entitled: bool,
 }
 
 /// One tenant.
@@ -128,6 +131,11 @@ impl Account {
         self.waiting.is_empty() && self.held.slots == 0
     }
 
+    /// Whether a request that can need so many blocks fits its equal share.
+    fn is_entitled(&self, kv_blocks: u32, share: Held) -> bool {
+        self.held.slots < share.slots.max(1) && self.held.kv_blocks + kv_blocks <= share.kv_blocks
+    }
+
     /// What it may yet want of its equal share.
     fn wanted(&self, share: Held) -> Held {
         let wanted = |of: fn(&Held) -> u32| of(&self.peak).min(of(&share)).saturating_sub(of(&self.held));
@@ -151,17 +159,18 @@ impl Account {
 impl Tenants {
     pub(crate) fn new(step_tokens_max: u32) -> Self {
         let credit = CREDIT_STEPS * u64::from(step_tokens_max);
-        Self { accounts: BTreeMap::new(), waiting: 0, arrivals: 0, virtual_time: 0, credit, all: None }
+        let (accounts, waiting) = (BTreeMap::new(), BTreeMap::new());
+        Self { accounts, waiting, arrivals: 0, virtual_time: 0, credit, all: None }
     }
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting.len()
     }
 
     /// Whether the request waits.
     pub(crate) fn holds(&self, id: RequestId) -> bool {
-        self.accounts.values().flat_map(|account| &account.waiting).any(|arrived| arrived.request.id == id)
+        self.waiting.contains_key(&id)
     }
 
     /// Tenants that have a request here.
@@ -181,7 +190,7 @@ impl Tenants {
     ) -> Result<(), Refusal> {
         let tenant = request.tenant;
         let waiting = self.accounts.get(&tenant).map_or(0, |account| account.waiting.len());
-        let free = waiting_max.saturating_sub(self.waiting);
+        let free = waiting_max.saturating_sub(self.waiting.len());
         if free == 0 || waiting as u64 >= HELD_PER_FREE * free as u64 {
             return Err(Refusal::Overloaded { waiting });
         }
@@ -194,7 +203,7 @@ impl Tenants {
         }
         account.asked.add(Held::of_one(kv_blocks));
         account.peak = account.peak.max(account.asked);
-        self.waiting += 1;
+        self.waiting.insert(request.id, tenant);
         self.arrivals += 1;
         let (number, chain) = (self.arrivals, Chain::default());
         account.waiting.push_back(Arrived { number, kv_blocks, resumes: false, request, chain });
@@ -206,15 +215,20 @@ impl Tenants {
         self.all = None;
         let account = self.accounts.entry(request.tenant).or_default();
         account.asked.add(Held::of_one(kv_blocks));
-        self.waiting += 1;
+        self.waiting.insert(request.id, request.tenant);
         account.waiting.push_front(Arrived { number: 0, kv_blocks, resumes: true, request, chain });
     }
 
     /// Whether a tenant's next request, which can need so many blocks, fits its equal share among those that have
     /// requests here: then it need not wait for others who have more.
     pub(crate) fn is_entitled(&mut self, tenant: TenantId, kv_blocks: u32, total: Held) -> bool {
-        let (share, held) = (self.share(total), self.held(tenant));
-        held.slots < share.slots.max(1) && held.kv_blocks + kv_blocks <= share.kv_blocks
+        let share = self.share(total);
+        self.accounts.get(&tenant).is_some_and(|account| account.is_entitled(kv_blocks, share))
+    }
+
+    /// Whether that is so for any tenant: else nobody who comes while all slots are taken gets one from another.
+    pub(crate) fn anyone_is_entitled(&mut self, total: Held) -> bool {
+        self.all(total).entitled
     }
 
     /// An equal share among those that have requests here.
@@ -223,13 +237,17 @@ impl Tenants {
     }
 
     fn all(&mut self, total: Held) -> All {
-        let add = |all: All, account: &Account| {
-            let mut wanted = all.wanted;
-            wanted.add(account.wanted(total.share(self.accounts.len())));
-            All { busy: all.busy + u32::from(!account.is_idle()), wanted }
-        };
-        let none = All { busy: 0, wanted: Held::default() };
-        *self.all.get_or_insert_with(|| self.accounts.values().fold(none, add))
+        *self.all.get_or_insert_with(|| {
+            let busy = self.accounts.values().filter(|account| !account.is_idle()).count();
+            let (equal, present) = (total.share(busy), total.share(self.accounts.len()));
+            let mut all = All { busy: busy as u32, wanted: Held::default(), entitled: false };
+            for account in self.accounts.values() {
+                all.wanted.add(account.wanted(present));
+                let next = account.waiting.front();
+                all.entitled |= next.is_some_and(|next| account.is_entitled(next.kv_blocks, equal));
+            }
+            all
+        })
     }
 
     /// What those requests of a tenant hold that run and go on.
@@ -245,13 +263,12 @@ impl Tenants {
 
     /// Takes a request out of its queue.
     pub(crate) fn cancel(&mut self, id: RequestId) {
-        for account in self.accounts.values_mut() {
-            let position = account.waiting.iter().position(|arrived| arrived.request.id == id);
-            if let Some(arrived) = position.and_then(|position| account.waiting.remove(position)) {
-                account.asked.subtract(Held::of_one(arrived.kv_blocks));
-                self.waiting -= 1;
-                self.all = None;
-            }
+        let Some(tenant) = self.waiting.remove(&id) else { return };
+        self.all = None;
+        let account = self.accounts.entry(tenant).or_default();
+        let position = account.waiting.iter().position(|arrived| arrived.request.id == id);
+        if let Some(arrived) = position.and_then(|position| account.waiting.remove(position)) {
+            account.asked.subtract(Held::of_one(arrived.kv_blocks));
         }
     }
 
@@ -288,7 +305,7 @@ impl Tenants {
         let account = self.accounts.get_mut(&tenant)?;
         let arrived = account.waiting.pop_front()?;
         self.all = None;
-        self.waiting -= 1;
+        self.waiting.remove(&arrived.request.id);
         self.virtual_time = self.virtual_time.max(account.service);
         account.held.add(Held::of_one(kv_blocks));
         let prompt = arrived.request.prompt.len() as u64;
