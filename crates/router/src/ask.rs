@@ -1,5 +1,9 @@
 //! A request as both faces understand it, before it has become tokens.
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use galerne_text::{Chat, TextError};
 use galerne_types::limits::{STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use galerne_types::{Grammar, Request, RequestId, Sampling, TokenId};
@@ -416,9 +420,12 @@ pub(crate) fn salt(text: &str) -> u64 {
     u64::from_le_bytes(Sha256::digest(text)[..8].try_into().expect("eight bytes"))
 }
 
-/// A seed for a request that names none.
-pub(crate) fn random_seed() -> Result<u64, Failure> {
-    getrandom::u64().map_err(|error| Failure::Engine(format!("the system gives no random numbers: {error}")))
+/// A number that nobody foresees, for requests without a seed and for names: a count under a keyed hash. The system is
+/// asked for the key alone, since it takes longer to give a number than a router has for a token.
+pub(crate) fn random_seed() -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(test)]

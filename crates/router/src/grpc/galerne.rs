@@ -129,7 +129,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
     let sampling = sampling.unwrap_or_default();
     let sampling = Sampling::try_from(v1::Sampling {
         temperature: sampling.temperature.or(Some(1.0)),
-        seed: Some(sampling.seed.map_or_else(random_seed, Ok)?),
+        seed: Some(sampling.seed.unwrap_or_else(random_seed)),
         ..sampling
     })?;
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);

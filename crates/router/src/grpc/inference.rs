@@ -156,7 +156,7 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         presence_penalty: decoding.presence_penalty,
         frequency_penalty: decoding.frequency_penalty,
         logit_bias,
-        seed: draws.seed.map(i64::cast_unsigned).map_or_else(random_seed, Ok)?,
+        seed: draws.seed.map(i64::cast_unsigned).unwrap_or_else(random_seed),
         logprobs: view.logprobs,
     };
     let max_tokens = if stopping.max_new_tokens == 0 { u32::MAX } else { stopping.max_new_tokens };

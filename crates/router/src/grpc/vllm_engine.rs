@@ -214,7 +214,7 @@ impl Service {
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
             logit_bias: logit_bias(params.logit_bias)?,
-            seed: params.seed.map(|seed| i64::from(seed).cast_unsigned()).map_or_else(random_seed, Ok)?,
+            seed: params.seed.map(|seed| i64::from(seed).cast_unsigned()).unwrap_or_else(random_seed),
             logprobs: count("logprobs", params.logprobs)?,
         };
         let max_tokens = params.max_tokens.unwrap_or(u32::MAX);

@@ -162,7 +162,7 @@ impl Ids {
 
     /// Gives calls their ids, from the system's random numbers.
     fn new_ones(self) -> Result<impl FnMut() -> String + Send + 'static, Failure> {
-        let mut state = random_seed()?;
+        let mut state = random_seed();
         let (prefix, chars) = match self {
             Self::Mistral => ("", 9),
             Self::OpenAi => ("call_", 24),

@@ -112,7 +112,7 @@ fn seed(fields: &mut Fields<'_>) -> Result<u64, ApiError> {
         seed.map(Some).map_err(|_| ApiError::invalid(Some(name), format!("{name} must be {expected}")))
     };
     match (take("seed")?, take("random_seed")?) {
-        (None, None) => Ok(random_seed()?),
+        (None, None) => Ok(random_seed()),
         (Some(seed), Some(random_seed)) if seed != random_seed => {
             let message = "seed and random_seed mean the same, and differ: leave one of them out";
             Err(ApiError::invalid(Some("random_seed"), message))

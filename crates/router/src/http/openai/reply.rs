@@ -125,7 +125,7 @@ impl Form {
             view,
             id: match name {
                 RequestName(Some(name)) => format!("{id_prefix}-{name}"),
-                RequestName(None) => format!("{id_prefix}-{:016x}{:016x}", random_seed()?, random_seed()?),
+                RequestName(None) => format!("{id_prefix}-{:016x}{:016x}", random_seed(), random_seed()),
             },
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             model: choices.model().name.clone(),

@@ -57,7 +57,7 @@ impl Status {
 
 impl Reply {
     pub(super) fn new(mut terms: Map<String, Value>, view: View, choices: &Choices) -> Result<Self, Failure> {
-        let mark = format!("{:016x}{:016x}", random_seed()?, random_seed()?);
+        let mark = format!("{:016x}{:016x}", random_seed(), random_seed());
         let id = format!("resp_{mark}");
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         terms.insert("id".to_owned(), id.as_str().into());
