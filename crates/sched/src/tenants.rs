@@ -44,6 +44,8 @@ pub(crate) struct Tenants {
     /// What whoever was admitted last had been served: where a tenant starts that comes while nobody waits.
     virtual_time: u64,
     credit: u64,
+    /// The step that was planned last.
+    step: u64,
     /// Until a request comes or goes.
     all: Option<All>,
 }
@@ -160,7 +162,7 @@ impl Tenants {
     pub(crate) fn new(step_tokens_max: u32) -> Self {
         let credit = CREDIT_STEPS * u64::from(step_tokens_max);
         let (accounts, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Self { accounts, waiting, arrivals: 0, virtual_time: 0, credit, all: None }
+        Self { accounts, waiting, arrivals: 0, virtual_time: 0, credit, step: 0, all: None }
     }
 
     /// Requests that wait.
@@ -201,6 +203,7 @@ impl Tenants {
         if waiting == 0 {
             account.service = account.service.max(start);
         }
+        account.seen = self.step;
         account.asked.add(Held::of_one(kv_blocks));
         account.peak = account.peak.max(account.asked);
         self.waiting.insert(request.id, tenant);
@@ -353,6 +356,7 @@ impl Tenants {
 
     /// Step `number` is being planned: forgets who has been away for long, now and then.
     pub(crate) fn begin_step(&mut self, number: u64) {
+        self.step = number;
         if !number.is_multiple_of(SWEEP_STEPS) {
             return;
         }
@@ -496,5 +500,8 @@ mod tests {
         tenants.submit(request(5000, A), 1, 100).unwrap();
         tenants.begin_step(PRESENT_STEPS + 2 * SWEEP_STEPS);
         assert_eq!(tenants.accounts.keys().collect::<Vec<_>>(), [&A]);
+        run(&mut tenants, 6000, B, 1);
+        tenants.begin_step(PRESENT_STEPS + 3 * SWEEP_STEPS);
+        assert!(tenants.accounts.contains_key(&B), "it was here between two looks");
     }
 }
