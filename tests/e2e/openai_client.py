@@ -46,7 +46,11 @@ assert chunks[0].choices[0].delta.role == "assistant"
 text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 assert text == choice.message.content, (text, choice.message.content)
 assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [choice.finish_reason]
-assert not chunks[-1].choices and chunks[-1].usage == whole.usage, chunks[-1]
+usage = chunks[-1].usage
+counts = lambda usage: (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+assert not chunks[-1].choices and counts(usage) == counts(whole.usage), chunks[-1]
+# The full KV blocks (of 32 tokens) of the prompt are there from the first time.
+assert usage.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // 32 * 32 > 0, usage
 assert len({c.id for c in chunks}) == 1
 
 # Seeds: the same one repeats, another one differs

@@ -105,7 +105,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         index: _,
         bind,
         etcd,
-        etcd_access: EtcdAccess { tls, login },
+        etcd_access,
         cluster_tls,
         threads,
         kv,
@@ -132,22 +132,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
     flag("--etcd", etcd.join(",").into());
-    if let Some(EtcdTls { ca, identity }) = tls {
-        flag("--etcd-ca", ca.into());
-        if let Some((cert, key)) = identity {
-            flag("--etcd-cert", cert.into());
-            flag("--etcd-key", key.into());
-        }
-    }
-    if let Some(EtcdLogin { user, password_file }) = login {
-        flag("--etcd-user", user.into());
-        flag("--etcd-password-file", password_file.into());
-    }
-    if let Some(ClusterFiles { ca, cert, key }) = cluster_tls {
-        flag("--cluster-ca", ca.into());
-        flag("--cluster-cert", cert.into());
-        flag("--cluster-key", key.into());
-    }
+    access_args(etcd_access, cluster_tls.as_ref(), &mut flag);
     flag("--threads", threads.to_string().into());
     match kv {
         KvSize::Auto => {}
@@ -167,6 +152,30 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         args.push("--no-prefix-cache".into());
     }
     args
+}
+
+/// How the rank is let in: at etcd, and by the other ranks.
+fn access_args(
+    EtcdAccess { tls, login }: &EtcdAccess,
+    cluster_tls: Option<&ClusterFiles>,
+    flag: &mut impl FnMut(&str, OsString),
+) {
+    if let Some(EtcdTls { ca, identity }) = tls {
+        flag("--etcd-ca", ca.into());
+        if let Some((cert, key)) = identity {
+            flag("--etcd-cert", cert.into());
+            flag("--etcd-key", key.into());
+        }
+    }
+    if let Some(EtcdLogin { user, password_file }) = login {
+        flag("--etcd-user", user.into());
+        flag("--etcd-password-file", password_file.into());
+    }
+    if let Some(ClusterFiles { ca, cert, key }) = cluster_tls {
+        flag("--cluster-ca", ca.into());
+        flag("--cluster-cert", cert.into());
+        flag("--cluster-key", key.into());
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl Histogram {
     /// All of it, in milliseconds.
     pub fn summary(&self) -> Summary {
         let ms = |ns: u64| ns as f64 / 1e6;
-        let at = |percent| self.percentile(percent).map_or(0.0, |at| at.as_secs_f64() * 1e3);
+        let at = |percent| self.percentile(percent).map_or(0.0, |at| ms(at.as_nanos() as u64));
         Summary {
             count: self.count,
             mean: self.sum_ns as f64 / 1e6 / self.count.max(1) as f64,
