@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use galerne_wire::v1::generate_request::Prompt;
 use galerne_wire::v1::{Chat as Conversation, ChatMessage, FinishReason, GenerateRequest, Sampling};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{self, Client, ClientArgs};
 
@@ -91,6 +92,9 @@ impl Chat {
         let sampling =
             Sampling { temperature: Some(self.temperature), seed: self.seed, ..Sampling::default() };
         match ask(client, &self.model, messages.clone(), sampling, self.max_tokens).await {
+            Ok(answer) if answer.is_empty() => {
+                messages.pop();
+            }
             Ok(answer) => messages.push(message("assistant", answer)),
             Err(error) => {
                 messages.pop();
@@ -123,13 +127,20 @@ pub(crate) async fn ask(
     };
     let said = |status: tonic::Status| client::said(&status);
     let mut pace = Pace::begin();
-    let mut stream = client.generate(request).await.map_err(said)?.into_inner();
     let (mut answer, mut out) = (String::new(), std::io::stdout());
+    // One for the whole answer: it remembers what comes between two tokens.
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut stream = tokio::select! {
+        stream = client.generate(request) => stream.map_err(said)?.into_inner(),
+        _ = interrupts.recv() => {
+            writeln!(out, " [stopped]")?;
+            return Ok(answer);
+        }
+    };
     loop {
         let delta = tokio::select! {
             delta = stream.message() => delta.map_err(said)?,
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
+            _ = interrupts.recv() => {
                 write!(out, " [stopped]")?; // dropping the stream cancels it at the router
                 break;
             }

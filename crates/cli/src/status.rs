@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use galerne_wire::v1::{FleetRequest, FleetResponse};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{self, Client, ClientArgs};
 use crate::fleet;
@@ -35,11 +36,12 @@ impl Status {
             println!("{shown}");
             return Ok(());
         };
+        let mut interrupts = signal(SignalKind::interrupt())?; // one for all looks: it remembers
         loop {
             self.show(ask(&self.router).await)?;
             tokio::select! {
                 () = tokio::time::sleep(period) => {}
-                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+                _ = interrupts.recv() => return Ok(()),
             }
         }
     }
