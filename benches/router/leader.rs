@@ -1,6 +1,7 @@
 //! A leader that runs nothing: it sends tokens at a pace, and remembers when it let go of the last one of each request.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use galerne_coord::{Coord, Formed, Registration, embedded};
 use galerne_types::{Epoch, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards};
 use galerne_wire::v1;
 use galerne_wire::v1::ask::Ask;
+use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::engine_server::{Engine, EngineServer};
 use galerne_wire::v1::run_event::Event;
 use tokio::net::TcpListener;
@@ -27,6 +29,8 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) struct Leader {
     /// Where the store listens.
     pub(crate) store: String,
+    /// Where it listens itself.
+    address: String,
     /// When the last token of a request left, by the request's seed.
     last: Arc<Mutex<HashMap<u64, Instant>>>,
     _registration: Registration,
@@ -39,8 +43,26 @@ impl Leader {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let last = Arc::default();
-        let (store, registration) = runtime.block_on(stand(model, pace, Arc::clone(&last)));
-        Self { store, last, _registration: registration, _runtime: runtime }
+        let (store, address, registration) = runtime.block_on(stand(model, pace, Arc::clone(&last)));
+        Self { store, address, last, _registration: registration, _runtime: runtime }
+    }
+
+    /// How long the last token of each request is under way to a bare client of the leader: the part of its way to a
+    /// router's client that is behind it when it arrives at the router.
+    pub(crate) async fn ask(&self, seeds: Range<u64>, max_tokens: u32) -> Vec<Duration> {
+        let client = EngineClient::connect(format!("http://{}", self.address)).await;
+        let (asks, asked) = mpsc::unbounded_channel();
+        let news = client.expect("a leader").serve(UnboundedReceiverStream::new(asked)).await;
+        let (mut news, mut times) = (news.expect("a stream").into_inner(), Vec::new());
+        for seed in seeds {
+            let sampling = Some(v1::Sampling { seed: Some(seed), ..Default::default() });
+            let run = v1::RunRequest { id: seed as u32, sampling, max_tokens, ..Default::default() };
+            asks.send(v1::Ask { ask: Some(Ask::Run(run)) }).expect("a leader that listens");
+            let ends = |event: &v1::RunEvent| matches!(event.event, Some(Event::Finished(_)));
+            while !news.message().await.expect("no error").expect("news").events.iter().any(ends) {}
+            times.push(self.sent(seed).elapsed());
+        }
+        times
     }
 
     /// When the last token of the request with that seed left.
@@ -53,7 +75,7 @@ async fn stand(
     model: &str,
     pace: Duration,
     last: Arc<Mutex<HashMap<u64, Instant>>>,
-) -> (String, Registration) {
+) -> (String, String, Registration) {
     let listen = || async { TcpListener::bind("127.0.0.1:0").await.expect("a free port") };
     let (store, own) = (listen().await, listen().await);
     let (endpoint, address) =
@@ -73,14 +95,14 @@ async fn stand(
     let health = Health {
         group: record.group,
         epoch,
-        leader: address,
+        leader: address.clone(),
         model: record.model,
         kv_blocks: 1,
         sequences_max: 1,
         draining: false,
     };
     registration.declare(health).await.expect("a leader's word");
-    (endpoint, registration)
+    (endpoint, address, registration)
 }
 
 /// A rank that is a whole group.

@@ -95,29 +95,33 @@ fn measure(name: &str, pid: u32, http: &str, load: &Load, requests: usize) {
     );
 }
 
-/// How long a stream's last token is under way, from the leader's hands to the client's: one request at a time.
+/// How long a stream's last token is under way, from the leader's hands to the client's, and how much of that has passed
+/// when it arrives at the router; one request at a time.
 fn last_token(model: &str) {
     const REQUESTS: u64 = 500;
+    const WARM_UP: u64 = 20;
+    const TOKENS: u32 = 16;
     let leader = Leader::start(model, Duration::from_millis(3));
     let router = Running::router(model, &leader.store);
-    let load = Load { connections: 1, tokens: 16, stream: true };
-    let mut times = client::block_on(async {
+    let load = Load { connections: 1, tokens: TOKENS, stream: true };
+    let through = client::block_on(async {
         let mut client = client::Connection::open(&router.http).await;
         let mut times = Vec::new();
-        for seed in 0..REQUESTS + 20 {
+        for seed in 0..REQUESTS + WARM_UP {
             client.ask(&load.body(seed as usize)).await;
             times.push(leader.sent(seed).elapsed());
         }
-        times.split_off(20)
+        times
     });
-    times.sort_unstable();
-    let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
-    println!(
-        "last token, from leader to client: p50 {:.0} us, p90 {:.0} us, p99 {:.0} us",
-        at(0.5),
-        at(0.9),
-        at(0.99)
-    );
+    let seeds = 1000..1000 + REQUESTS + WARM_UP;
+    let arrived = client::block_on(leader.ask(seeds, TOKENS));
+    for (name, times) in [("the client", through), ("the router", arrived)] {
+        let mut times = times[WARM_UP as usize..].to_vec();
+        times.sort_unstable();
+        let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(at);
+        println!("last token, from leader to {name}: p50 {p50:.0} us, p90 {p90:.0} us, p99 {p99:.0} us");
+    }
 }
 
 /// 10,000 streams that run at once, and what the router's process holds for them.

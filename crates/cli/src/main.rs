@@ -15,6 +15,7 @@ mod telemetry;
 mod up;
 mod worker;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,6 +36,10 @@ struct Cli {
     /// TOML file with settings: a table for each command, a key for each flag.
     #[arg(long, global = true, env = "GALERNE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Threads for connections and requests; by default half of the processors, and at least one: the others are for the
+    /// ranks' own threads, and for the system's side of the network.
+    #[arg(long, global = true, env = "GALERNE_IO_THREADS", value_name = "N")]
+    io_threads: Option<NonZeroUsize>,
     #[command(flatten)]
     telemetry: telemetry::TelemetryArgs,
     #[command(subcommand)]
@@ -79,9 +84,10 @@ fn parse() -> anyhow::Result<Cli> {
     Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
 }
 
-fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
+fn run(Cli { config, io_threads, telemetry, command }: Cli) -> anyhow::Result<()> {
     telemetry.pass_on();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = io_threads.map_or_else(|| io_threads_of(&command), NonZeroUsize::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let telemetry = runtime.block_on(async { telemetry.start(&command) })?;
     let log = telemetry.log().clone();
     let result = runtime.block_on(async {
@@ -106,6 +112,13 @@ fn run(Cli { config, telemetry, command }: Cli) -> anyhow::Result<()> {
     // A blocked helper thread must not keep a finished process alive.
     runtime.shutdown_background();
     result
+}
+
+/// How many threads are best for a command that is not told. With fewer of them, a request is handed less often from one to
+/// another, which costs a router as much as its tokens do; a load generator has the machine for itself.
+fn io_threads_of(command: &Command) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    if matches!(command, Command::Load(_)) { processors } else { processors.div_ceil(2) }
 }
 
 /// The commands that a shell offers: not those that the program starts itself with.

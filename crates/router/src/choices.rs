@@ -147,6 +147,11 @@ impl Choices {
         Poll::Pending
     }
 
+    /// From now on their reader is woken when so many events of one of them wait, or its last.
+    pub(crate) fn tell_at(&self, events: usize) {
+        (0..self.len()).filter_map(|at| self.answer(at)).for_each(|answer| answer.tell_at(events));
+    }
+
     fn cancel(&mut self) {
         self.left = 0;
         self.slots.clear();

@@ -86,6 +86,10 @@ pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
 /// would cost more.
 pub(crate) const INLINE_TEXT_BYTES_MAX: usize = 8 << 10;
 
+/// Time between two writes to a stream whose tokens come faster than that; the last one does not wait. A write costs as
+/// much as many tokens, and nobody reads so fast.
+pub(crate) const WRITE_PAUSE_MS: Duration = Duration::from_millis(1);
+
 /// Bytes of events that are gathered for one write while more are ready.
 pub(crate) const WRITE_BYTES_MAX: usize = 16 << 10;
 

@@ -18,8 +18,6 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::limits::HELD_EVENTS_MAX;
-
 /// The stream to the leader of one epoch. It ends when this is dropped and so is the last [`Letters`] of it.
 pub(crate) struct Link {
     /// Holds two messages of a request at most, and of those there are no more than the router's limit of requests.
@@ -226,9 +224,9 @@ impl Letters {
         self.inbox.unread().heard
     }
 
-    /// From now on one event is not worth waking its reader: it wants the last, or many.
-    pub(crate) fn hold(&self) {
-        self.inbox.unread().told_at = HELD_EVENTS_MAX;
+    /// From now on its reader is woken when so many events wait, or the last.
+    pub(crate) fn tell_at(&self, events: usize) {
+        self.inbox.unread().told_at = events;
     }
 }
 
@@ -249,6 +247,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::limits::HELD_EVENTS_MAX;
 
     /// A link whose other end is the test.
     fn link() -> (Arc<Link>, mpsc::UnboundedReceiver<v1::Ask>) {
@@ -323,7 +322,7 @@ mod tests {
     fn who_wants_the_whole_is_told_of_the_last_or_of_many() {
         let (link, _asks) = link();
         let mut letters = link.send(v1::RunRequest::default());
-        letters.hold();
+        letters.tell_at(HELD_EVENTS_MAX);
         let told = Arc::new(Told::default());
         let waker = Waker::from(told.clone());
         let mut context = Context::from_waker(&waker);

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 use self::run::{Run, Trouble};
 use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
-use crate::limits::{ATTEMPTS_MAX, RequestLimits};
+use crate::limits::{ATTEMPTS_MAX, HELD_EVENTS_MAX, RequestLimits};
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
@@ -177,7 +177,14 @@ impl Answer {
     /// Its client wants it whole: it is looked at less often, unless its end depends on the text.
     pub(crate) fn hold(&self) {
         if let Some(run) = self.run.as_ref().filter(|_| !self.detokenizer.may_stop()) {
-            run.hold();
+            run.tell_at(HELD_EVENTS_MAX);
+        }
+    }
+
+    /// From now on its reader is woken when so many events wait, or the last.
+    pub(crate) fn tell_at(&self, events: usize) {
+        if let Some(run) = &self.run {
+            run.tell_at(events);
         }
     }
 

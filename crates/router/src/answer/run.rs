@@ -96,9 +96,9 @@ impl Run {
         }
     }
 
-    /// Its client wants the whole answer: single events are not worth being told of.
-    pub(super) fn hold(&self) {
-        self.letters.hold();
+    /// From now on its reader is woken when so many events wait, or the last.
+    pub(super) fn tell_at(&self, events: usize) {
+        self.letters.tell_at(events);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Answers as server-sent events.
 
+mod pause;
+
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,11 +11,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::Stream;
 use serde::Serialize;
 
+use self::pause::Pause;
 use super::error::ApiError;
 use crate::answer::Delta;
 use crate::choices::Choices;
 use crate::failure::Failure;
-use crate::limits::WRITE_BYTES_MAX;
+use crate::limits::{HELD_EVENTS_MAX, WRITE_BYTES_MAX};
 
 /// How an API writes choices as events.
 pub(super) trait Dialect: Send + Unpin + 'static {
@@ -36,18 +39,25 @@ pub(super) trait Dialect: Send + Unpin + 'static {
 }
 
 /// Pulled by the connection: nothing is queued here, and a connection that is gone drops it. What is ready at once
-/// is written at once.
+/// is written at once, and what comes right behind a write waits for a moment.
 struct Events<D> {
     dialect: D,
     choices: Choices,
     out: BytesMut,
     /// The last event has been written.
     ended: bool,
+    pause: Pause,
 }
 
 /// The body that streams choices.
 pub(super) fn body(dialect: impl Dialect, choices: Choices) -> Body {
-    Body::from_stream(Events { dialect, choices, out: BytesMut::new(), ended: false })
+    Body::from_stream(Events {
+        dialect,
+        choices,
+        out: BytesMut::new(),
+        ended: false,
+        pause: Pause::default(),
+    })
 }
 
 impl<D: Dialect> Stream for Events<D> {
@@ -64,7 +74,7 @@ impl<D: Dialect> Stream for Events<D> {
             }
         }
         match (events.out.is_empty(), events.ended) {
-            (false, _) => Poll::Ready(Some(Ok(events.out.split().freeze()))),
+            (false, _) => events.poll_write(context).map(|()| Some(Ok(events.out.split().freeze()))),
             (true, true) => Poll::Ready(None),
             (true, false) => Poll::Pending,
         }
@@ -72,6 +82,19 @@ impl<D: Dialect> Stream for Events<D> {
 }
 
 impl<D: Dialect> Events<D> {
+    /// Whether what there is may be written now.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.ended || self.out.len() >= WRITE_BYTES_MAX {
+            return Poll::Ready(());
+        }
+        let paused = self.pause.is_on();
+        let over = self.pause.poll(context);
+        if paused != self.pause.is_on() {
+            self.choices.tell_at(if over.is_ready() { 1 } else { HELD_EVENTS_MAX });
+        }
+        over
+    }
+
     fn write(&mut self, news: Result<Option<(usize, Delta)>, Failure>) -> Result<(), Failure> {
         match news? {
             Some((at, delta)) => self.dialect.delta(at, delta, &self.choices, &mut self.out),
