@@ -84,11 +84,11 @@ impl<D: Dialect> Stream for Events<D> {
 impl<D: Dialect> Events<D> {
     /// Whether what there is may be written now.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.ended || self.out.len() >= WRITE_BYTES_MAX {
+        if self.ended {
             return Poll::Ready(());
         }
         let paused = self.pause.is_on();
-        let over = self.pause.poll(context);
+        let over = self.pause.poll(self.out.len() >= WRITE_BYTES_MAX, context);
         if paused != self.pause.is_on() {
             self.choices.tell_at(if over.is_ready() { 1 } else { HELD_EVENTS_MAX });
         }

@@ -24,10 +24,10 @@ impl Pause {
         self.on
     }
 
-    /// Ready when a write may be, which is then taken to be.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when a write may be, which is then taken to be; one that is `full` need not wait.
+    pub(super) fn poll(&mut self, full: bool, context: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        if let Some(next) = self.next.filter(|next| now < *next) {
+        if let Some(next) = self.next.filter(|next| !full && now < *next) {
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
             if !std::mem::replace(&mut self.on, true) {
                 timer.as_mut().reset(next);
@@ -54,12 +54,22 @@ mod tests {
         tokio::time::pause();
         let mut pause = Pause::default();
         for _ in 0..3 {
-            assert!(poll_fn(|context| pause.poll(context)).now_or_never().is_some() && !pause.is_on());
+            assert!(poll_fn(|context| pause.poll(false, context)).now_or_never().is_some() && !pause.is_on());
             let began = Instant::now();
-            assert!(poll_fn(|context| pause.poll(context)).now_or_never().is_none() && pause.is_on());
-            poll_fn(|context| pause.poll(context)).await;
+            assert!(poll_fn(|context| pause.poll(false, context)).now_or_never().is_none() && pause.is_on());
+            poll_fn(|context| pause.poll(false, context)).await;
             assert!(!pause.is_on() && began.elapsed() >= WRITE_PAUSE_MS);
             tokio::time::advance(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Else nobody would end the pause, and single tokens would not be told of any more.
+    #[tokio::test]
+    async fn a_full_write_ends_a_pause() {
+        tokio::time::pause();
+        let mut pause = Pause::default();
+        poll_fn(|context| pause.poll(false, context)).await;
+        assert!(poll_fn(|context| pause.poll(false, context)).now_or_never().is_none() && pause.is_on());
+        assert!(poll_fn(|context| pause.poll(true, context)).now_or_never().is_some() && !pause.is_on());
     }
 }
