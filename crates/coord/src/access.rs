@@ -57,12 +57,21 @@ impl EtcdAccess {
     /// The words are rustls's and etcd's own.
     fn advice(&self, reason: &str) -> Option<&'static str> {
         let open = "nobody speaks TLS there: leave out --etcd-ca, or name etcd's port for TLS";
-        // The alert that says so may be lost with the connection.
+        let nameless = self.tls.as_ref().is_some_and(|tls| tls.identity.is_none());
+        // What etcd answers, an alert or a sentence in the clear, may be lost with the connection.
         const BROKEN: [&str; 4] =
             ["broken pipe", "onnection closed", "onnection reset", "onnection was not ready"];
-        let nameless = self.tls.as_ref().is_some_and(|tls| tls.identity.is_none());
-        if nameless && BROKEN.iter().any(|words| reason.contains(words)) {
-            return Some("if etcd wants to see a certificate, name one with --etcd-cert and --etcd-key");
+        if self.tls.is_some() && BROKEN.iter().any(|words| reason.contains(words)) {
+            return Some(match nameless {
+                true => {
+                    "if etcd wants to see a certificate, name one with --etcd-cert and --etcd-key; \
+                     if nobody speaks TLS there, leave out --etcd-ca"
+                }
+                false => {
+                    "if etcd does not take our certificate, its --trusted-ca-file must hold --etcd-cert's \
+                     authority; if nobody speaks TLS there, leave out --etcd-ca"
+                }
+            });
         }
         let certificate = match nameless {
             true => "etcd wants to see a certificate: name one with --etcd-cert and --etcd-key",

@@ -318,4 +318,29 @@ mod tests {
         assert!(failure.ends_with("): could not connect"), "{failure}");
         web_server.abort();
     }
+
+    #[tokio::test]
+    async fn who_hangs_up_on_tls_may_not_speak_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
+        let rude = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                stream.readable().await.unwrap();
+                stream.set_zero_linger().unwrap(); // it is closed with a reset
+            }
+        });
+        let authority = rcgen::generate_simple_self_signed(["etcd".to_owned()]).unwrap();
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(ca.path(), authority.cert.pem()).unwrap();
+        let tls = crate::EtcdTls { ca: ca.path().to_owned(), identity: None };
+        let access = EtcdAccess { tls: Some(tls), login: None };
+        let failure = Etcd::connect(&[endpoint], &access, "/galerne/c/groups/", Duration::from_millis(300))
+            .await
+            .err()
+            .unwrap();
+        let failure = failure.to_string();
+        assert!(failure.contains("onnection reset"), "{failure}");
+        assert!(failure.contains("nobody speaks TLS there"), "{failure}");
+        rude.abort();
+    }
 }
