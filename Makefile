@@ -19,7 +19,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build lint unit proto bench fuzz clean
+.PHONY: help demo test build dist lint unit proto bench fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -35,6 +35,10 @@ test: ## everything that CI runs
 build: ## the release binary, target/release/galerne
 	@.ci/setup build
 	cargo build --release --locked --bin galerne
+
+dist: ## the binary to ship, target/dist/galerne: optimized as a whole, which takes some minutes more
+	@.ci/setup build
+	cargo build --profile dist --locked --bin galerne
 
 lint: ## format, clippy with warnings denied, dependency rules
 	cargo fmt --all --check

@@ -2,7 +2,7 @@
 //! model. Beside it, any other router that is given a command line.
 //!
 //! ```sh
-//! cargo run --release --example router -- MODEL [--only PART OF A NAME] [--peer 'COMMAND {worker} {port}']
+//! make dist && cargo run --profile dist --example router -- MODEL [--only PART OF A NAME] [--times MORE REQUESTS] [--peer 'COMMAND {worker} {port}']
 //! ```
 //!
 //! The router under test is the process of `galerne up`: it also holds the small store for coordination and watches the
@@ -27,16 +27,18 @@ struct Scenario {
     requests: usize,
 }
 
-const USAGE: &str = "usage: router MODEL [--only PART OF A NAME] [--peer 'COMMAND {worker} {port}']";
+const USAGE: &str =
+    "usage: router MODEL [--only PART OF A NAME] [--times MORE REQUESTS] [--peer 'COMMAND {worker} {port}']";
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let model = arguments.next().expect(USAGE);
-    let (mut only, mut peer) = (String::new(), None);
+    let (mut only, mut times, mut peer) = (String::new(), 1, None);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().expect(USAGE);
         match flag.as_str() {
             "--only" => only = value,
+            "--times" => times = value.parse().expect(USAGE),
             "--peer" => peer = Some(value),
             _ => panic!("{USAGE}"),
         }
@@ -53,7 +55,7 @@ fn main() {
             for (who, router) in [("galerne", Some(&galerne)), ("peer", peer.as_ref())] {
                 let name = format!("{who}, {name}, {pace}");
                 if let Some(router) = router.filter(|_| name.contains(&only)) {
-                    measure(&name, router.pid(), &router.http, &load, requests);
+                    measure(&name, router.pid(), &router.http, &load, times * requests);
                 }
             }
         }

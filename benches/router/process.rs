@@ -125,12 +125,17 @@ fn spawn(command: &mut Command) -> Child {
 
 /// Processor time that a process has used.
 pub(crate) fn cpu(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("ticks")).sum();
-    // SAFETY: sysconf only reads.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    Duration::from_secs_f64(ticks as f64 / per_second as f64)
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both calls write to the variables that they are given.
+    let code = unsafe {
+        let mut clock = 0;
+        match libc::clock_getcpuclockid(pid as libc::pid_t, &raw mut clock) {
+            0 => libc::clock_gettime(clock, &raw mut time),
+            code => code,
+        }
+    };
+    assert_eq!(code, 0, "a running process");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Resident memory of a process.

@@ -15,6 +15,7 @@ fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=../../proto");
     let descriptor = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     tonic_prost_build::configure()
+        .codec_path("crate::codec::WholeCodec")
         .file_descriptor_set_path(descriptor.join("galerne.bin"))
         .compile_protos(&files, &[root.to_path_buf()])
 }

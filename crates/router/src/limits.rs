@@ -86,12 +86,15 @@ pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
 /// would cost more.
 pub(crate) const INLINE_TEXT_BYTES_MAX: usize = 8 << 10;
 
-/// Time between two writes to a stream whose tokens come faster than that; the last one does not wait. A write costs as
-/// much as many tokens, and nobody reads so fast.
-pub(crate) const WRITE_PAUSE_MS: Duration = Duration::from_millis(1);
+/// Time between two writes to a stream, for each token in the first of them: tokens that come faster are written together,
+/// and the faster they come, the more of them. A write costs as much as many tokens. The last one does not wait.
+pub(crate) const WRITE_PAUSE_PER_TOKEN_MS: Duration = Duration::from_millis(1);
+
+/// The most time between two writes to a stream for which there is something to write.
+pub(crate) const WRITE_PAUSE_MS_MAX: Duration = Duration::from_millis(8);
 
 /// Bytes of events that are gathered for one write while more are ready.
-pub(crate) const WRITE_BYTES_MAX: usize = 16 << 10;
+pub(crate) const WRITE_BYTES_MAX: usize = 32 << 10;
 
 /// Time for the last errors to reach their clients after the grace of a shutdown is over.
 pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);
@@ -100,7 +103,7 @@ pub(crate) const FLUSH_MS_MAX: Duration = Duration::from_millis(500);
 pub(crate) const LINK_WINDOW_BYTES: u32 = 4 << 20;
 
 /// Events of an answer that nobody streams which are gathered before it is looked at.
-pub(crate) const HELD_EVENTS_MAX: usize = 64;
+pub(crate) const HELD_EVENTS_MAX: usize = 128;
 
 /// Seconds after which a refused client may try again.
 pub(crate) const RETRY_AFTER_S: u32 = 1;

@@ -128,9 +128,9 @@ impl Passage {
         let _ = self.progress.group.set(group.to_owned());
     }
 
-    /// Another token has come.
-    pub(crate) fn token(&self) {
-        self.progress.tokens.fetch_add(1, Relaxed);
+    /// So many tokens of its answer have come.
+    pub(crate) fn tokens(&self, tokens: usize) {
+        self.progress.tokens.store(tokens, Relaxed); // nobody else writes it
     }
 }
 

@@ -1,37 +1,69 @@
 //! What every token id stands for: the bytes that it adds to a text.
 
-/// The bytes of all tokens, side by side, and which of them are special.
+/// The bytes of all tokens, and which of them are special.
 pub(crate) struct Vocabulary {
-    bytes: Vec<u8>,
-    /// `bytes[ends[id - 1]..ends[id]]` belongs to `id`.
-    ends: Vec<usize>,
-    special: Vec<bool>,
+    tokens: Vec<Token>,
+    /// The bytes of the long ones, side by side.
+    long: Vec<u8>,
     /// SentencePiece writes a space before the first word of a text, which decoding takes away again.
     first_space_is_silent: bool,
 }
 
+/// What decoding needs to know of a token lies together: answers jump from token to token, and the cache does not hold
+/// them all.
+#[derive(Clone, Copy)]
+enum Token {
+    Short { special: bool, len: u8, bytes: [u8; SHORT_BYTES_MAX] },
+    Long { special: bool, start: u32, end: u32 },
+}
+
+/// Bytes of a token that stand in its entry of 16.
+const SHORT_BYTES_MAX: usize = 13;
+
+impl Token {
+    fn is_special(&self) -> bool {
+        let (Self::Short { special, .. } | Self::Long { special, .. }) = self;
+        *special
+    }
+}
+
 impl Vocabulary {
     pub(crate) fn new(first_space_is_silent: bool) -> Self {
-        Self { bytes: Vec::new(), ends: Vec::new(), special: Vec::new(), first_space_is_silent }
+        Self { tokens: Vec::new(), long: Vec::new(), first_space_is_silent }
     }
 
     /// Gives the next id its bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the long ones have 4 GiB together; no file that is read is so large.
     pub(crate) fn push(&mut self, bytes: &[u8], special: bool) {
-        self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len());
-        self.special.push(special);
+        let mut short = [0; SHORT_BYTES_MAX];
+        self.tokens.push(match short.get_mut(..bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                Token::Short { special, len: bytes.len() as u8, bytes: short }
+            }
+            None => {
+                let end = |long: &Vec<u8>| u32::try_from(long.len()).expect("tokens of less than 4 GiB");
+                let start = end(&self.long);
+                self.long.extend_from_slice(bytes);
+                Token::Long { special, start, end: end(&self.long) }
+            }
+        });
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.ends.len()
+        self.tokens.len()
     }
 
     /// Nothing for an id without a token: models pad their vocabulary beyond their tokenizer's.
     pub(crate) fn bytes(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.ends.get(id) else { return &[] };
-        let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.bytes[start..end]
+        match self.tokens.get(id as usize) {
+            Some(Token::Short { len, bytes, .. }) => &bytes[..usize::from(*len)],
+            Some(Token::Long { start, end, .. }) => &self.long[*start as usize..*end as usize],
+            None => &[],
+        }
     }
 
     pub(crate) fn first_space_is_silent(&self) -> bool {
@@ -40,20 +72,17 @@ impl Vocabulary {
 
     /// The special token that is spelled `text`.
     pub(crate) fn special(&self, text: &str) -> Option<u32> {
-        (0..)
-            .zip(&self.special)
-            .find(|&(id, &special)| special && self.bytes(id) == text.as_bytes())
-            .map(|(id, _)| id)
+        (0..self.len() as u32).find(|&id| self.is_special(id) && self.bytes(id) == text.as_bytes())
     }
 
     /// Whether `other` has the same tokens, and maybe more behind them.
     pub(crate) fn begins(&self, other: &Self) -> bool {
-        self.ends == other.ends[..self.ends.len().min(other.ends.len())]
-            && other.bytes.starts_with(&self.bytes)
+        let same = |id| self.bytes(id) == other.bytes(id);
+        self.len() <= other.len() && (0..self.len() as u32).all(same)
     }
 
     pub(crate) fn is_special(&self, id: u32) -> bool {
-        self.special.get(id as usize).copied().unwrap_or(false)
+        self.tokens.get(id as usize).is_some_and(Token::is_special)
     }
 }
 

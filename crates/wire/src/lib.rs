@@ -3,6 +3,7 @@
 //! The bytes on a wire are hostile: every conversion into a type checks what the type promises and says what is
 //! wrong, naming the field.
 
+mod codec;
 mod convert;
 mod failed;
 mod secret;

@@ -276,7 +276,7 @@ impl Answer {
         self.progress.tokens.push(token.id);
         self.meter.token(timing, came);
         self.caller.used(1);
-        self.passage.token();
+        self.passage.tokens(self.progress.tokens.len());
         if self.progress.request.stop_tokens.contains(&token.id) && !self.include_stop {
             // The engine ends the answer with it, and it is no part of the text.
             return Ok(Delta { text: String::new(), token: Some(token), finish: None, stopped: None });

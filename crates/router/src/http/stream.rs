@@ -1,6 +1,7 @@
 //! Answers as server-sent events.
 
 mod pause;
+mod stencil;
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use self::pause::Pause;
+pub(super) use self::stencil::Stencil;
 use super::error::ApiError;
 use crate::answer::Delta;
 use crate::choices::Choices;
@@ -44,6 +46,8 @@ struct Events<D> {
     dialect: D,
     choices: Choices,
     out: BytesMut,
+    /// Deltas in it.
+    deltas: u32,
     /// The last event has been written.
     ended: bool,
     pause: Pause,
@@ -55,6 +59,7 @@ pub(super) fn body(dialect: impl Dialect, choices: Choices) -> Body {
         dialect,
         choices,
         out: BytesMut::new(),
+        deltas: 0,
         ended: false,
         pause: Pause::default(),
     })
@@ -74,7 +79,10 @@ impl<D: Dialect> Stream for Events<D> {
             }
         }
         match (events.out.is_empty(), events.ended) {
-            (false, _) => events.poll_write(context).map(|()| Some(Ok(events.out.split().freeze()))),
+            (false, _) => events.poll_write(context).map(|()| {
+                events.deltas = 0;
+                Some(Ok(events.out.split().freeze()))
+            }),
             (true, true) => Poll::Ready(None),
             (true, false) => Poll::Pending,
         }
@@ -88,7 +96,7 @@ impl<D: Dialect> Events<D> {
             return Poll::Ready(());
         }
         let paused = self.pause.is_on();
-        let over = self.pause.poll(self.out.len() >= WRITE_BYTES_MAX, context);
+        let over = self.pause.poll(self.deltas, self.out.len() >= WRITE_BYTES_MAX, context);
         if paused != self.pause.is_on() {
             self.choices.tell_at(if over.is_ready() { 1 } else { HELD_EVENTS_MAX });
         }
@@ -96,6 +104,7 @@ impl<D: Dialect> Events<D> {
     }
 
     fn write(&mut self, news: Result<Option<(usize, Delta)>, Failure>) -> Result<(), Failure> {
+        self.deltas += 1;
         match news? {
             Some((at, delta)) => self.dialect.delta(at, delta, &self.choices, &mut self.out),
             None => {

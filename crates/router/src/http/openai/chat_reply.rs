@@ -12,7 +12,7 @@ use crate::choices::Choices;
 use crate::failure::Failure;
 use crate::http::gather::{Call, Gathered};
 use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
-use crate::http::stream::Dialect;
+use crate::http::stream::{Dialect, Stencil};
 
 #[derive(Serialize)]
 struct Choice<'a> {
@@ -133,12 +133,14 @@ struct Voice {
     shaper: Shaper,
     /// It has been said who speaks.
     begun: bool,
+    /// Its chunks of nothing but words.
+    words: Option<Stencil>,
 }
 
 impl ChatStream {
     pub(in crate::http) fn new(form: Form, calls: &Calls, choices: &Choices) -> Result<Self, Failure> {
         let head = form.head("chat.completion.chunk")?;
-        let voice = |_| Ok(Voice { shaper: Shaper::new(calls, Ids::of(calls))?, begun: false });
+        let voice = |_| Ok(Voice { shaper: Shaper::new(calls, Ids::of(calls))?, begun: false, words: None });
         let voices = (0..choices.len()).map(voice).collect::<Result<_, Failure>>()?;
         Ok(Self { form, head, voices, begun: false })
     }
@@ -151,6 +153,19 @@ impl ChatStream {
         let prompt = choices.answer(index).filter(|_| shown).map(Answer::prompt);
         let beside = Beside { prompt_token_ids: prompt, prompt_logprobs: None };
         self.form.chunk(&self.head, Some(&choice), &beside, choices, out)
+    }
+
+    /// A chunk of nothing but words.
+    fn words(&mut self, at: usize, text: &str, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
+        let stencil = match &mut self.voices[at].words {
+            Some(stencil) => stencil,
+            none => none.insert(Stencil::of(|text, out| {
+                let delta = ChunkDelta { content: Some(text), ..ChunkDelta::default() };
+                let choice = ChunkChoice::new(at, delta);
+                self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+            })?),
+        };
+        stencil.fill(text, out)
     }
 }
 
@@ -171,6 +186,10 @@ impl Dialect for ChatStream {
         let token = token.as_ref().filter(|_| view.logprobs || view.token_ids);
         if text.is_empty() && calls.is_empty() && token.is_none() && finish.is_none() {
             return Ok(()); // it would tell its client nothing
+        }
+        let words = calls.is_empty() && token.is_none() && finish.is_none();
+        if words && !view.continuous_usage {
+            return self.words(at, &text, choices, out);
         }
         let ids = token.map(|token| token.id);
         let tokens = token.map_or(&[][..], std::slice::from_ref);

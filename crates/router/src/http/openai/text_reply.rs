@@ -11,7 +11,7 @@ use crate::choices::Choices;
 use crate::failure::Failure;
 use crate::http::gather::Gathered;
 use crate::http::shape::{Calls, Finish, Ids, Shaped, Shaper};
-use crate::http::stream::Dialect;
+use crate::http::stream::{Dialect, Stencil};
 
 /// A text completion has one name, whole or in chunks.
 const OBJECT: &str = "text_completion";
@@ -29,6 +29,14 @@ struct Choice<'a> {
     token_ids: Option<Vec<TokenId>>,
     #[serde(flatten)]
     beside: Beside<'a>,
+}
+
+impl<'a> Choice<'a> {
+    /// Nothing but text.
+    fn plain(index: usize, text: &'a str) -> Self {
+        let (logprobs, finish_reason, stop_reason, token_ids) = (None, None, None, None);
+        Self { index, text, logprobs, finish_reason, stop_reason, token_ids, beside: Beside::default() }
+    }
 }
 
 /// What a client wants to see of its prompts.
@@ -115,12 +123,21 @@ struct Line {
     begun: bool,
     /// Characters in the texts of the tokens so far.
     offset: usize,
+    /// Its chunks of nothing but text.
+    plain: Option<Stencil>,
 }
 
 impl TextStream {
     pub(in crate::http) fn new(form: Form, echo: Echo, choices: &Choices) -> Result<Self, Failure> {
         let head = form.head(OBJECT)?;
-        let line = |_| Ok(Line { shaper: Shaper::new(&Calls::Never, Ids::OpenAi)?, begun: false, offset: 0 });
+        let line = |_| {
+            Ok(Line {
+                shaper: Shaper::new(&Calls::Never, Ids::OpenAi)?,
+                begun: false,
+                offset: 0,
+                plain: None,
+            })
+        };
         let lines = (0..choices.len()).map(line).collect::<Result<_, Failure>>()?;
         Ok(Self { form, head, echo, lines })
     }
@@ -136,7 +153,7 @@ impl Dialect for TextStream {
     ) -> Result<(), Failure> {
         let Some(answer) = choices.answer(at) else { return Ok(()) };
         let (view, spelling) = (self.form.view, self.form.spelling(choices));
-        let Line { shaper, begun, offset } = &mut self.lines[at];
+        let Line { shaper, begun, offset, plain } = &mut self.lines[at];
         let Shaped { mut text, calls: _, token, finish, stopped } = shaper.push(delta)?;
         let token = token.filter(|_| view.logprobs || view.token_ids);
         let first = !*begun;
@@ -145,6 +162,17 @@ impl Dialect for TextStream {
             return Ok(()); // it would tell its client nothing
         }
         *begun = true;
+        let beside = echoed || view.logprobs || view.token_ids || view.continuous_usage;
+        if !beside && finish.is_none() {
+            let stencil = match plain {
+                Some(stencil) => stencil,
+                none => none.insert(Stencil::of(|text, out| {
+                    let choice = Choice::plain(at, text);
+                    self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+                })?),
+            };
+            return stencil.fill(&text, out);
+        }
         let mut shown = TextLogprobs::at(*offset);
         if echoed {
             text.insert_str(0, &self.echo.text(answer, at / choices.each()));
@@ -158,8 +186,6 @@ impl Dialect for TextStream {
         let any = shown.offset() != *offset || token.is_some();
         *offset = shown.offset();
         let choice = Choice {
-            index: at,
-            text: &text,
             logprobs: (view.logprobs && any).then_some(Logprobs::Text(shown)),
             finish_reason: finish.map(Finish::name),
             stop_reason: finish.map(|_| StopReason::of(stopped.as_ref())),
@@ -168,6 +194,7 @@ impl Dialect for TextStream {
                 prompt_token_ids: (first && view.token_ids).then(|| answer.prompt()),
                 prompt_logprobs: None,
             },
+            ..Choice::plain(at, &text)
         };
         self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
     }
