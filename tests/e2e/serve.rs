@@ -49,16 +49,23 @@ fn the_same_tokens_and_log_probabilities_for_every_number_of_ranks() {
     let golden = setup::bard_golden();
     assert_eq!(golden.len(), 3);
     let prompt = [1, 93, 980, 253, 655, 339];
-    for (model, virtual_shards, sizes) in [
-        (setup::bard(), "4", &["1", "2", "4"][..]),
-        (setup::demo_model(), "3", &["1", "3"]),
-        (setup::demo_model(), "4", &["1", "2", "4"]),
+    for (model, how, virtual_shards, sizes) in [
+        (setup::bard(), "f32", "4", &["1", "2", "4"][..]),
+        (setup::demo_model(), "f32", "3", &["1", "3"]),
+        (setup::demo_model(), "f32", "4", &["1", "2", "4"]),
+        (setup::demo_model(), "int8", "3", &["1", "3"]),
     ] {
         let mut first = None;
         for tp in sizes {
-            let cluster = Cluster::up(&model, &["--tp", tp, "--virtual-shards", virtual_shards]);
+            let cluster =
+                Cluster::up(&model, &["--tp", tp, "--virtual-shards", virtual_shards, "--compute", how]);
             let drawn = [0.0, 1.0].map(|temperature| exactly(&cluster, &prompt, temperature));
-            assert_eq!(*first.get_or_insert(drawn.clone()), drawn, "{} with tp {tp}", model.display());
+            assert_eq!(
+                *first.get_or_insert(drawn.clone()),
+                drawn,
+                "{} in {how} with tp {tp}",
+                model.display()
+            );
             if model == setup::bard() {
                 for (prompt, expected, comparable) in &golden {
                     let tokens = cluster.greedy(prompt, expected.len() as u32).expect("an answer");

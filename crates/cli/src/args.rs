@@ -9,7 +9,7 @@ use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
-use galerne_types::{GroupId, Shards};
+use galerne_types::{Compute, GroupId, Shards};
 use galerne_worker::{Cost, KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -125,6 +125,10 @@ pub(crate) struct EngineArgs {
     /// smallest multiple of N that gives every KV head a shard of its own.
     #[arg(long, value_name = "S")]
     pub(crate) virtual_shards: Option<usize>,
+    /// How products are computed (part of the numerics, the same on all hosts of a group): `f32`, the reference; `int8`,
+    /// quantized weights by activations rounded to bytes; `auto`, the latter if any of the model's weights are quantized.
+    #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
+    pub(crate) compute: ComputeChoice,
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -177,13 +181,15 @@ impl EngineArgs {
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, self.tp.into(), self.virtual_shards)?;
         Ok(format!(
-            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group",
+            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group; \
+             products in {}",
             model.model_name.as_deref().unwrap_or(checkpoint.name()),
             config.layers,
             config.heads,
             config.kv_heads,
             shards.virtual_shards(),
             shards.world_size(),
+            self.compute.0.unwrap_or_else(|| galerne_model::compute_for(&checkpoint)),
         ))
     }
 
@@ -203,6 +209,7 @@ impl EngineArgs {
             group: place.group,
             world_size: self.tp.into(),
             virtual_shards: self.virtual_shards,
+            compute: self.compute.0,
             host: place.host,
             index: place.index,
             bind: place.bind,
@@ -225,6 +232,14 @@ impl EngineArgs {
 pub(crate) fn address(text: &str) -> Result<String, String> {
     let parts = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     parts.map(|_| text.to_owned()).ok_or_else(|| "an address is HOST:PORT, such as 127.0.0.1:8000".to_owned())
+}
+
+/// What --compute says; `None` for `auto`.
+#[derive(Clone, Copy)]
+pub(crate) struct ComputeChoice(Option<Compute>);
+
+fn compute(text: &str) -> Result<ComputeChoice, String> {
+    Ok(ComputeChoice(if text == "auto" { None } else { Some(text.parse()?) }))
 }
 
 /// A name that can stand in a key of etcd.

@@ -87,7 +87,7 @@ fn trouble(group: &Group, epoch: Epoch, member: &Member) -> Option<Ended> {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use galerne_types::{EpochRecord, GroupId, ModelCard, RankState, Shards};
+    use galerne_types::{Compute, EpochRecord, GroupId, ModelCard, RankState, Shards};
 
     use super::*;
 
@@ -113,6 +113,7 @@ pub(crate) mod fixtures {
                 context_tokens_max: 64,
                 vocab: 512,
                 shards: Shards::new(4, 2).unwrap(),
+                compute: Compute::F32,
             },
             state: RankState::Waiting,
             memory_bytes: 0,
@@ -133,6 +134,8 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
+    use galerne_types::{Compute, ModelCard};
+
     use super::fixtures::{epoch_of, group_of, rank};
     use super::*;
 
@@ -173,6 +176,8 @@ mod tests {
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
         second.build = first.build.clone();
         second.model.digest = "other".into();
+        assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
+        second.model = ModelCard { compute: Compute::Int8, ..first.model.clone() };
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
     }
 

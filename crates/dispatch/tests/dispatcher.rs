@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use galerne_dispatch::{Choice, Dispatcher, Ticket};
 use galerne_types::{
-    Epoch, EpochRecord, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Refusal,
-    Shards,
+    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState,
+    Refusal, Shards,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -14,7 +14,14 @@ const MODEL: &str = "bard";
 
 fn card(name: &str) -> ModelCard {
     let shards = Shards::new(1, 1).unwrap();
-    ModelCard { name: name.into(), digest: "d".into(), context_tokens_max: 64, vocab: 10, shards }
+    ModelCard {
+        name: name.into(),
+        digest: "d".into(),
+        context_tokens_max: 64,
+        vocab: 10,
+        shards,
+        compute: Compute::F32,
+    }
 }
 
 fn id(name: &str) -> GroupId {

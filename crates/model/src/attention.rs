@@ -1,4 +1,4 @@
-//! Attention of one token, piece by piece.
+//! Attention, piece by piece.
 //!
 //! A piece is one KV block: 32 keys, cut by absolute position. Each has its own maximum m, sum l of exp(s - m) and
 //! output o = Σ exp(s - m)·v, summed in the order of positions; pieces merge in order by
@@ -14,18 +14,25 @@ use galerne_types::BlockId;
 use galerne_types::limits::KV_BLOCK_TOKENS;
 
 use crate::kv::Tile;
+use crate::linear::Strided;
 use crate::math::{SUM_LANES, exp, sum_of_lanes};
 use crate::simd::{Kernel, Vector};
 
 /// Widest head that the kernel has room for.
 pub(crate) const HEAD_DIM_MAX: usize = 256;
+/// Tokens of one sequence that attend together: their rows are a multiple of the six that the kernel takes at once.
+pub(crate) const TOKENS_TOGETHER: usize = 6;
+/// Room for a number a row, in whole vectors.
+const FACTORS: usize = 16;
 
 const _: () = assert!(KV_BLOCK_TOKENS == SUM_LANES, "a piece's sum runs over all lanes");
 
-/// The query heads of one token that read one KV head.
+/// The query heads that read one KV head, of some tokens that follow each other in a sequence: all of them see most of
+/// the same pieces, so that a piece is read once for several.
 pub(crate) struct Attend<'a> {
-    /// `[heads][head_dim]`, turned, scaled by 1/√head_dim.
-    pub(crate) queries: *const f32,
+    /// A row a token: `[heads][head_dim]`, turned, scaled by 1/√head_dim.
+    pub(crate) queries: Strided<*const f32>,
+    pub(crate) tokens: usize,
     pub(crate) heads: usize,
     /// The KV head's tile in block 0.
     pub(crate) tiles: *const f32,
@@ -34,173 +41,243 @@ pub(crate) struct Attend<'a> {
     pub(crate) tile: Tile,
     /// The sequence's blocks, in order of positions.
     pub(crate) blocks: &'a [BlockId],
-    /// First and last position that the token sees; the last is its own.
-    pub(crate) first: usize,
-    pub(crate) last: usize,
-    /// `[heads][head_dim]`.
-    pub(crate) out: *mut f32,
+    /// Of the first token, and the last that it sees.
+    pub(crate) position: usize,
+    /// Positions that a token sees, its own included.
+    pub(crate) window: Option<usize>,
+    /// As the queries.
+    pub(crate) out: Strided<*mut f32>,
 }
 
 /// # Safety
-/// Of `run`: `queries` and `out` hold what they say, `blocks` reaches to `last`, and every block has a tile whose
-/// positions up to `last` are stored.
+/// Of `run`: `queries` and `out` hold what they say, `blocks` reaches to the last token, and every block has a tile
+/// whose positions up to that are stored.
 impl Kernel for Attend<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let mut head = 0;
-        while head < self.heads {
-            // SAFETY: as many heads as are left.
-            head += unsafe {
-                match self.heads - head {
-                    1 => self.heads_at::<V, 1>(head),
-                    2 => self.heads_at::<V, 2>(head),
-                    3 => self.heads_at::<V, 3>(head),
-                    _ => self.heads_at::<V, 4>(head),
+        let (rows, mut row) = (self.tokens * self.heads, 0);
+        while row < rows {
+            // SAFETY: as many rows as are left.
+            row += unsafe {
+                match rows - row {
+                    1 => self.rows_at::<V, 1>(row),
+                    2 => self.rows_at::<V, 2>(row),
+                    3 => self.rows_at::<V, 3>(row),
+                    4 | 5 => self.rows_at::<V, 4>(row),
+                    _ => self.rows_at::<V, 6>(row),
                 }
             };
         }
     }
 }
 
-/// What has been merged so far, for H heads.
-struct Merged<const H: usize> {
-    max: [f32; H],
-    sum: [f32; H],
-    out: [[f32; HEAD_DIM_MAX]; H],
+/// What has been merged so far, for R rows: heads of tokens.
+struct Merged<const R: usize> {
+    max: [f32; R],
+    sum: [f32; R],
+    out: [[f32; HEAD_DIM_MAX]; R],
+}
+
+/// What R rows see of a piece: positions `from..to`, nothing if they are equal.
+struct Seen<const R: usize> {
+    from: [usize; R],
+    to: [usize; R],
 }
 
 impl Attend<'_> {
-    /// H heads together, so that keys and values are read once for them. Returns H.
+    /// R rows together, so that keys and values are read once for them. Returns R.
     ///
     /// # Safety
-    /// As [`Attend`]; heads `head … head + H` exist.
+    /// As [`Attend`]; rows `first … first + R` exist.
     #[inline(always)]
-    unsafe fn heads_at<V: Vector, const H: usize>(&self, head: usize) -> usize {
+    unsafe fn rows_at<V: Vector, const R: usize>(&self, first: usize) -> usize {
         let dim = self.tile.head_dim;
-        let mut merged = Merged { max: [f32::NEG_INFINITY; H], sum: [0.0; H], out: [[0.0; HEAD_DIM_MAX]; H] };
-        // SAFETY: the caller's.
+        let mut merged = Merged { max: [f32::NEG_INFINITY; R], sum: [0.0; R], out: [[0.0; HEAD_DIM_MAX]; R] };
+        let (mut queries, mut outs) = ([self.queries.start; R], [self.out.start; R]);
+        let (mut begin, mut end) = ([0; R], [0; R]);
+        for r in 0..R {
+            let (token, head) = ((first + r) / self.heads, (first + r) % self.heads);
+            queries[r] = queries[r].wrapping_add(token * self.queries.stride + head * dim);
+            outs[r] = outs[r].wrapping_add(token * self.out.stride + head * dim);
+            end[r] = self.position + token + 1;
+            if let Some(window) = self.window {
+                begin[r] = end[r].saturating_sub(window);
+            }
+        }
+        // SAFETY: the caller's; what the first row sees begins first, and what the last one sees ends last.
         unsafe {
-            let queries = self.queries.add(head * dim);
-            for piece in self.first / KV_BLOCK_TOKENS..=self.last / KV_BLOCK_TOKENS {
+            for piece in begin[0] / KV_BLOCK_TOKENS..end[R - 1].div_ceil(KV_BLOCK_TOKENS) {
                 let keys = self.tiles.add(self.blocks[piece] as usize * self.stride);
                 let start = piece * KV_BLOCK_TOKENS;
-                let from = self.first.saturating_sub(start);
-                let to = KV_BLOCK_TOKENS.min(self.last + 1 - start);
-                let mut scores = self.scores::<V, H>(queries, keys);
-                self.merge::<V, H>(&mut scores, from, to, keys.add(self.tile.keys()), &mut merged);
+                let mut seen = Seen { from: [0; R], to: [0; R] };
+                for r in 0..R {
+                    seen.to[r] = end[r].saturating_sub(start).min(KV_BLOCK_TOKENS);
+                    seen.from[r] = begin[r].saturating_sub(start).min(seen.to[r]);
+                }
+                let mut scores = self.scores::<V, R>(&queries, keys);
+                self.merge::<V, R>(&mut scores, &seen, keys.add(self.tile.keys()), &mut merged);
             }
-            for h in 0..H {
-                let out = std::slice::from_raw_parts_mut(self.out.add((head + h) * dim), dim);
-                for (out, sum) in out.iter_mut().zip(&merged.out[h]) {
-                    *out = sum / merged.sum[h];
+            for (r, out) in outs.into_iter().enumerate() {
+                let out = std::slice::from_raw_parts_mut(out, dim);
+                for (out, sum) in out.iter_mut().zip(&merged.out[r]) {
+                    *out = sum / merged.sum[r];
                 }
             }
         }
-        H
+        R
     }
 
     /// q · k for the 32 positions of a block, dimension after dimension.
     ///
     /// # Safety
-    /// `queries` holds H heads, `keys` a tile's keys.
+    /// `queries` are R heads, `keys` a tile's keys.
     #[inline(always)]
-    unsafe fn scores<V: Vector, const H: usize>(
+    unsafe fn scores<V: Vector, const R: usize>(
         &self,
-        queries: *const f32,
+        queries: &[*const f32; R],
         keys: *const f32,
-    ) -> [[f32; KV_BLOCK_TOKENS]; H] {
+    ) -> [[f32; KV_BLOCK_TOKENS]; R] {
         const HALF: usize = KV_BLOCK_TOKENS / 2;
         let dim = self.tile.head_dim;
-        let mut scores = [[0.0; KV_BLOCK_TOKENS]; H];
+        let mut scores = [[0.0; KV_BLOCK_TOKENS]; R];
         for lane in (0..HALF).step_by(V::LANES) {
             // SAFETY: the caller's; lanes stay within a row of 32.
             unsafe {
-                let mut sums = [[V::splat(0.0); 2]; H];
+                let mut sums = [[V::splat(0.0); 2]; R];
                 for d in 0..dim {
                     let row = keys.add(d * KV_BLOCK_TOKENS + lane);
                     let pair = [V::load(row), V::load(row.add(HALF))];
-                    for (h, sums) in sums.iter_mut().enumerate() {
-                        let query = V::splat(*queries.add(h * dim + d));
-                        sums[0] = pair[0].mul_add(query, sums[0]);
-                        sums[1] = pair[1].mul_add(query, sums[1]);
+                    for r in 0..R {
+                        let query = V::splat(*queries[r].add(d));
+                        sums[r][0] = pair[0].mul_add(query, sums[r][0]);
+                        sums[r][1] = pair[1].mul_add(query, sums[r][1]);
                     }
                 }
-                for h in 0..H {
-                    sums[h][0].store(scores[h].as_mut_ptr().add(lane));
-                    sums[h][1].store(scores[h].as_mut_ptr().add(lane + HALF));
+                for r in 0..R {
+                    sums[r][0].store(scores[r].as_mut_ptr().add(lane));
+                    sums[r][1].store(scores[r].as_mut_ptr().add(lane + HALF));
                 }
             }
         }
         scores
     }
 
-    /// Merges a piece of which the positions `from..to` are seen.
+    /// Merges what is seen of a piece. Rows that see nothing of it stay as they are.
     ///
     /// # Safety
     /// `values` holds a tile's values.
     #[inline(always)]
-    unsafe fn merge<V: Vector, const H: usize>(
+    unsafe fn merge<V: Vector, const R: usize>(
         &self,
-        scores: &mut [[f32; KV_BLOCK_TOKENS]; H],
-        from: usize,
-        to: usize,
+        scores: &mut [[f32; KV_BLOCK_TOKENS]; R],
+        seen: &Seen<R>,
         values: *const f32,
-        merged: &mut Merged<H>,
+        merged: &mut Merged<R>,
     ) {
-        let mut old = [0.0; H];
-        let mut new = [0.0; H];
-        for h in 0..H {
-            let row = &mut scores[h];
-            row[..from].fill(f32::NEG_INFINITY);
-            row[to..].fill(f32::NEG_INFINITY);
+        // exp of it: by what the old and the new part are multiplied.
+        let mut factors = [[0.0; FACTORS]; 2];
+        for r in 0..R {
+            if seen.from[r] == seen.to[r] {
+                continue;
+            }
+            let row = &mut scores[r];
+            row[..seen.from[r]].fill(f32::NEG_INFINITY);
+            row[seen.to[r]..].fill(f32::NEG_INFINITY);
             let piece_max = max_of_lanes(*row);
-            let max = if merged.max[h] > piece_max { merged.max[h] } else { piece_max };
-            // SAFETY: rows of 32 elements.
-            unsafe {
-                old[h] = exp_of::<V>(merged.max[h] - max);
-                new[h] = exp_of::<V>(piece_max - max);
-                for lane in (0..KV_BLOCK_TOKENS).step_by(V::LANES) {
+            let max = if merged.max[r] > piece_max { merged.max[r] } else { piece_max };
+            (factors[0][r], factors[1][r]) = (merged.max[r] - max, piece_max - max);
+            merged.max[r] = max;
+            for lane in (0..KV_BLOCK_TOKENS).step_by(V::LANES) {
+                // SAFETY: a row of 32 elements.
+                unsafe {
                     let at = row.as_mut_ptr().add(lane);
                     exp(V::load(at).sub(V::splat(piece_max))).store(at);
                 }
             }
-            merged.sum[h] = merged.sum[h].mul_add(old[h], sum_of_lanes(*row) * new[h]);
-            merged.max[h] = max;
         }
-        let padded = self.tile.padded_dim;
-        for d in (0..padded).step_by(2 * V::LANES) {
+        for factors in &mut factors {
+            // SAFETY: room for whole vectors.
+            unsafe {
+                for lane in (0..R).step_by(V::LANES) {
+                    exp(V::load(factors.as_ptr().add(lane))).store(factors.as_mut_ptr().add(lane));
+                }
+            }
+        }
+        let [old, new] = factors;
+        for r in 0..R {
+            if seen.from[r] < seen.to[r] {
+                merged.sum[r] = merged.sum[r].mul_add(old[r], sum_of_lanes(scores[r]) * new[r]);
+            }
+        }
+        for d in (0..self.tile.padded_dim).step_by(2 * V::LANES) {
             // SAFETY: value rows are padded to a multiple of 32, at most HEAD_DIM_MAX.
             unsafe {
-                let mut sums = [[V::splat(0.0); 2]; H];
-                for position in from..to {
-                    let row = values.add(position * padded + d);
-                    let pair = [V::load(row), V::load(row.add(V::LANES))];
-                    for h in 0..H {
-                        let weight = V::splat(*scores[h].get_unchecked(position));
-                        sums[h][0] = pair[0].mul_add(weight, sums[h][0]);
-                        sums[h][1] = pair[1].mul_add(weight, sums[h][1]);
+                let sums = self.weighted::<V, R>(scores, seen, values.add(d));
+                for r in 0..R {
+                    if seen.from[r] == seen.to[r] {
+                        continue;
                     }
-                }
-                for h in 0..H {
-                    for (half, sum) in sums[h].into_iter().enumerate() {
-                        let out = merged.out[h].as_mut_ptr().add(d + half * V::LANES);
-                        let piece = sum.mul(V::splat(new[h]));
-                        V::load(out).mul_add(V::splat(old[h]), piece).store(out);
+                    for (half, sum) in sums[r].into_iter().enumerate() {
+                        let out = merged.out[r].as_mut_ptr().add(d + half * V::LANES);
+                        let piece = sum.mul(V::splat(new[r]));
+                        V::load(out).mul_add(V::splat(old[r]), piece).store(out);
                     }
                 }
             }
         }
     }
-}
 
-/// # Safety
-/// The CPU has `V`'s features.
-#[inline(always)]
-unsafe fn exp_of<V: Vector>(x: f32) -> f32 {
-    let mut lanes = [0.0; 16];
-    // SAFETY: room for the widest vector.
-    unsafe { exp(V::splat(x)).store(lanes.as_mut_ptr()) };
-    lanes[0]
+    /// Σ exp(s - m)·v of two vectors of dimensions, position after position: those that all rows see are read for all
+    /// at once, and the few before and behind for each row that sees them.
+    ///
+    /// # Safety
+    /// `values` are those dimensions of a tile's values.
+    #[inline(always)]
+    unsafe fn weighted<V: Vector, const R: usize>(
+        &self,
+        scores: &[[f32; KV_BLOCK_TOKENS]; R],
+        seen: &Seen<R>,
+        values: *const f32,
+    ) -> [[V; 2]; R] {
+        let (mut start, mut end) = (0, KV_BLOCK_TOKENS);
+        for r in 0..R {
+            start = start.max(seen.from[r]);
+            end = end.min(seen.to[r]);
+        }
+        end = end.max(start);
+        // SAFETY: positions are below 32, as `seen` is.
+        unsafe {
+            let mut sums = [[V::splat(0.0); 2]; R];
+            for r in 0..R {
+                for position in seen.from[r]..start.min(seen.to[r]) {
+                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                }
+            }
+            for position in start..end {
+                for r in 0..R {
+                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                }
+            }
+            for r in 0..R {
+                for position in end.max(seen.from[r])..seen.to[r] {
+                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                }
+            }
+            sums
+        }
+    }
+
+    /// # Safety
+    /// As [`weighted`](Attend::weighted).
+    #[inline(always)]
+    unsafe fn weigh<V: Vector>(&self, sums: &mut [V; 2], weight: f32, values: *const f32, position: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = values.add(position * self.tile.padded_dim);
+            sums[0] = V::load(row).mul_add(V::splat(weight), sums[0]);
+            sums[1] = V::load(row.add(V::LANES)).mul_add(V::splat(weight), sums[1]);
+        }
+    }
 }
 
 #[inline(always)]

@@ -6,24 +6,24 @@
 use std::ops::Range;
 
 use galerne_collective::{Collective, tree};
-use galerne_types::Slice;
 use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{Compute, Slice};
 
-use crate::attention::Attend;
+use crate::attention::{Attend, TOKENS_TOGETHER};
 use crate::check::Place;
 use crate::error::ModelError;
 use crate::kv::KvMemory;
+use crate::linear::Strided;
 use crate::math::{AddNorm, RopeTable};
-use crate::products::{Engine, Rows};
+use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
+use crate::rows::Rows;
 use crate::weights::{Layer, Weights};
 
 /// Most tokens in a tile: enough to spread the cost of widening weights, few enough for the workspace to stay small.
 pub(crate) const TILE_TOKENS_MAX: usize = 256;
 /// Tokens of cheap work that are not worth waking a thread for.
 const CHEAP_TOKENS: usize = 8;
-/// Attentions (token by KV head) that a thread takes at a time when there are many.
-const ATTENTIONS: usize = 4;
 
 /// What the layers work with besides the weights.
 pub(crate) struct Forward {
@@ -33,6 +33,8 @@ pub(crate) struct Forward {
     window: Option<usize>,
     /// The rank's pieces of the summation tree, as ranges of its own shards.
     pieces: Vec<Range<usize>>,
+    /// Of the tile: tokens that attend together.
+    runs: Vec<Range<usize>>,
     work: Workspace,
 }
 
@@ -46,6 +48,7 @@ pub(crate) struct Room {
     pub(crate) tokens: usize,
     /// Sliding window in tokens.
     pub(crate) window: Option<usize>,
+    pub(crate) compute: Compute,
 }
 
 /// Activations of a tile.
@@ -66,21 +69,22 @@ struct Workspace {
 }
 
 impl Workspace {
-    fn new(weights: &Weights, tokens: usize) -> Self {
+    fn new(weights: &Weights, tokens: usize, compute: Compute) -> Self {
         let (config, own) = (&weights.config, weights.own_shards());
         let rows = |width: usize| Rows::zeroed(tokens, width);
+        let inputs = |width: usize| Rows::for_products(tokens, width, compute);
         let q = weights.cut.heads(own.clone()).len() * config.head_dim;
         let kv = weights.cut.kv_heads(own.clone()).len() * config.head_dim;
         let mlp = weights.cut.mlp(own.clone()).len();
         Self {
             hidden: rows(config.hidden),
             delta: rows(config.hidden),
-            normed: rows(config.hidden),
+            normed: inputs(config.hidden),
             q: rows(q),
             k: rows(kv),
             v: rows(kv),
-            attended: rows(q),
-            gate: rows(mlp),
+            attended: inputs(q),
+            gate: inputs(mlp),
             up: rows(mlp),
             partials: Rows::zeroed(own.len() * tokens, config.hidden),
         }
@@ -110,7 +114,8 @@ impl Forward {
             rope: RopeTable::new(room.positions, config.head_dim, config.rope_theta),
             window: room.window,
             pieces: pieces.into_iter().map(|piece| piece.start - own.start..piece.end - own.start).collect(),
-            work: Workspace::new(weights, room.tokens),
+            runs: Vec::with_capacity(room.tokens),
+            work: Workspace::new(weights, room.tokens, room.compute),
         }
     }
 
@@ -135,6 +140,7 @@ impl Forward {
                 trace(Trace::Hidden { layer, rows: &rows });
             }
         };
+        self.find_runs(places);
         self.embed(weights, places);
         self.work.reduce(self.pieces.len(), tokens, collective)?;
         self.work.hidden.data[..tokens * self.work.hidden.width].fill(0.0);
@@ -157,10 +163,23 @@ impl Forward {
         (&mut self.engine, &self.work.normed)
     }
 
+    /// Cuts the tile's tokens into runs of one slice each, in which positions follow each other.
+    fn find_runs(&mut self, places: &[Place]) {
+        self.runs.clear();
+        for (token, place) in places.iter().enumerate() {
+            match self.runs.last_mut() {
+                Some(run) if places[run.start].slice == place.slice && run.len() < TOKENS_TOGETHER => {
+                    run.end = token + 1;
+                }
+                _ => self.runs.push(token..token + 1),
+            }
+        }
+    }
+
     /// The rank that owns a token's row brings it; what it does not own is zero.
     fn embed(&mut self, weights: &Weights, places: &[Place]) {
         let own = weights.cut.vocab(weights.own_shards());
-        let Rows { width, data } = &mut self.work.partials;
+        let Rows { width, data, .. } = &mut self.work.partials;
         let partials = &mut data[..self.pieces.len() * places.len() * *width];
         partials.fill(0.0);
         for (row, place) in partials.chunks_exact_mut(*width).zip(places) {
@@ -178,11 +197,14 @@ impl Forward {
         let (hidden, normed) = (hidden.shared(), normed.shared());
         self.engine.team.each(tokens, CHEAP_TOKENS, &|_, range| {
             for token in range {
-                // SAFETY: a token's rows belong to the one range that it is in.
-                let (row, normed) =
-                    unsafe { (hidden.row(token, 0..norm.len()), normed.row(token, 0..norm.len())) };
+                let columns = 0..norm.len();
                 let delta = &delta.data[token * norm.len()..][..norm.len()];
-                AddNorm { row, delta, weight: norm, width, eps, normed }.run_on(isa);
+                // SAFETY: a token's rows belong to the one range that it is in.
+                unsafe {
+                    let (row, to) = (hidden.row(token, columns.clone()), normed.row(token, columns.clone()));
+                    AddNorm { row, delta, weight: norm, width, eps, normed: to }.run_on(isa);
+                    normed.quantize(isa, token, columns);
+                }
             }
         });
     }
@@ -236,33 +258,38 @@ impl Forward {
         let (kv_heads, group) = (weights.cut.kv_heads(weights.own_shards()).len(), weights.config.group());
         let Workspace { q, attended, .. } = &mut self.work;
         let (q, attended, kv) = (q.shared(), attended.shared(), self.kv.layer(index));
-        let tasks = places.len() * kv_heads;
-        let grain = if places.len() > CHEAP_TOKENS { ATTENTIONS } else { 1 };
-        self.engine.team.each(tasks, grain, &|_, range| {
+        let runs = &self.runs;
+        self.engine.team.each(runs.len() * kv_heads, 1, &|_, range| {
             for task in range {
-                let (token, kv_head) = (task / kv_heads, task % kv_heads);
-                let Place { position, slice, .. } = places[token];
+                let (run, kv_head) = (runs[task / kv_heads].clone(), task % kv_heads);
+                let Place { position, slice, .. } = places[run.start];
                 let columns = kv_head * group * dim..(kv_head + 1) * group * dim;
                 let Slice { first_block, blocks, .. } = &slices[slice];
                 // Pieces are cut by absolute position; without those before the first block the rest is cut alike.
                 let behind = *first_block as usize * KV_BLOCK_TOKENS;
-                let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let start = run.start * q.width + columns.start;
                 // SAFETY: a task's queries and outputs are its own; `check` has seen to it that the blocks exist, begin
-                // no later than what is seen and reach to the position, and every position of them up to it has been
-                // stored, here or in an earlier step.
+                // no later than what is seen and reach to the last position, and every position of them up to it has
+                // been stored, here or in an earlier step.
                 unsafe {
-                    let (queries, out) = (q.row(token, columns.clone()), attended.row(token, columns));
                     isa.run(Attend {
-                        queries: queries.as_ptr(),
+                        queries: Strided {
+                            start: q.strided().start.add(start).cast_const(),
+                            stride: q.width,
+                        },
+                        tokens: run.len(),
                         heads: group,
                         tiles: kv.head(kv_head),
                         stride: kv.stride,
                         tile: kv.tile,
                         blocks,
-                        first: first - behind,
-                        last: position - behind,
-                        out: out.as_mut_ptr(),
+                        position: position - behind,
+                        window,
+                        out: Strided { start: attended.strided().start.add(start), stride: attended.width },
                     });
+                    for token in run {
+                        attended.quantize(isa, token, columns.clone());
+                    }
                 }
             }
         });

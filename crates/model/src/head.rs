@@ -1,12 +1,13 @@
 //! From hidden states to tokens drawn and scored, a round of a few positions at a time.
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenId, TokenOut};
+use galerne_types::{Compute, Slice, TokenId, TokenOut};
 
 use crate::error::ModelError;
 use crate::memory::SharedMut;
-use crate::products::{Engine, Rows};
+use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
+use crate::rows::Rows;
 use crate::sampler::{self, Mask, Past};
 use crate::weights::Weights;
 
@@ -58,7 +59,7 @@ pub(crate) struct How<'a> {
 
 impl Head {
     /// Room for rounds of `positions`.
-    pub(crate) fn new(weights: &Weights, positions: usize) -> Self {
+    pub(crate) fn new(weights: &Weights, positions: usize, compute: Compute) -> Self {
         let shards = weights.shards;
         let rows_of = |rank| weights.cut.vocab(shards.of_rank(rank)).len();
         let part = Rows::zeroed(positions, rows_of(weights.rank));
@@ -66,7 +67,7 @@ impl Head {
         let widths: Vec<_> = (0..shards.world_size()).map(|rank| padded(rows_of(rank))).collect();
         let at_root = if weights.rank == 0 { positions } else { 0 };
         Self {
-            hidden: Rows::zeroed(positions, weights.config.hidden),
+            hidden: Rows::for_products(positions, weights.config.hidden, compute),
             part,
             gathered: vec![0.0; at_root * widths.iter().map(|(_, padded)| padded).sum::<usize>()],
             logits: vec![0.0; at_root * weights.config.vocab],
@@ -88,9 +89,8 @@ impl Head {
         collective: &mut dyn Collective,
     ) -> Result<(), ModelError> {
         let positions = round.len();
-        let width = self.hidden.width;
-        for (to, Wanted { row, .. }) in self.hidden.data.chunks_exact_mut(width).zip(round) {
-            to.copy_from_slice(&normed.data[row * width..][..width]);
+        for (to, Wanted { row, .. }) in round.iter().enumerate() {
+            self.hidden.copy_row(to, normed, *row);
         }
         let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
         engine.products(positions, &self.hidden, [(matrix, self.part.shared())]);

@@ -3,16 +3,19 @@
 //! [`Weights::load`] reads one rank's shards ([`Cut`] says which) and packs them; a [`Rank`] joins them with KV memory
 //! and a [`Collective`](galerne_collective::Collective) and runs [`Step`](galerne_types::Step)s. Everything that
 //! decides about bits is fixed: products are chains of fused multiply-adds over the inputs in sequence
-//! (`linear`), sums across virtual shards follow one tree (`galerne_collective::tree`), attention is merged piece by
-//! piece by absolute position (`attention`), exp and the norms are our own (`math`). So tokens and logits are
-//! bit-identical for every number of ranks that share the same S, for every batch, split of the prefill and number
-//! of threads, and for every instruction set ([`Isa`]).
+//! (`linear`) or over blocks of exact sums (`dots`), as the group's [`Compute`](galerne_types::Compute) says; sums across
+//! virtual shards follow one tree (`galerne_collective::tree`), attention is merged piece by piece by absolute position
+//! (`attention`), exp and the norms are our own (`math`). So tokens and logits are bit-identical for every number of
+//! ranks that share the same S, for every batch, split of the prefill and number of threads, and for every instruction
+//! set ([`Isa`]).
 //!
-//! `Rank::step` → `forward` (one layer reads as the paper does) → `linear`, `attention`, `math` on `team`'s threads.
+//! `Rank::step` → `forward` (one layer reads as the paper does) → `linear`, `dots`, `attention`, `math` on `team`'s
+//! threads.
 
 mod attention;
 mod check;
 mod cut;
+mod dots;
 mod error;
 mod forward;
 mod head;
@@ -22,7 +25,9 @@ mod math;
 mod memory;
 mod packed;
 mod products;
+mod quants;
 mod rank;
+mod rows;
 pub mod sampler;
 mod simd;
 mod team;
@@ -34,4 +39,4 @@ pub use kv::kv_bytes_per_block;
 pub use rank::{Masks, Options, Rank, Trace, WindowChoice};
 pub use sampler::Mask;
 pub use simd::Isa;
-pub use weights::Weights;
+pub use weights::{Weights, compute_for};

@@ -1,4 +1,4 @@
-//! Linear layers on packed weights.
+//! Linear layers on packed weights, in f32: the reference, and the way of formats that are not quantized.
 //!
 //! Every output is `acc = fma(w_k, x_k, acc)` for k = 0, 1, 2 … from acc = 0, in f32, with `w_k` the weight's f32
 //! value: the same chain for one token and for a thousand, so neither the batch nor the prefill's chunking shows in
@@ -6,22 +6,23 @@
 //! panel that was widened once into a scratch that stays in the second-level cache.
 //!
 //! Bounds, for SmolLM2-135M in Q4_1 on a Zen 4 of 3.6 GHz. Decode reads every weight byte once, 96 MB a token: the
-//! bandwidth of one core (30 GB/s with huge pages, 17 without) allows some 300 tok/s, and widening, about five cycles
-//! for 32 weights, some 170; measured are 104 on one core and 148 on two. Prefill is 106 M multiply-adds a token, at
-//! 16 a cycle some 540 tok/s a core; measured are 450 on one core and 740 on two, both shared with other work.
+//! bandwidth of one core (30 GB/s with huge pages, 17 without) allows some 300 tok/s. Prefill is 106 M multiply-adds a
+//! token, at 16 a cycle some 540 tok/s a core. `examples/speed` measures what is reached.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use galerne_checkpoint::Dtype;
 
-use crate::packed::{BLOCK, Layout, PANEL, Packed};
+use crate::dots::dots;
+use crate::packed::{BLOCK, Layout, PANEL, Packed, QUAD};
+use crate::rows::Inputs;
 use crate::simd::{Isa, Kernel, Vector};
 
 /// Up to this many tokens widen weights in registers; more share a widened panel.
 pub(crate) const TOKENS_DIRECT_MAX: usize = 3;
 
-/// Strided of activations: row t starts at `start + t · stride`.
+/// Rows of activations: row t starts at `start + t · stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<P> {
     pub(crate) start: P,
@@ -39,7 +40,7 @@ pub(crate) unsafe fn linear(
     weights: &Packed,
     panels: Range<usize>,
     tokens: usize,
-    x: Strided<*const f32>,
+    Inputs { rows: x, quants }: Inputs,
     y: Strided<*mut f32>,
     scratch: &mut Vec<f32>,
 ) {
@@ -54,6 +55,9 @@ pub(crate) unsafe fn linear(
     }
     // SAFETY: the caller's; each format is the one that the matrix was packed in.
     unsafe {
+        if let Some(x) = quants.filter(|_| weights.dtype().is_quantized()) {
+            return dots(isa, weights, panels, tokens, x, y);
+        }
         match weights.dtype() {
             Dtype::F32 => tiles::<F32>(isa, weights, panels, tokens, x, y),
             Dtype::F16 => any::<F16>(isa, weights, panels, tokens, x, y, scratch),
@@ -229,21 +233,23 @@ impl<F: Format, const M: usize> Tile<F, M> {
                     from[u] = from[u].add(layout.header);
                 }
                 let stop = inputs.min(done + BLOCK);
-                for k in done..stop {
-                    let mut weights = [[V::splat(0.0); 2]; U];
-                    for u in 0..U {
-                        weights[u] = F::weights::<V>(from[u], lanes[u], scales[u]);
-                        from[u] = from[u].add(layout.row);
-                    }
-                    for (m, sums) in sums.iter_mut().enumerate() {
-                        let x = V::splat(*self.x.start.add(m * self.x.stride + k));
+                while done < stop {
+                    for k in 0..layout.inputs {
+                        let mut weights = [[V::splat(0.0); 2]; U];
                         for u in 0..U {
-                            sums[u][0] = weights[u][0].mul_add(x, sums[u][0]);
-                            sums[u][1] = weights[u][1].mul_add(x, sums[u][1]);
+                            weights[u] = F::weights::<V>(from[u], lanes[u], k, scales[u]);
+                        }
+                        for (m, sums) in sums.iter_mut().enumerate() {
+                            let x = V::splat(*self.x.start.add(m * self.x.stride + done + k));
+                            for u in 0..U {
+                                sums[u][0] = weights[u][0].mul_add(x, sums[u][0]);
+                                sums[u][1] = weights[u][1].mul_add(x, sums[u][1]);
+                            }
                         }
                     }
+                    from.iter_mut().for_each(|from| *from = from.add(layout.row));
+                    done += layout.inputs;
                 }
-                done = stop;
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for u in 0..U {
@@ -275,11 +281,14 @@ impl<F: Format> Kernel for Widen<F> {
                 for first in (0..inputs).step_by(BLOCK) {
                     let block = from.add(first / BLOCK * F::LAYOUT.block());
                     let scales = F::scales::<V>(block, lane);
-                    for k in first..inputs.min(first + BLOCK) {
-                        let row = block.add(F::LAYOUT.header + (k - first) * F::LAYOUT.row);
-                        let [low, high] = F::weights::<V>(row, lane, scales);
-                        low.store(to.add(k * PANEL + lane));
-                        high.store(to.add(k * PANEL + lane + PANEL / 2));
+                    let mut row = block.add(F::LAYOUT.header);
+                    for done in (first..inputs.min(first + BLOCK)).step_by(F::LAYOUT.inputs) {
+                        for k in 0..F::LAYOUT.inputs {
+                            let [low, high] = F::weights::<V>(row, lane, k, scales);
+                            low.store(to.add((done + k) * PANEL + lane));
+                            high.store(to.add((done + k) * PANEL + lane + PANEL / 2));
+                        }
+                        row = row.add(F::LAYOUT.row);
                     }
                 }
             }
@@ -290,7 +299,7 @@ impl<F: Format> Kernel for Widen<F> {
 /// How packed values become f32, [`Packed`]'s layout.
 ///
 /// # Safety
-/// The functions read a block's header, or the row of one input, for outputs `lane …` and `lane + 16 …`.
+/// The functions read a block's header, or a row and in it input `k`, for outputs `lane …` and `lane + 16 …`.
 trait Format {
     const LAYOUT: Layout;
 
@@ -301,7 +310,7 @@ trait Format {
         unsafe { [V::splat(0.0); 4] }
     }
 
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2];
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2];
 }
 
 struct F32;
@@ -315,7 +324,7 @@ impl Format for F32 {
     const LAYOUT: Layout = Layout::of(Dtype::F32);
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: usize, _: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
         unsafe {
             let values = row.cast::<f32>().add(lane);
@@ -328,7 +337,7 @@ impl Format for F16 {
     const LAYOUT: Layout = Layout::of(Dtype::F16);
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: usize, _: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
         unsafe { f16_pair(row, lane) }
     }
@@ -338,7 +347,7 @@ impl Format for Bf16 {
     const LAYOUT: Layout = Layout::of(Dtype::Bf16);
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: usize, _: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
         unsafe {
             let values = row.cast::<u16>().add(lane);
@@ -360,11 +369,11 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
         unsafe {
-            let values = row.cast::<i8>().add(lane);
-            [V::load_i8(values).mul(scales[0]), V::load_i8(values.add(PANEL / 2)).mul(scales[1])]
+            let quads = row.cast::<[u8; QUAD]>().add(lane);
+            [V::load_i8(quads, k).mul(scales[0]), V::load_i8(quads.add(PANEL / 2), k).mul(scales[1])]
         }
     }
 }
@@ -383,9 +392,9 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe { scaled_nibbles(row, lane, scales) }
+        unsafe { scaled_nibbles(row, lane, k, scales) }
     }
 }
 
@@ -403,9 +412,9 @@ impl Format for Q4_1 {
     }
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe { scaled_nibbles(row, lane, scales) }
+        unsafe { scaled_nibbles(row, lane, k, scales) }
     }
 }
 
@@ -421,12 +430,13 @@ unsafe fn f16_pair<V: Vector>(values: *const u8, lane: usize) -> [V; 2] {
 }
 
 /// # Safety
-/// `row` holds 16 bytes.
+/// `row` holds a row of nibbles.
 #[inline(always)]
-unsafe fn scaled_nibbles<V: Vector>(row: *const u8, lane: usize, scales: [V; 4]) -> [V; 2] {
+unsafe fn scaled_nibbles<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
     // SAFETY: the caller's.
     unsafe {
-        let [low, high] = V::load_nibbles(row.add(lane));
+        let quads = row.cast::<[u8; QUAD]>().add(lane);
+        let [low, high] = [V::load_nibble(quads, k), V::load_nibble(quads.add(PANEL / 2), k)];
         [low.mul_add(scales[0], scales[2]), high.mul_add(scales[1], scales[3])]
     }
 }

@@ -14,6 +14,7 @@ const CACHE_LINE_BYTES: usize = 64;
 pub(crate) trait Number: Copy + Send + Sync + 'static {}
 
 impl Number for u8 {}
+impl Number for i8 {}
 impl Number for f32 {}
 
 /// A zeroed slice of numbers. Pages that were never written take no memory.

@@ -3,13 +3,14 @@
 //! ```text
 //! panel p = outputs 32p … 32p+31, cut into blocks of 32 inputs:
 //!   F32, F16, BF16   32 × [value of output 0, … 31]
-//!   Q8_0             [f16 d of output 0 … 31]              32 × [i8 q of output 0 … 31]
-//!   Q4_0             [f16 d of output 0 … 31]              32 × [byte 0 … 15]
-//!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   32 × [byte 0 … 15]
+//!   Q8_0             [f16 d of output 0 … 31]              8 × [4 × i8 q of output 0, … 31]
+//!   Q4_0             [f16 d of output 0 … 31]              4 × [4 bytes of output 0, … 31]
+//!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   4 × [4 bytes of output 0, … 31]
 //! ```
-//! Byte j of a Q4 row holds output j in its low half and output j + 16 in its high half. Outputs lie across SIMD
-//! lanes and inputs in sequence, so that one output is one lane's chain of fused multiply-adds, whatever the width.
-//! Outputs beyond the matrix are zero rows. Nothing grows: each weight takes the bits that it had in the file.
+//! Four inputs of one output stand together as the dot products of bytes want them; byte j of a Q4 row holds input j
+//! in its low half and input j + 4 in its high half. Outputs lie across SIMD lanes and inputs in sequence, so that one
+//! output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows. Nothing grows: each
+//! weight takes the bits that it had in the file.
 
 use std::sync::Arc;
 
@@ -22,29 +23,39 @@ use crate::memory::Buffer;
 pub(crate) const PANEL: usize = 32;
 /// Inputs of a block.
 pub(crate) const BLOCK: usize = 32;
+/// Quantized inputs of one output that stand together.
+pub(crate) const QUAD: usize = 4;
 
 /// Where the parts of a block lie, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Scales and offsets before the values.
     pub(crate) header: usize,
-    /// The values of one input for 32 outputs.
+    /// The values of [`inputs`](Layout::inputs) inputs for 32 outputs.
     pub(crate) row: usize,
+    /// Inputs of a row.
+    pub(crate) inputs: usize,
 }
 
 impl Layout {
     pub(crate) const fn of(dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => Self { header: 0, row: 4 * PANEL },
-            Dtype::F16 | Dtype::Bf16 => Self { header: 0, row: 2 * PANEL },
-            Dtype::Q8_0 => Self { header: 2 * PANEL, row: PANEL },
-            Dtype::Q4_0 => Self { header: 2 * PANEL, row: PANEL / 2 },
-            Dtype::Q4_1 => Self { header: 4 * PANEL, row: PANEL / 2 },
+            Dtype::F32 => Self { header: 0, row: 4 * PANEL, inputs: 1 },
+            Dtype::F16 | Dtype::Bf16 => Self { header: 0, row: 2 * PANEL, inputs: 1 },
+            Dtype::Q8_0 => Self { header: 2 * PANEL, row: QUAD * PANEL, inputs: QUAD },
+            Dtype::Q4_0 => Self { header: 2 * PANEL, row: QUAD * PANEL, inputs: 2 * QUAD },
+            Dtype::Q4_1 => Self { header: 4 * PANEL, row: QUAD * PANEL, inputs: 2 * QUAD },
         }
     }
 
     pub(crate) const fn block(self) -> usize {
-        self.header + BLOCK * self.row
+        self.header + BLOCK / self.inputs * self.row
+    }
+
+    /// Where in a quantized block the byte of input `k` of output `lane` is, and by how much it is shifted.
+    fn quant(self, k: usize, lane: usize) -> (usize, usize) {
+        let (row, within) = (k / self.inputs, k % self.inputs);
+        (self.header + row * self.row + lane * QUAD + within % QUAD, within / QUAD * 4)
     }
 }
 
@@ -94,16 +105,16 @@ impl Shape {
                 }
                 _ => &from[2..],
             };
-            let values = &mut to[layout.header..];
             if dtype == Dtype::Q8_0 {
                 for (k, quant) in quants.iter().enumerate() {
-                    values[k * PANEL + lane] = *quant;
+                    to[layout.quant(k, lane).0] = *quant;
                 }
             } else {
-                let (byte, shift) = (lane % (PANEL / 2), lane / (PANEL / 2) * 4);
                 for (k, pair) in quants.iter().enumerate() {
-                    values[k * layout.row + byte] |= (pair & 15) << shift;
-                    values[(k + BLOCK / 2) * layout.row + byte] |= (pair >> 4) << shift;
+                    for (k, nibble) in [(k, pair & 15), (k + BLOCK / 2, pair >> 4)] {
+                        let (at, shift) = layout.quant(k, lane);
+                        to[at] |= nibble << shift;
+                    }
                 }
             }
         }
@@ -184,14 +195,13 @@ impl Packed {
     fn block_of(&self, block: &[u8], lane: usize) -> Block {
         let half_at = |at: usize| f16::from_le_bytes([block[2 * at], block[2 * at + 1]]).to_f32();
         let (dtype, layout) = (self.dtype(), Layout::of(self.dtype()));
-        let nibble = |k: usize| {
-            let pair = block[layout.header + k * layout.row + lane % (PANEL / 2)];
-            (pair >> (lane / (PANEL / 2) * 4) & 15).cast_signed()
-        };
-        let quant = |k: usize| match dtype {
-            Dtype::Q8_0 => block[layout.header + k * layout.row + lane].cast_signed(),
-            Dtype::Q4_0 => nibble(k) - 8,
-            _ => nibble(k),
+        let quant = |k: usize| {
+            let (at, shift) = layout.quant(k, lane);
+            match dtype {
+                Dtype::Q8_0 => block[at].cast_signed(),
+                Dtype::Q4_0 => (block[at] >> shift & 15).cast_signed() - 8,
+                _ => (block[at] >> shift & 15).cast_signed(),
+            }
         };
         let offset = if dtype == Dtype::Q4_1 { half_at(PANEL + lane) } else { 0.0 };
         Block { scale: half_at(lane), offset, quants: std::array::from_fn(quant) }

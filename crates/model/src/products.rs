@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::linear::{Strided, TOKENS_DIRECT_MAX, linear};
 use crate::math::Swiglu;
-use crate::memory::{Buffer, SharedMut};
+use crate::memory::SharedMut;
 use crate::packed::{PANEL, Packed};
+use crate::rows::{Rows, RowsMut};
 use crate::simd::Isa;
 use crate::team::Team;
 
@@ -13,50 +14,6 @@ use crate::team::Team;
 const FEW_TOKENS_PANELS: (usize, usize) = (2, 16);
 /// Ranges that a thread should find, so that all end at about the same time.
 const RANGES_PER_THREAD: usize = 8;
-
-/// One row of activations a token, padded with zeros to whole panels.
-pub(crate) struct Rows {
-    pub(crate) width: usize,
-    pub(crate) data: Buffer<f32>,
-}
-
-impl Rows {
-    pub(crate) fn zeroed(rows: usize, width: usize) -> Self {
-        let width = width.next_multiple_of(PANEL);
-        Self { width, data: Buffer::zeroed(rows * width) }
-    }
-
-    /// The rows without the columns before `column`.
-    fn starting_at(&self, column: usize) -> Strided<*const f32> {
-        Strided { start: self.data[column..].as_ptr(), stride: self.width }
-    }
-
-    pub(crate) fn shared(&mut self) -> RowsMut<'_> {
-        RowsMut { width: self.width, data: SharedMut::new(&mut self.data) }
-    }
-}
-
-/// Rows that the threads of a job write, each at places of its own.
-#[derive(Clone, Copy)]
-pub(crate) struct RowsMut<'a> {
-    pub(crate) width: usize,
-    data: SharedMut<'a, f32>,
-}
-
-impl RowsMut<'_> {
-    /// # Safety
-    /// Nobody else touches these columns of the row while the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "the caller keeps the threads apart")]
-    pub(crate) unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
-        let at = row * self.width;
-        // SAFETY: the caller's.
-        unsafe { self.data.slice(at + columns.start..at + columns.end) }
-    }
-
-    fn strided(&self) -> Strided<*mut f32> {
-        Strided { start: self.data.as_ptr(), stride: self.width }
-    }
-}
 
 /// The threads and what each of them widens weights into.
 pub(crate) struct Engine {
@@ -111,9 +68,12 @@ impl Engine {
             unsafe {
                 linear(isa, gate_weights, range.clone(), tokens, x.starting_at(0), gate.strided(), scratch);
                 linear(isa, up_weights, range, tokens, x.starting_at(0), up.strided(), scratch);
-                let gate = Strided { start: gate.strided().start.add(column), stride: gate.width };
                 let up = Strided { start: up.strided().start.add(column).cast_const(), stride: up.width };
-                isa.run(Swiglu { gate, up, rows: tokens, width });
+                let both = Strided { start: gate.strided().start.add(column), stride: gate.width };
+                isa.run(Swiglu { gate: both, up, rows: tokens, width });
+                for token in 0..tokens {
+                    gate.quantize(isa, token, column..column + width);
+                }
             }
         });
     }
@@ -133,10 +93,7 @@ impl Engine {
         self.panels(shards[0].panels(), tokens, &|range, scratch| {
             let mut column = 0;
             for (shard, weights) in shards.iter().enumerate() {
-                let y = RowsMut {
-                    width: partials.width,
-                    data: partials.data.skip(shard * tokens * partials.width),
-                };
+                let y = partials.skip(shard * tokens);
                 check(weights, tokens, x, column, &y);
                 // SAFETY: shapes were checked; the columns of a panel, in all shards' partials, belong to one range.
                 unsafe {
@@ -171,7 +128,7 @@ impl Engine {
 /// What [`linear`] must be able to rely on.
 fn check(weights: &Packed, tokens: usize, x: &Rows, column: usize, y: &RowsMut<'_>) {
     assert!(weights.cols() <= x.width - column && tokens * x.width <= x.data.len(), "the inputs fit");
-    assert!(weights.padded_rows() <= y.width && tokens * y.width <= y.data.len(), "the outputs fit");
+    assert!(weights.padded_rows() <= y.width && tokens * y.width <= y.len(), "the outputs fit");
 }
 
 /// Sums the partials of the shards in `piece` onto slot `slot`, which is none of a later piece: neighbours pair up

@@ -3,7 +3,7 @@ use std::thread::available_parallelism;
 
 use galerne_collective::{AbortHandle, Collective};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
+use galerne_types::{Compute, Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
 use crate::check::{Bounds, Place, place};
 use crate::error::ModelError;
@@ -28,6 +28,8 @@ pub struct Options {
     pub step_tokens_max: usize,
     /// What a query sees.
     pub window: WindowChoice,
+    /// How products are computed.
+    pub compute: Compute,
     /// Instruction set of the kernels: it changes the speed, not a bit.
     pub isa: Isa,
 }
@@ -41,6 +43,7 @@ impl Default for Options {
             sequences_max: 16,
             step_tokens_max: 512,
             window: WindowChoice::AsModel,
+            compute: Compute::default(),
             isa: Isa::best(),
         }
     }
@@ -131,7 +134,7 @@ impl Rank {
         let team = Team::new(options.threads, options.threads * world_size > cores)?;
         let engine = Engine::new(options.isa, team);
         let tokens = options.step_tokens_max.min(TILE_TOKENS_MAX);
-        let room = Room { kv_blocks: options.kv_blocks, positions, tokens, window };
+        let room = Room { kv_blocks: options.kv_blocks, positions, tokens, window, compute: options.compute };
         let bounds = Bounds {
             vocab: config.vocab,
             kv_blocks: options.kv_blocks,
@@ -141,7 +144,7 @@ impl Rank {
             window,
         };
         let forward = Forward::new(&weights, engine, room);
-        let head = Head::new(&weights, bounds.round_max());
+        let head = Head::new(&weights, bounds.round_max(), options.compute);
         let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
         Ok(Self { weights, collective, bounds, forward, last, pasts, places: Vec::new(), head })
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight, dequantize};
-use galerne_types::Shards;
+use galerne_types::{Compute, Shards};
 
 use crate::cut::Cut;
 use crate::error::ModelError;
@@ -30,6 +30,13 @@ pub struct Weights {
     pub(crate) head: Option<Packed>,
     /// Padded, as all norms are.
     pub(crate) final_norm: Vec<f32>,
+}
+
+/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized.
+pub fn compute_for(checkpoint: &Checkpoint) -> Compute {
+    let mut weights = Weight::all(checkpoint.config());
+    let quantized = weights.any(|weight| checkpoint.tensor(weight).dtype.is_quantized());
+    if quantized { Compute::Int8 } else { Compute::F32 }
 }
 
 /// One layer's share. Matrices that all tokens' full rows go into hold the rank's outputs; `o` and `down`, whose

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compute::Compute;
 use crate::shards::Shards;
 use crate::step::Epoch;
 
@@ -43,6 +44,9 @@ pub struct ModelCard {
     pub vocab: u32,
     /// The cut that the group was asked to make; S is part of the numerics.
     pub shards: Shards,
+    /// How it computes; part of the numerics, too.
+    #[serde(default)]
+    pub compute: Compute,
 }
 
 /// A rank process's registration, written under its lease.

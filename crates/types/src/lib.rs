@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or starts a thread. Token ids, positions and block ids are `u32`;
 //! probabilities and logits are `f32`; times are durations since a start that the caller chose.
 
+mod compute;
 mod fleet;
 mod hex;
 pub mod limits;
@@ -10,6 +11,7 @@ mod request;
 mod shards;
 mod step;
 
+pub use compute::Compute;
 pub use fleet::{
     Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
 };

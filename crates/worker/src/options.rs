@@ -8,7 +8,7 @@ use std::time::Duration;
 use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_sched::Cost;
 use galerne_tls::ClusterFiles;
-use galerne_types::{GroupId, RankId};
+use galerne_types::{Compute, GroupId, RankId};
 
 /// How much KV memory a rank gets. All ranks of a group must be told the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct RankOptions {
     pub world_size: usize,
     /// S, instead of the smallest that suits the model and N.
     pub virtual_shards: Option<usize>,
+    /// How products are computed, instead of the way that suits the weights.
+    pub compute: Option<Compute>,
     /// Name of this machine: ranks of one host share memory.
     pub host: String,
     /// The rank's index among those of its host and group.
@@ -101,6 +103,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         group,
         world_size,
         virtual_shards,
+        compute,
         host,
         index: _,
         bind,
@@ -127,6 +130,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--tp", world_size.to_string().into());
     if let Some(count) = virtual_shards {
         flag("--virtual-shards", count.to_string().into());
+    }
+    if let Some(compute) = compute {
+        flag("--compute", compute.to_string().into());
     }
     flag("--host", host.into());
     flag("--index", index.to_string().into());
@@ -191,6 +197,7 @@ pub(crate) mod tests {
                 group: GroupId("g".into()),
                 world_size: 2,
                 virtual_shards: None,
+                compute: None,
                 host: "h".into(),
                 index: 0,
                 bind: "127.0.0.1".parse().unwrap(),
@@ -227,6 +234,7 @@ pub(crate) mod tests {
         let mut options = options();
         options.first.model_name = Some("m".into());
         options.first.virtual_shards = Some(8);
+        options.first.compute = Some(Compute::F32);
         options.first.kv = KvSize::Blocks(9);
         options.first.prefix_cache = false;
         options.first.itl_target_ms = Some(30);
@@ -249,13 +257,15 @@ pub(crate) mod tests {
         for pair in files {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
-        for pair in [
+        let others = [
             ["--model-name", "m"],
             ["--virtual-shards", "8"],
+            ["--compute", "f32"],
             ["--kv-blocks", "9"],
             ["--itl-target-ms", "30"],
             ["--index", "0"],
-        ] {
+        ];
+        for pair in others {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
         assert!(args.contains(&"--no-prefix-cache".into()), "{args:?}");

@@ -8,7 +8,7 @@ use galerne_checkpoint::Checkpoint;
 use galerne_collective::Solo;
 use galerne_model::{Isa, Options, Rank, Weights, WindowChoice};
 use galerne_types::{
-    Draw, Epoch, History, Input, Request, RequestId, Sampling, Score, Shards, Slice, Step, TokenOut,
+    Compute, Draw, Epoch, History, Input, Request, RequestId, Sampling, Score, Shards, Slice, Step, TokenOut,
 };
 use galerne_wire::v1;
 use prost::Message;
@@ -137,6 +137,7 @@ fn ranks() {
         sequences_max: 4,
         step_tokens_max: 64,
         window: WindowChoice::AsModel,
+        compute: Compute::F32,
         isa: Isa::best(),
     };
     let mut rank = Rank::new(weights, &options, Box::new(Solo::new(leaves))).expect("a rank");

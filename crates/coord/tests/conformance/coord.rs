@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use etcd_client::{Client, PutOptions};
 use galerne_coord::{Coord, CoordError, Ended, Registration};
-use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards};
+use galerne_types::{
+    Compute, Epoch, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards,
+};
 use tokio::sync::watch;
 
 use crate::server::{Server, free_address};
@@ -292,6 +294,7 @@ fn card(world_size: usize) -> ModelCard {
         context_tokens_max: 64,
         vocab: 512,
         shards: Shards::new(4, world_size).unwrap(),
+        compute: Compute::F32,
     }
 }
 

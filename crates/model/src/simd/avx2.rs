@@ -2,12 +2,20 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Vector};
+use super::{DotKernel, Dots, Kernel, Vector};
 
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rest is as the kernel asks.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<__m256>() }
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_dots<K: DotKernel>(kernel: K) {
     // SAFETY: the caller's.
     unsafe { kernel.run::<__m256>() }
 }
@@ -101,18 +109,99 @@ impl Vector for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_i8(from: *const i8) -> Self {
-        // SAFETY: the caller's; 8 bytes.
-        let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
-        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+    unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
+        // SAFETY: the caller's; 8 × 4 bytes.
+        let quads = unsafe { _mm256_loadu_si256(from.cast()) };
+        let left = _mm_cvtsi32_si128(24 - 8 * byte as i32);
+        _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(quads, left)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_nibbles(from: *const u8) -> [Self; 2] {
+    unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
+        // SAFETY: the caller's; 8 × 4 bytes.
+        let quads = unsafe { _mm256_loadu_si256(from.cast()) };
+        let right = _mm_cvtsi32_si128((nibble % 4 * 8 + nibble / 4 * 4) as i32);
+        _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(quads, right), _mm256_set1_epi32(15)))
+    }
+}
+
+/// Products of bytes are added up in pairs to 16 bits, which saturate: so weights may have seven bits and a sign.
+impl Dots for __m256 {
+    type Quads = __m256i;
+    type Bytes = __m256i;
+    /// Two numbers of 16 bits a lane: 16 products of 15 · 127 fit, so a block needs no wider ones.
+    type Nibbles = __m256i;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_quads(from: *const [u8; 4]) -> __m256i {
+        // SAFETY: the caller's; 8 × 4 bytes.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn low_halves(quads: __m256i) -> __m256i {
+        _mm256_and_si256(quads, _mm256_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn high_halves(quads: __m256i) -> __m256i {
+        _mm256_and_si256(_mm256_srli_epi16::<4>(quads), _mm256_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes_begin() -> __m256i {
+        _mm256_setzero_si256()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_bytes(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
+        // |w| · (x with w's sign): two of them, 128 · 127 each, fit 16 bits.
+        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes_end(sums: __m256i) -> Self {
+        _mm256_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn nibbles_begin(first: i32) -> __m256i {
+        // Half of it in either number of a lane; what the products add brings neither beyond 16 · 15 · 127.
+        _mm256_set1_epi16((first / 2) as i16)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_nibbles(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
+        _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(x)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn nibbles_end(sums: __m256i) -> Self {
+        _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_low_bytes(self, to: *mut i8) {
+        let lowest = _mm256_setr_epi8(
+            0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+            0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+        );
+        let bytes = _mm256_shuffle_epi8(_mm256_castps_si256(self), lowest);
+        let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
         // SAFETY: the caller's; 8 bytes.
-        let bytes = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(from.cast()) });
-        let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
-        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))]
+        unsafe { _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(low, high)) };
     }
 }

@@ -101,22 +101,24 @@ impl Vector for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load_i8(from: *const i8) -> Self {
-        // SAFETY: the caller's; 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
+        // SAFETY: the caller's; 16 × 4 bytes.
+        let quads = unsafe { _mm512_loadu_si512(from.cast()) };
+        let left = _mm_cvtsi32_si128(24 - 8 * byte as i32);
+        _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_sll_epi32(quads, left)))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load_nibbles(from: *const u8) -> [Self; 2] {
+    unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
         // A permutation of the sixteen possible values converts faster than mask and convert: it reads only the
         // four lowest bits of each index.
         let values = _mm512_setr_ps(
             0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
         );
-        // SAFETY: the caller's; 16 bytes.
-        let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(from.cast()) });
-        [_mm512_permutexvar_ps(bytes, values), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values)]
+        // SAFETY: the caller's; 16 × 4 bytes.
+        let quads = unsafe { _mm512_loadu_si512(from.cast()) };
+        let right = _mm_cvtsi32_si128((nibble % 4 * 8 + nibble / 4 * 4) as i32);
+        _mm512_permutexvar_ps(_mm512_srl_epi32(quads, right), values)
     }
 }

@@ -83,6 +83,21 @@ impl Isa {
             }
         }
     }
+
+    /// As [`run`](Isa::run), for a CPU with AVX-512 in code for AVX2.
+    ///
+    /// # Safety
+    /// What the kernel asks for.
+    pub(crate) unsafe fn run_dots<K: DotKernel>(self, kernel: K) {
+        // SAFETY: as in `run`; whoever has AVX-512 has AVX2.
+        unsafe {
+            match self.0 {
+                Level::Portable => kernel.run::<portable::F32x8>(),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 | Level::Avx512 => avx2::run_dots(kernel),
+            }
+        }
+    }
 }
 
 /// A computation written once for every width. `run` and all that it calls must be `#[inline(always)]`, so that it
@@ -91,6 +106,13 @@ pub(crate) trait Kernel {
     /// # Safety
     /// The CPU has `V`'s features, and the pointers in `self` are valid as the kernel's docs say.
     unsafe fn run<V: Vector>(self);
+}
+
+/// As [`Kernel`], with products of bytes.
+pub(crate) trait DotKernel {
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn run<V: Dots>(self);
 }
 
 /// [`LANES`](Vector::LANES) numbers of f32.
@@ -121,10 +143,42 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Widens bfloat16.
     unsafe fn load_bf16(from: *const u16) -> Self;
-    /// Converts signed bytes.
-    unsafe fn load_i8(from: *const i8) -> Self;
-    /// Converts the low and the high halves of bytes, 0 … 15 each.
-    unsafe fn load_nibbles(from: *const u8) -> [Self; 2];
+    /// Converts byte `byte` of every four, as a signed number.
+    unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self;
+    /// Converts of every four bytes the low half of byte `nibble`, or from 4 on the high half of byte `nibble - 4`.
+    unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self;
+}
+
+/// Sums over one block of 32 inputs of weights times activations, for [`LANES`](Vector::LANES) outputs: integers, and
+/// exact. Activations are bytes of -127 … 127; four of them, in the order of memory, are an `i32`.
+///
+/// # Safety
+/// As [`Vector`].
+pub(crate) trait Dots: Vector {
+    /// Four bytes of weights for every lane.
+    type Quads: Copy;
+    /// Sums where weights are signed bytes.
+    type Bytes: Copy;
+    /// Sums where weights are 0 … 15.
+    type Nibbles: Copy;
+
+    unsafe fn load_quads(from: *const [u8; 4]) -> Self::Quads;
+    /// Of every byte the low half.
+    unsafe fn low_halves(quads: Self::Quads) -> Self::Quads;
+    /// Of every byte the high half.
+    unsafe fn high_halves(quads: Self::Quads) -> Self::Quads;
+
+    unsafe fn bytes_begin() -> Self::Bytes;
+    unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Quads, x: i32) -> Self::Bytes;
+    unsafe fn bytes_end(sums: Self::Bytes) -> Self;
+
+    /// `first`, an even number, in all lanes.
+    unsafe fn nibbles_begin(first: i32) -> Self::Nibbles;
+    unsafe fn dot_nibbles(sums: Self::Nibbles, weights: Self::Quads, x: i32) -> Self::Nibbles;
+    unsafe fn nibbles_end(sums: Self::Nibbles) -> Self;
+
+    /// Stores the lowest byte of every number's bits.
+    unsafe fn store_low_bytes(self, to: *mut i8);
 }
 
 #[cfg(test)]
@@ -135,7 +189,7 @@ mod tests {
     struct Probe<'a> {
         a: &'a [f32; 16],
         b: &'a [f32; 16],
-        bytes: &'a [u8; 32],
+        bytes: &'a [u8; 64],
         out: &'a mut [[f32; 16]; 13],
     }
 
@@ -147,10 +201,8 @@ mod tests {
                 unsafe {
                     let (a, b) = (V::load(self.a.as_ptr().add(lane)), V::load(self.b.as_ptr().add(lane)));
                     let halves = self.bytes.as_ptr().cast::<u16>().add(lane);
-                    let [low, high] = V::load_nibbles(self.bytes.as_ptr().add(lane));
-                    let shifted = V::load_i8(self.bytes.as_ptr().cast::<i8>().add(lane))
-                        .mul(V::splat(0.9))
-                        .add(V::splat(12_582_912.0));
+                    let quads = self.bytes.as_ptr().cast::<[u8; 4]>().add(lane);
+                    let shifted = V::load_i8(quads, 2).mul(V::splat(0.9)).add(V::splat(12_582_912.0));
                     let results = [
                         a.add(b),
                         a.sub(b),
@@ -162,13 +214,31 @@ mod tests {
                         shifted.pow2_of_shifted(),
                         V::load_f16(halves),
                         V::load_bf16(halves),
-                        V::load_i8(self.bytes.as_ptr().cast::<i8>().add(lane)),
-                        low,
-                        high,
+                        V::load_i8(quads, 3),
+                        V::load_nibble(quads, 1),
+                        V::load_nibble(quads, 6),
                     ];
                     for (out, result) in self.out.iter_mut().zip(results) {
                         result.store(out.as_mut_ptr().add(lane));
                     }
+                }
+            }
+        }
+    }
+
+    /// Stores the lowest bytes of all lanes of 16 inputs.
+    struct LowBytes<'a> {
+        from: &'a [f32; 16],
+        to: &'a mut [i8; 16],
+    }
+
+    impl DotKernel for LowBytes<'_> {
+        #[inline(always)]
+        unsafe fn run<V: Dots>(self) {
+            for lane in (0..16).step_by(V::LANES) {
+                // SAFETY: as in `Probe`.
+                unsafe {
+                    V::load(self.from.as_ptr().add(lane)).store_low_bytes(self.to.as_mut_ptr().add(lane));
                 }
             }
         }
@@ -180,10 +250,13 @@ mod tests {
         let b = std::array::from_fn(|i| (i as f32 * 0.77).sin() + 0.01);
         let bytes = std::array::from_fn(|i| (i * 37 + 11) as u8 & 0xbb);
         let probe = |isa: Isa| {
-            let mut out = [[0.0; 16]; 13];
+            let (mut out, mut low) = ([[0.0; 16]; 13], [0; 16]);
             // SAFETY: the probe's pointers come from references to whole arrays.
-            unsafe { isa.run(Probe { a: &a, b: &b, bytes: &bytes, out: &mut out }) };
-            out.map(|row| row.map(f32::to_bits))
+            unsafe {
+                isa.run(Probe { a: &a, b: &b, bytes: &bytes, out: &mut out });
+                isa.run_dots(LowBytes { from: &a, to: &mut low });
+            }
+            (out.map(|row| row.map(f32::to_bits)), low)
         };
         let expected = probe(Isa(Level::Portable));
         for isa in Isa::available() {

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::Vector;
+use super::{Dots, Vector};
 
 const LANES: usize = 8;
 
@@ -97,19 +97,81 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self {
+    unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
         // SAFETY: the caller's.
-        unsafe { Self::convert(from, f32::from) }
+        unsafe { Self::convert(from, |quad| f32::from(quad[byte].cast_signed())) }
     }
 
     #[inline(always)]
-    unsafe fn load_nibbles(from: *const u8) -> [Self; 2] {
+    unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
         // SAFETY: the caller's.
-        unsafe {
-            [
-                Self::convert(from, |byte| f32::from(byte & 15)),
-                Self::convert(from, |byte| f32::from(byte >> 4)),
-            ]
-        }
+        unsafe { Self::convert(from, |quad| f32::from(quad[nibble % 4] >> (nibble / 4 * 4) & 15)) }
     }
+}
+
+impl Dots for F32x8 {
+    type Quads = [[u8; 4]; LANES];
+    type Bytes = [i32; LANES];
+    type Nibbles = [i32; LANES];
+
+    #[inline(always)]
+    unsafe fn load_quads(from: *const [u8; 4]) -> Self::Quads {
+        // SAFETY: the caller's.
+        unsafe { from.cast::<Self::Quads>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn low_halves(quads: Self::Quads) -> Self::Quads {
+        quads.map(|quad| quad.map(|byte| byte & 15))
+    }
+
+    #[inline(always)]
+    unsafe fn high_halves(quads: Self::Quads) -> Self::Quads {
+        quads.map(|quad| quad.map(|byte| byte >> 4))
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_begin() -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: [i32; LANES], weights: Self::Quads, x: i32) -> [i32; LANES] {
+        dot(sums, weights, x, |byte| byte.cast_signed().into())
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_end(sums: [i32; LANES]) -> Self {
+        Self(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles_begin(first: i32) -> [i32; LANES] {
+        [first; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: [i32; LANES], weights: Self::Quads, x: i32) -> [i32; LANES] {
+        dot(sums, weights, x, i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles_end(sums: [i32; LANES]) -> Self {
+        Self(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, to: *mut i8) {
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(self.0.map(|x| x.to_bits() as i8)) };
+    }
+}
+
+#[inline(always)]
+fn dot(sums: [i32; LANES], weights: [[u8; 4]; LANES], x: i32, weight: impl Fn(u8) -> i32) -> [i32; LANES] {
+    let x = x.to_ne_bytes().map(|byte| i32::from(byte.cast_signed()));
+    std::array::from_fn(|lane| {
+        let products = weights[lane].iter().zip(x).map(|(byte, x)| weight(*byte) * x);
+        sums[lane] + products.sum::<i32>()
+    })
 }

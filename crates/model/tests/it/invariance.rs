@@ -2,7 +2,7 @@
 
 use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
-use galerne_types::{Epoch, Input, Slice, Step};
+use galerne_types::{Compute, Epoch, Input, Slice, Step};
 
 use crate::support::files::{Model, Noise, config};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
@@ -32,8 +32,14 @@ fn only(drawn: &Drawn, slot: u32) -> Drawn {
 
 #[test]
 fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
-    for dtype in [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0, Dtype::F16, Dtype::Bf16, Dtype::F32] {
+    let quantized = [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0];
+    let others = [Dtype::F16, Dtype::Bf16, Dtype::F32];
+    let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8));
+    let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32));
+    for (dtype, compute) in f32.chain(int8) {
         let (_folder, checkpoint) = checkpoint(dtype);
+        let options = || Options { compute, ..options() };
+        let dtype = format!("{dtype} in {compute}");
         let long = prompt(97, 1);
         let groups = [1, 2, 4].map(|world_size| load(&checkpoint, 4, world_size));
         let alone = run_group(&groups[0], &options(), &steps(vec![sequence(0, &long, 97, 12)]));

@@ -2,6 +2,7 @@
 
 mod formats;
 mod golden;
+mod int8;
 mod invariance;
 mod sampling;
 mod smollm2;

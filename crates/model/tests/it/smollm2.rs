@@ -11,7 +11,7 @@ use crate::support::files::Model;
 use crate::support::group::{assert_same, load, options, run, run_group, solo};
 use crate::support::script::{sequence, steps};
 
-fn open() -> Checkpoint {
+pub(crate) fn open() -> Checkpoint {
     let path = std::env::var_os("GALERNE_DEMO_MODEL").map_or_else(
         || {
             let cache = "../../.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";

@@ -96,6 +96,7 @@ fn group(listed: &Listed) -> Value {
         "digest": model.map(|card| &card.digest),
         "same_weights": same_weights,
         "virtual_shards": model.map(|card| card.shards.virtual_shards()),
+        "compute": model.map(|card| card.compute),
         "world_size": model.map(|card| card.shards.world_size()),
         "requests": in_flight,
         "ranks": standing::in_rank_order(group).into_iter().map(rank).collect::<Vec<_>>(),

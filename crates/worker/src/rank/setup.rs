@@ -68,18 +68,21 @@ impl Setup {
         if options.rehearse.is_none() {
             check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
         }
+        let compute = options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
         let card = ModelCard {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
             digest: checkpoint.digest().to_owned(),
             context_tokens_max,
             vocab: limits.vocab,
             shards,
+            compute,
         };
         let model = galerne_model::Options {
             threads: options.threads,
             kv_blocks: kv_blocks as usize,
             sequences_max: options.sequences_max as usize,
             step_tokens_max: options.step_tokens_max as usize,
+            compute,
             ..galerne_model::Options::default()
         };
         let listener = galerne_collective::listen(options.bind)

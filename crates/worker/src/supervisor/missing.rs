@@ -36,15 +36,21 @@ fn doing(state: RankState) -> String {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{GroupId, ModelCard, RankRecord, Shards};
+    use galerne_types::{Compute, GroupId, ModelCard, RankRecord, Shards};
 
     use super::*;
     use crate::options::tests::options;
 
     fn record(id: &str, state: RankState) -> RankRecord {
         let shards = Shards::new(2, 2).unwrap();
-        let model =
-            ModelCard { name: "m".into(), digest: "d".into(), context_tokens_max: 9, vocab: 9, shards };
+        let model = ModelCard {
+            name: "m".into(),
+            digest: "d".into(),
+            context_tokens_max: 9,
+            vocab: 9,
+            shards,
+            compute: Compute::F32,
+        };
         RankRecord {
             id: RankId(id.into()),
             group: GroupId("g".into()),

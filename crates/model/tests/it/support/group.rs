@@ -6,7 +6,7 @@ use std::thread;
 
 use galerne_checkpoint::Checkpoint;
 use galerne_model::{Options, Rank, Trace, Weights};
-use galerne_types::{Shards, Step, TokenId};
+use galerne_types::{Compute, Shards, Step, TokenId};
 
 use super::local::Local;
 use super::script::KV_BLOCKS;
@@ -15,7 +15,14 @@ use super::script::KV_BLOCKS;
 pub(crate) type Drawn = BTreeMap<(u32, u32), (TokenId, Vec<f32>)>;
 
 pub(crate) fn options() -> Options {
-    Options { threads: 1, kv_blocks: KV_BLOCKS, sequences_max: 4, step_tokens_max: 300, ..Options::default() }
+    Options {
+        threads: 1,
+        kv_blocks: KV_BLOCKS,
+        sequences_max: 4,
+        step_tokens_max: 300,
+        compute: Compute::F32,
+        ..Options::default()
+    }
 }
 
 /// The only rank of a group, with as many virtual shards as KV heads.

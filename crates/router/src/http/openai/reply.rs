@@ -119,7 +119,7 @@ impl Form {
     ) -> Result<Self, Failure> {
         let fingerprint = choices.card().map_or_else(String::new, |card| {
             let digest = &card.digest[..card.digest.floor_char_boundary(DIGEST_CHARS)];
-            format!("fp_{digest}_s{}", card.shards.virtual_shards())
+            format!("fp_{digest}_s{}_{}", card.shards.virtual_shards(), card.compute)
         });
         Ok(Self {
             view,

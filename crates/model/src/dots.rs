@@ -1,0 +1,411 @@
+//! Linear layers of quantized weights by dot products of bytes.
+//!
+//! Activations are bytes too, 32 to a scale ([`crate::quants`]). Every output is, over the blocks b = 0, 1, 2 … of its
+//! inputs, from acc = 0, in f32:
+//!
+//! ```text
+//! acc = fma(Σ q_w·q_x, d_w·d_x, acc)          Q4_1 also: acc = fma(m, d_x·Σ q_x, acc)
+//! ```
+//! The sums within a block are of integers and exact, so they come out alike in whatever order and by whatever
+//! instructions; the order of the blocks is fixed. So this, like the f32 path, is one definition for every instruction
+//! set, and shows neither the batch nor the chunking: one kernel serves one token and a thousand, and no weight is
+//! ever widened into memory.
+//!
+//! A CPU with AVX-512 runs the code for AVX2. Bounds: bytes over bandwidth for few tokens, operations over the peak of
+//! the integer products for many. A block costs 8 products an output, and 2 or 3 more operations of f32 to scale them.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use galerne_checkpoint::Dtype;
+
+use crate::linear::Strided;
+use crate::packed::{BLOCK, Layout, PANEL, Packed, QUAD};
+use crate::quants::Scale;
+use crate::rows::QuantRows;
+use crate::simd::{DotKernel, Dots, Isa};
+
+/// As [`linear`](crate::linear::linear), for quantized weights that are not empty.
+///
+/// # Safety
+/// As [`linear`](crate::linear::linear).
+pub(crate) unsafe fn dots(
+    isa: Isa,
+    weights: &Packed,
+    panels: Range<usize>,
+    tokens: usize,
+    x: QuantRows,
+    y: Strided<*mut f32>,
+) {
+    if panels.is_empty() {
+        return;
+    }
+    let tile = Tile {
+        start: weights.panel(panels.start).as_ptr(),
+        panel_bytes: weights.panel_bytes(),
+        panels: panels.len(),
+        blocks: weights.cols() / BLOCK,
+        x,
+        y: Strided { start: y.start.wrapping_add(panels.start * PANEL), ..y },
+    };
+    // SAFETY: the caller's; each format is the one that the matrix was packed in.
+    unsafe {
+        match weights.dtype() {
+            Dtype::Q8_0 => tiles::<Q8_0>(isa, tile, tokens),
+            Dtype::Q4_0 => tiles::<Q4_0>(isa, tile, tokens),
+            Dtype::Q4_1 => tiles::<Q4_1>(isa, tile, tokens),
+            dtype => unreachable!("{dtype} is not quantized"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`dots`].
+unsafe fn tiles<F: Format>(isa: Isa, tile: Tile, tokens: usize) {
+    let mut done = 0;
+    while done < tokens {
+        let tile = tile.starting_at(done);
+        // SAFETY: each arm takes at most the tokens that are left.
+        done += unsafe {
+            match tokens - done {
+                4.. => run::<F, 4>(isa, tile),
+                3 => run::<F, 3>(isa, tile),
+                2 => run::<F, 2>(isa, tile),
+                _ => run::<F, 1>(isa, tile),
+            }
+        };
+    }
+}
+
+/// # Safety
+/// As [`dots`], for `M` tokens. Returns `M`.
+unsafe fn run<F: Format, const M: usize>(isa: Isa, tile: Tile) -> usize {
+    // SAFETY: the caller's.
+    unsafe { isa.run_dots(Tokens::<F, M> { tile, format: PhantomData }) };
+    M
+}
+
+/// Some panels and the rows that they are multiplied with.
+#[derive(Clone, Copy)]
+struct Tile {
+    start: *const u8,
+    panel_bytes: usize,
+    panels: usize,
+    blocks: usize,
+    x: QuantRows,
+    y: Strided<*mut f32>,
+}
+
+impl Tile {
+    fn starting_at(self, token: usize) -> Self {
+        let QuantRows { values, scales } = self.x;
+        Self {
+            x: QuantRows {
+                values: Strided { start: values.start.wrapping_add(token * values.stride), ..values },
+                scales: Strided { start: scales.start.wrapping_add(token * scales.stride), ..scales },
+            },
+            y: Strided { start: self.y.start.wrapping_add(token * self.y.stride), ..self.y },
+            ..self
+        }
+    }
+}
+
+/// The micro-kernel: M tokens by the outputs of some panels.
+struct Tokens<F, const M: usize> {
+    tile: Tile,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, const M: usize> DotKernel for Tokens<F, M> {
+    #[inline(always)]
+    unsafe fn run<V: Dots>(self) {
+        let strips = self.tile.panels * (PANEL / 2 / V::LANES);
+        let mut strip = 0;
+        // SAFETY: strips are within the panels.
+        unsafe {
+            if M == 1 {
+                // The sums of one pair of vectors alone would wait for their latency.
+                while strip + 2 <= strips {
+                    self.strips::<V, 2>(strip);
+                    strip += 2;
+                }
+            }
+            while strip < strips {
+                self.strips::<V, 1>(strip);
+                strip += 1;
+            }
+        }
+    }
+}
+
+impl<F: Format, const M: usize> Tokens<F, M> {
+    /// A strip is a pair of vectors of one panel: outputs `lane …` and `lane + 16 …`.
+    ///
+    /// # Safety
+    /// As [`dots`]; strips `first … first + U` exist.
+    #[inline(always)]
+    unsafe fn strips<V: Dots, const U: usize>(&self, first: usize) {
+        let Tile { start, panel_bytes, blocks, x, y, .. } = self.tile;
+        let per_panel = PANEL / 2 / V::LANES;
+        // SAFETY: within the panels, the rows of x and the rows of y, as the caller has promised.
+        unsafe {
+            let mut from = [start; U];
+            let mut lanes = [0; U];
+            for u in 0..U {
+                from[u] = start.add((first + u) / per_panel * panel_bytes);
+                lanes[u] = (first + u) % per_panel * V::LANES;
+            }
+            let mut sums = [[[V::splat(0.0); 2]; U]; M];
+            for block in 0..blocks {
+                // Plain loops: what closures do is compiled without the CPU's features, unless it is inlined.
+                let mut scales = [Scale::default(); M];
+                let mut inner = [[[F::begin::<V>(0); 2]; U]; M];
+                for m in 0..M {
+                    scales[m] = *x.scales.start.add(m * x.scales.stride + block);
+                    inner[m] = [[F::begin::<V>(scales[m].sum); 2]; U];
+                }
+                let values = x.values.start.add(block * BLOCK);
+                for row in 0..BLOCK / F::LAYOUT.inputs {
+                    for half in 0..F::LAYOUT.inputs / QUAD {
+                        let k = row * F::LAYOUT.inputs + half * QUAD;
+                        for u in 0..U {
+                            let at = from[u].add(F::LAYOUT.header + row * F::LAYOUT.row);
+                            let quads = at.cast::<[u8; QUAD]>().add(lanes[u]);
+                            let weights =
+                                [F::quads::<V>(quads, half), F::quads::<V>(quads.add(PANEL / 2), half)];
+                            for (m, inner) in inner.iter_mut().enumerate() {
+                                let x = values.add(m * x.values.stride + k).cast::<i32>().read_unaligned();
+                                inner[u][0] = F::dot::<V>(inner[u][0], weights[0], x);
+                                inner[u][1] = F::dot::<V>(inner[u][1], weights[1], x);
+                            }
+                        }
+                    }
+                }
+                for u in 0..U {
+                    for half in 0..2 {
+                        let header = from[u].cast::<u16>().add(lanes[u] + half * (PANEL / 2));
+                        let d = V::load_f16(header);
+                        for m in 0..M {
+                            let (sum, scale) = (&mut sums[m][u][half], &scales[m]);
+                            *sum = F::end::<V>(inner[m][u][half]).mul_add(d.mul(V::splat(scale.scale)), *sum);
+                            if F::OFFSET {
+                                *sum = V::load_f16(header.add(PANEL)).mul_add(V::splat(scale.total), *sum);
+                            }
+                        }
+                    }
+                    from[u] = from[u].add(F::LAYOUT.block());
+                }
+            }
+            for (m, sums) in sums.into_iter().enumerate() {
+                for u in 0..U {
+                    let output = (first + u) / per_panel * PANEL + lanes[u];
+                    let to = y.start.add(m * y.stride + output);
+                    sums[u][0].store(to);
+                    sums[u][1].store(to.add(PANEL / 2));
+                }
+            }
+        }
+    }
+}
+
+/// How a packed block is multiplied.
+///
+/// # Safety
+/// As [`Dots`].
+trait Format {
+    const LAYOUT: Layout;
+    /// Whether offsets follow the scales.
+    const OFFSET: bool = false;
+    type Sums<V: Dots>: Copy;
+
+    /// The sum of a block whose activations sum to `sum`, before any product.
+    unsafe fn begin<V: Dots>(sum: i32) -> Self::Sums<V>;
+    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], half: usize) -> V::Quads;
+    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
+    unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
+}
+
+struct Q8_0;
+/// Nibbles minus ZERO.
+struct Q4<const ZERO: i32>;
+type Q4_0 = Q4<8>;
+type Q4_1 = Q4<0>;
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
+    type Sums<V: Dots> = V::Bytes;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(_sum: i32) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_begin() }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], _half: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { V::load_quads(row) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Bytes, weights: V::Quads, x: i32) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::dot_bytes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Bytes) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_end(sums) }
+    }
+}
+
+impl<const ZERO: i32> Format for Q4<ZERO> {
+    const LAYOUT: Layout = Layout::of(if ZERO == 0 { Dtype::Q4_1 } else { Dtype::Q4_0 });
+    const OFFSET: bool = ZERO == 0;
+    type Sums<V: Dots> = V::Nibbles;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_begin(-ZERO * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], half: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe {
+            let quads = V::load_quads(row);
+            if half == 0 { V::low_halves(quads) } else { V::high_halves(quads) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Nibbles, weights: V::Quads, x: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::dot_nibbles(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_end(sums) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use galerne_checkpoint::Block;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::linear::linear;
+    use crate::memory::Buffer;
+    use crate::packed::Shape;
+    use crate::quants::Quantize;
+    use crate::rows::Inputs;
+
+    const FORMATS: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1];
+
+    /// Rows of a file: every byte that a format allows (or the largest of either sign, in turn), scales and offsets of
+    /// either sign that are numbers.
+    fn rows(dtype: Dtype, rows: usize, blocks: usize, seed: u64, extreme: bool) -> Vec<Vec<u8>> {
+        let mut state = seed;
+        let mut byte = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u8
+        };
+        let mut block = || {
+            let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| byte()).collect();
+            for high in [1, 3].into_iter().take(if dtype == Dtype::Q4_1 { 2 } else { 1 }) {
+                block[high] = block[high] & 0x83 | 0x20; // exponents of f16 around 2^-7
+            }
+            if extreme {
+                let header = block.len() - BLOCK / if dtype == Dtype::Q8_0 { 1 } else { 2 };
+                block[header..].fill(if dtype == Dtype::Q8_0 { 0x80 } else { 0xff });
+            }
+            block
+        };
+        (0..rows).map(|_| (0..blocks).flat_map(|_| block()).collect()).collect()
+    }
+
+    /// The definition, in plain loops.
+    fn expected(dtype: Dtype, row: &[u8], values: &[i8], scales: &[Scale]) -> f32 {
+        let mut acc = 0f32;
+        let blocks = row.chunks(dtype.block_bytes()).zip(values.chunks(BLOCK)).zip(scales);
+        for ((block, values), scale) in blocks {
+            let Block { scale: d, offset, quants } = Block::unpack(dtype, block);
+            let products = quants.iter().zip(values).map(|(w, x)| i32::from(*w) * i32::from(*x));
+            acc = (products.sum::<i32>() as f32).mul_add(d * scale.scale, acc);
+            if dtype == Dtype::Q4_1 {
+                acc = offset.mul_add(scale.total, acc);
+            }
+        }
+        acc
+    }
+
+    fn check(dtype: Dtype, (outputs, blocks, tokens): (usize, usize, usize), seed: u64, extreme: bool) {
+        let weights = rows(dtype, outputs, blocks, seed, extreme);
+        let shape = Shape { dtype, rows: outputs, cols: blocks * BLOCK };
+        let mut memory = Buffer::zeroed(shape.bytes());
+        weights.iter().enumerate().for_each(|(row, encoded)| shape.set_row(&mut memory, row, encoded));
+        let packed = Packed::new(shape, Arc::new(memory), 0);
+        let width = blocks * BLOCK;
+        let x: Vec<f32> = (0..tokens * width)
+            .map(|i| {
+                let noise = (i as u64 * 2_654_435_761 + seed * 97) % 1999;
+                if extreme { if noise > 100 { 1.0 } else { -1.0 } } else { noise as f32 / 999.5 - 1.0 }
+            })
+            .collect();
+        let (mut values, mut scales) = (vec![0; x.len()], vec![Scale::default(); x.len() / BLOCK]);
+        Quantize { x: &x, values: &mut values, scales: &mut scales }.run_on(Isa::best());
+        let quants = QuantRows {
+            values: Strided { start: values.as_ptr(), stride: width },
+            scales: Strided { start: scales.as_ptr(), stride: blocks },
+        };
+        let inputs = Inputs { rows: Strided { start: x.as_ptr(), stride: width }, quants: Some(quants) };
+        for isa in Isa::available() {
+            let stride = packed.padded_rows();
+            let mut y = vec![f32::NAN; tokens * stride];
+            let to = Strided { start: y.as_mut_ptr(), stride };
+            // SAFETY: the rows are as long as the strides say.
+            unsafe { linear(isa, &packed, 0..packed.panels(), tokens, inputs, to, &mut Vec::new()) };
+            for (token, y) in y.chunks(stride).enumerate() {
+                let values = &values[token * width..][..width];
+                let scales = &scales[token * blocks..][..blocks];
+                for (output, row) in weights.iter().enumerate() {
+                    let expected = expected(dtype, row, values, scales);
+                    assert_eq!(
+                        y[output].to_bits(),
+                        expected.to_bits(),
+                        "{dtype} on {}: token {token} of {tokens}, output {output}: {} for {expected}",
+                        isa.name(),
+                        y[output]
+                    );
+                }
+                assert!(y[outputs..].iter().all(|y| *y == 0.0), "the outputs that fill the last panel");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_at_their_limits_do_not_overflow() {
+        for dtype in FORMATS {
+            (1..=5).for_each(|tokens| check(dtype, (33, 2, tokens), 3, true));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_isa_and_batch_gives_the_bits_of_the_definition(
+            format in 0..FORMATS.len(),
+            shape in (1usize..80, 1usize..5, 1usize..20),
+            seed in 0u64..1 << 40,
+        ) {
+            check(FORMATS[format], shape, seed, false);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How products of weights and activations are computed. It is part of the numerics, as S is: all ranks of a group do
+/// it alike, and each way gives the same bits on every instruction set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// Weights of every format count as the f32 value that they stand for, and so do activations.
+    #[default]
+    F32,
+    /// Quantized weights (Q8_0, Q4_0, Q4_1) meet activations rounded to bytes, 32 to a scale; others as in
+    /// [`F32`](Compute::F32).
+    Int8,
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for Compute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::F32, Self::Int8]
+            .into_iter()
+            .find(|compute| compute.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is no way to compute: f32 or int8"))
+    }
+}
