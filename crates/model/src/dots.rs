@@ -11,8 +11,9 @@
 //! set, and shows neither the batch nor the chunking: one kernel serves one token and a thousand, and no weight is
 //! ever widened into memory.
 //!
-//! A CPU with AVX-512 runs the code for AVX2. Bounds: bytes over bandwidth for few tokens, operations over the peak of
-//! the integer products for many. A block costs 8 products an output, and 2 or 3 more operations of f32 to scale them.
+//! A CPU with AVX-512 but without VNNI runs the code for AVX2. Bounds: bytes over bandwidth for few tokens, operations
+//! over the peak of the integer products for many. A block costs 8 products an output, and 2 or 3 more operations of
+//! f32 to scale them.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -67,7 +68,9 @@ unsafe fn tiles<F: Format>(isa: Isa, tile: Tile, tokens: usize) {
         let tile = tile.starting_at(done);
         // SAFETY: each arm takes at most the tokens that are left.
         done += unsafe {
-            match tokens - done {
+            match (tokens - done).min(isa.tokens_of_dots_max()) {
+                8.. => run::<F, 8>(isa, tile),
+                6.. => run::<F, 6>(isa, tile),
                 4.. => run::<F, 4>(isa, tile),
                 3 => run::<F, 3>(isa, tile),
                 2 => run::<F, 2>(isa, tile),
@@ -236,9 +239,9 @@ impl Format for Q8_0 {
     type Sums<V: Dots> = V::Bytes;
 
     #[inline(always)]
-    unsafe fn begin<V: Dots>(_sum: i32) -> V::Bytes {
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Bytes {
         // SAFETY: the caller's.
-        unsafe { V::bytes_begin() }
+        unsafe { V::bytes_begin(sum) }
     }
 
     #[inline(always)]

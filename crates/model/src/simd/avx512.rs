@@ -1,13 +1,21 @@
-//! Sixteen lanes: AVX-512 F.
+//! Sixteen lanes: AVX-512 F, and for products of bytes VNNI.
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Vector};
+use super::{DotKernel, Dots, Kernel, Vector};
 
 /// # Safety
 /// The CPU has AVX-512 F; the rest is as the kernel asks.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<__m512>() }
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW and VNNI; the rest is as the kernel asks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn run_dots<K: DotKernel>(kernel: K) {
     // SAFETY: the caller's.
     unsafe { kernel.run::<__m512>() }
 }
@@ -120,5 +128,75 @@ impl Vector for __m512 {
         let quads = unsafe { _mm512_loadu_si512(from.cast()) };
         let right = _mm_cvtsi32_si128((nibble % 4 * 8 + nibble / 4 * 4) as i32);
         _mm512_permutexvar_ps(_mm512_srl_epi32(quads, right), values)
+    }
+}
+
+/// `vpdpbusd` multiplies unsigned bytes by signed ones: weights are moved up by 128, and the sums begin 128 Σx lower.
+impl Dots for __m512 {
+    type Quads = __m512i;
+    type Bytes = __m512i;
+    type Nibbles = __m512i;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn load_quads(from: *const [u8; 4]) -> __m512i {
+        // SAFETY: the caller's; 16 × 4 bytes.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn low_halves(quads: __m512i) -> __m512i {
+        _mm512_and_si512(quads, _mm512_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn high_halves(quads: __m512i) -> __m512i {
+        _mm512_and_si512(_mm512_srli_epi16::<4>(quads), _mm512_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_begin(sum: i32) -> __m512i {
+        _mm512_set1_epi32(-128 * sum)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_bytes(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
+        let moved = _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
+        _mm512_dpbusd_epi32(sums, moved, _mm512_set1_epi32(x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_end(sums: __m512i) -> Self {
+        _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn nibbles_begin(first: i32) -> __m512i {
+        _mm512_set1_epi32(first)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_nibbles(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
+        _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn nibbles_end(sums: __m512i) -> Self {
+        _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn store_low_bytes(self, to: *mut i8) {
+        // SAFETY: the caller's; 16 bytes.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(self))) };
     }
 }

@@ -21,6 +21,8 @@ enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -37,6 +39,9 @@ impl Isa {
             }
             if avx2 && is_x86_feature_detected!("avx512f") {
                 found.push(Self(Level::Avx512));
+                if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
+                    found.push(Self(Level::Avx512Vnni));
+                }
             }
         }
         found
@@ -55,6 +60,8 @@ impl Isa {
             Level::Avx2 => "AVX2 + FMA",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "AVX-512 F",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => "AVX-512 VNNI",
         }
     }
 
@@ -62,8 +69,17 @@ impl Isa {
     pub(crate) fn tokens_in_registers_max(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => 12,
+            Level::Avx512 | Level::Avx512Vnni => 12,
             _ => 6,
+        }
+    }
+
+    /// The same for the sums of a block in products of bytes.
+    pub(crate) fn tokens_of_dots_max(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => 8,
+            _ => 4,
         }
     }
 
@@ -79,12 +95,12 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::run(kernel),
+                Level::Avx512 | Level::Avx512Vnni => avx512::run(kernel),
             }
         }
     }
 
-    /// As [`run`](Isa::run), for a CPU with AVX-512 in code for AVX2.
+    /// As [`run`](Isa::run). AVX-512 F alone has no products of bytes, so that AVX2 serves.
     ///
     /// # Safety
     /// What the kernel asks for.
@@ -95,6 +111,8 @@ impl Isa {
                 Level::Portable => kernel.run::<portable::F32x8>(),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 | Level::Avx512 => avx2::run_dots(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Vnni => avx512::run_dots(kernel),
             }
         }
     }
@@ -168,7 +186,8 @@ pub(crate) trait Dots: Vector {
     /// Of every byte the high half.
     unsafe fn high_halves(quads: Self::Quads) -> Self::Quads;
 
-    unsafe fn bytes_begin() -> Self::Bytes;
+    /// Zeros, for a block whose activations sum to `sum`.
+    unsafe fn bytes_begin(sum: i32) -> Self::Bytes;
     unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Quads, x: i32) -> Self::Bytes;
     unsafe fn bytes_end(sums: Self::Bytes) -> Self;
 

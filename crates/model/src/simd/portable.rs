@@ -131,7 +131,7 @@ impl Dots for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn bytes_begin() -> [i32; LANES] {
+    unsafe fn bytes_begin(_sum: i32) -> [i32; LANES] {
         [0; LANES]
     }
 
