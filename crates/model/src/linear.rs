@@ -440,3 +440,65 @@ unsafe fn scaled_nibbles<V: Vector>(row: *const u8, lane: usize, k: usize, scale
         [low.mul_add(scales[0], scales[2]), high.mul_add(scales[1], scales[3])]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::memory::Buffer;
+    use crate::packed::{BLOCK, Shape};
+
+    #[test]
+    fn every_isa_and_batch_gives_the_same_bits_in_every_format() {
+        let mut state = 1u64;
+        let mut byte = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u8
+        };
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1] {
+            let (rows, cols, tokens) = (70, 3 * BLOCK, 29);
+            let shape = Shape { dtype, rows, cols };
+            let mut memory = Buffer::zeroed(shape.bytes());
+            let elements = if dtype.is_quantized() { BLOCK } else { 1 };
+            for row in 0..rows {
+                let mut encoded = Vec::new();
+                for _ in 0..cols / elements {
+                    let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| byte()).collect();
+                    // Exponents of moderate numbers, of every element or of scale and offset.
+                    let highs: &[usize] = match dtype {
+                        Dtype::F32 => &[3],
+                        Dtype::Q4_1 => &[1, 3],
+                        _ => &[1],
+                    };
+                    for high in highs {
+                        block[*high] = block[*high] & 0x83 | if elements == 1 { 0x3c } else { 0x20 };
+                    }
+                    encoded.extend(block);
+                }
+                shape.set_row(&mut memory, row, &encoded);
+            }
+            let packed = Packed::new(shape, Arc::new(memory), 0);
+            let x: Vec<f32> = (0..tokens * cols).map(|_| f32::from(byte()) / 127.3 - 1.0).collect();
+            let stride = packed.padded_rows();
+            let on = |isa: Isa, batch: usize| {
+                let mut y = vec![f32::NAN; tokens * stride];
+                for at in (0..tokens).step_by(batch) {
+                    let rows = Strided { start: x[at * cols..].as_ptr(), stride: cols };
+                    let to = Strided { start: y[at * stride..].as_mut_ptr(), stride };
+                    let (inputs, count) = (Inputs { rows, quants: None }, batch.min(tokens - at));
+                    // SAFETY: the rows are as long as the strides say.
+                    unsafe { linear(isa, &packed, 0..packed.panels(), count, inputs, to, &mut Vec::new()) };
+                }
+                y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let expected = on(Isa::available()[0], 1);
+            assert!(expected.iter().all(|bits| f32::from_bits(*bits).is_finite()), "{dtype}");
+            for isa in Isa::available() {
+                for batch in [1, 2, 5, 12, tokens] {
+                    assert!(on(isa, batch) == expected, "{dtype} on {}, batches of {batch}", isa.name());
+                }
+            }
+        }
+    }
+}
