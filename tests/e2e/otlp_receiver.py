@@ -4,7 +4,7 @@
 
 With arguments it speaks TLS, wants to see a certificate of CLIENT_CA, and takes nothing without the token.
 """
-import json, sys
+import json, sys, threading
 from concurrent import futures
 
 import grpc
@@ -20,6 +20,10 @@ def plain(attributes):
 *files, token = sys.argv[1:] or [None]
 
 
+# Of two that print at once, the lines would run into each other.
+printing = threading.Lock()
+
+
 class Receiver(service.TraceServiceServicer):
     def Export(self, request, context):
         if token and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
@@ -27,7 +31,7 @@ class Receiver(service.TraceServiceServicer):
         for part in request.resource_spans:
             resource = plain(part.resource.attributes)
             for span in (span for scope in part.scope_spans for span in scope.spans):
-                print(json.dumps({
+                line = json.dumps({
                     "name": span.name,
                     "kind": span.kind,
                     "status": span.status.code,
@@ -40,7 +44,9 @@ class Receiver(service.TraceServiceServicer):
                     "attributes": plain(span.attributes),
                     "events": [event.name for event in span.events],
                     "resource": resource,
-                }), flush=True)
+                })
+                with printing:
+                    print(line, flush=True)
         return messages.ExportTraceServiceResponse()
 
 
