@@ -81,7 +81,7 @@ fn two_ranks_in_two_network_namespaces_answer_the_golden_tokens_over_tcp() {
     for place in [1, 2] {
         let mut command = network.on(place, galerne());
         command.args(["worker", "--tp", "2", "--ranks", "1", "--bind", ADDRESSES[place]]);
-        command.args(["--compute", "f32", "--etcd", &etcd.endpoint, "--model"]);
+        command.args(["--etcd", &etcd.endpoint, "--model"]);
         workers.push(Process::start(command.arg(setup::bard())));
     }
     let mut command = network.on(0, galerne());
