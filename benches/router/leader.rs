@@ -58,8 +58,7 @@ impl Leader {
             let sampling = Some(v1::Sampling { seed: Some(seed), ..Default::default() });
             let run = v1::RunRequest { id: seed as u32, sampling, max_tokens, ..Default::default() };
             asks.send(v1::Ask { ask: Some(Ask::Run(run)) }).expect("a leader that listens");
-            let ends = |event: &v1::RunEvent| matches!(event.event, Some(Event::Finished(_)));
-            while !news.message().await.expect("no error").expect("news").events.iter().any(ends) {}
+            while news.message().await.expect("no error").expect("news").ends.is_empty() {}
             times.push(self.sent(seed).elapsed());
         }
         times
@@ -173,16 +172,16 @@ async fn answer(
     let seed = run.sampling.and_then(|sampling| sampling.seed).unwrap_or_default();
     for index in 0..run.max_tokens {
         tokio::time::sleep(pace).await;
-        let token = v1::Token { id: 1000 + index, ..Default::default() };
-        let token = Event::Token(v1::RunToken { index, token: Some(token), timing: None });
+        let mut tokens = v1::Tokens::default();
+        tokens.push(run.id, index, 1000 + index);
         let finished = Event::Finished(v1::FinishReason::Length.into());
-        let ends = (index + 1 == run.max_tokens).then_some(finished);
-        if ends.is_some() {
+        let last_one = index + 1 == run.max_tokens;
+        if last_one {
             last.lock().expect("no panic").insert(seed, Instant::now());
         }
-        let events = [Some(token), ends].into_iter().flatten();
-        let events = events.map(|event| v1::RunEvent { id: run.id, event: Some(event) }).collect();
-        if news.send(Ok(v1::News { events })).is_err() {
+        let ends = last_one.then_some(v1::RunEvent { id: run.id, event: Some(finished) });
+        let told = v1::News { tokens: Some(tokens), ends: ends.into_iter().collect(), ..Default::default() };
+        if news.send(Ok(told)).is_err() {
             return;
         }
     }

@@ -6,12 +6,12 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use galerne_types::Epoch;
 use galerne_types::limits::STREAM_EVENTS_MAX;
+use galerne_types::{Epoch, TokenId};
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::run_event::Event;
-use galerne_wire::{show_epoch, show_secret, v1};
+use galerne_wire::{TokenRun, WireError, show_epoch, show_secret, v1};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -39,6 +39,15 @@ struct Open {
     end: Option<Status>,
 }
 
+/// News that are put into the inboxes.
+struct Delivery<'a> {
+    requests: &'a Requests,
+    open: MutexGuard<'a, Open>,
+    now: Instant,
+    /// Who is to be told.
+    readers: Vec<Waker>,
+}
+
 /// News of one request that it has not taken yet.
 struct Inbox(Mutex<Unread>);
 
@@ -53,8 +62,31 @@ struct Unread {
     reader: Option<Waker>,
 }
 
-/// An event, and when it came.
-pub(crate) type News = (Instant, Event);
+/// Something that was told of a request, and when it came.
+pub(crate) type News = (Instant, Told);
+
+/// What is told of a request.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// A token of which nothing is told but its index and which it is.
+    Bare(u32, TokenId),
+    Token(Box<v1::RunToken>),
+    Scored(Box<v1::Scored>),
+    Failed(Box<v1::Failed>),
+    /// A finish reason.
+    Finished(i32),
+}
+
+impl From<Event> for Told {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Token(token) => Self::Token(Box::new(token)),
+            Event::Scored(scored) => Self::Scored(Box::new(scored)),
+            Event::Failed(failed) => Self::Failed(Box::new(failed)),
+            Event::Finished(reason) => Self::Finished(reason),
+        }
+    }
+}
 
 /// A request's own end of a link. Dropping it cancels the request, unless that has ended.
 pub(crate) struct Letters {
@@ -122,28 +154,30 @@ impl Requests {
         show_epoch(&mut request, epoch);
         let mut stream = leader.serve(request).await?.into_inner();
         while let Some(news) = stream.message().await? {
-            self.deliver(news);
+            self.deliver(news).map_err(|error| Status::internal(error.to_string()))?;
         }
         Err(Status::unavailable("the leader has closed its stream"))
     }
 
-    fn deliver(&self, news: v1::News) {
-        let (now, mut readers) = (Instant::now(), Vec::new());
-        let mut open = self.open();
-        for v1::RunEvent { id, event } in news.events {
-            let (Some(inbox), Some(event)) = (open.inboxes.get(&id), event) else { continue };
-            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
-            let (reader, full) = inbox.put((now, event), last);
-            readers.extend(reader);
-            if last || full {
-                open.inboxes.remove(&id);
-            }
-            if full {
-                self.cancel(id);
-            }
+    /// Puts news into the inboxes, and tells their readers.
+    ///
+    /// # Errors
+    ///
+    /// When a part of them cannot be read.
+    fn deliver(&self, news: v1::News) -> Result<(), WireError> {
+        let v1::News { events, tokens, ends } = news;
+        let (now, readers) = (Instant::now(), Vec::new());
+        let mut delivery = Delivery { requests: self, open: self.open(), now, readers };
+        delivery.events(events);
+        for TokenRun { request, index, tokens } in tokens.unwrap_or_default().runs()? {
+            let mut told = (index..).zip(tokens).map(|(index, &id)| Told::Bare(index, id));
+            delivery.put(request, &mut told, false);
         }
+        delivery.events(ends);
+        let Delivery { open, readers, .. } = delivery;
         drop(open);
         readers.into_iter().for_each(Waker::wake);
+        Ok(())
     }
 
     /// Tells the leader that nobody waits for a request any more.
@@ -162,6 +196,28 @@ impl Requests {
     }
 }
 
+impl Delivery<'_> {
+    fn events(&mut self, events: Vec<v1::RunEvent>) {
+        for v1::RunEvent { id, event } in events {
+            let Some(event) = event else { continue };
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            self.put(id, &mut std::iter::once(event.into()), last);
+        }
+    }
+
+    fn put(&mut self, id: u32, told: &mut dyn Iterator<Item = Told>, last: bool) {
+        let Some(inbox) = self.open.inboxes.get(&id) else { return };
+        let (reader, full) = inbox.put(self.now, told, last);
+        self.readers.extend(reader);
+        if last || full {
+            self.open.inboxes.remove(&id);
+        }
+        if full {
+            self.requests.cancel(id);
+        }
+    }
+}
+
 impl Inbox {
     fn new() -> Self {
         let unread =
@@ -173,15 +229,15 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event in; who is to be told of it, and whether there was no room.
-    fn put(&self, news: News, last: bool) -> (Option<Waker>, bool) {
+    /// Takes events in that came just now; who is to be told of them, and whether there was no room.
+    fn put(&self, now: Instant, told: &mut dyn Iterator<Item = Told>, last: bool) -> (Option<Waker>, bool) {
         let mut unread = self.unread();
-        let full = unread.events.len() >= STREAM_EVENTS_MAX;
+        let room = STREAM_EVENTS_MAX - unread.events.len();
+        unread.events.extend(told.take(room).map(|told| (now, told)));
+        unread.heard = now;
+        let full = told.next().is_some();
         if full {
             unread.end = Some(Status::aborted("its client reads too slowly"));
-        } else {
-            unread.heard = news.0;
-            unread.events.push_back(news);
         }
         let tell = last || full || unread.events.len() >= unread.told_at;
         (if tell { unread.reader.take() } else { None }, full)
@@ -256,15 +312,19 @@ mod tests {
         (Arc::new(Link { asks, requests }), asked)
     }
 
-    fn token(id: u32, index: u32) -> v1::RunEvent {
-        v1::RunEvent { id, event: Some(Event::Token(v1::RunToken { index, ..Default::default() })) }
+    fn ended(id: u32) -> v1::News {
+        let event = Some(Event::Finished(v1::FinishReason::Stop.into()));
+        v1::News { ends: vec![v1::RunEvent { id, event }], ..Default::default() }
     }
 
-    fn finish(id: u32) -> v1::RunEvent {
-        v1::RunEvent { id, event: Some(Event::Finished(v1::FinishReason::Stop.into())) }
+    /// Bare tokens of one request.
+    fn tokens(id: u32, indices: std::ops::Range<u32>) -> v1::News {
+        let mut tokens = v1::Tokens::default();
+        indices.for_each(|index| tokens.push(id, index, index));
+        v1::News { tokens: Some(tokens), ..Default::default() }
     }
 
-    fn next(letters: &mut Letters) -> Option<Result<Event, Status>> {
+    fn next(letters: &mut Letters) -> Option<Result<Told, Status>> {
         let news = std::future::poll_fn(|context| letters.poll(context)).now_or_never()?;
         Some(news.map(|(_, event)| event))
     }
@@ -278,10 +338,18 @@ mod tests {
         let (link, mut asks) = link();
         let mut letters = [0, 1].map(|_| link.send(v1::RunRequest::default()));
         assert!(matches!(&asked(&mut asks)[..], [Ask::Run(a), Ask::Run(b)] if (a.id, b.id) == (0, 1)));
-        link.requests.deliver(v1::News { events: vec![token(1, 0), token(7, 0), token(0, 5), finish(0)] });
-        assert!(matches!(next(&mut letters[0]), Some(Ok(Event::Token(token))) if token.index == 5));
-        assert!(matches!(next(&mut letters[0]), Some(Ok(Event::Finished(_)))));
-        assert!(matches!(next(&mut letters[1]), Some(Ok(Event::Token(token))) if token.index == 0));
+        let mut news = tokens(1, 0..1);
+        let told = news.tokens.as_mut().unwrap();
+        told.push(7, 0, 70);
+        told.push(0, 5, 50);
+        news.ends = ended(0).ends;
+        let first = Event::Token(v1::RunToken { index: 4, ..Default::default() });
+        news.events.push(v1::RunEvent { id: 0, event: Some(first) });
+        link.requests.deliver(news).unwrap();
+        assert!(matches!(next(&mut letters[0]), Some(Ok(Told::Token(token))) if token.index == 4));
+        assert!(matches!(next(&mut letters[0]), Some(Ok(Told::Bare(5, 50)))));
+        assert!(matches!(next(&mut letters[0]), Some(Ok(Told::Finished(_)))));
+        assert!(matches!(next(&mut letters[1]), Some(Ok(Told::Bare(0, 0)))));
         assert!(next(&mut letters[1]).is_none());
         drop(letters);
         assert!(matches!(asked(&mut asks)[..], [Ask::Cancel(1)]), "the other one has ended");
@@ -293,8 +361,9 @@ mod tests {
         let (mut slow, mut other) =
             (link.send(v1::RunRequest::default()), link.send(v1::RunRequest::default()));
         asked(&mut asks);
-        let events = (0..=STREAM_EVENTS_MAX as u32).map(|index| token(0, index));
-        link.requests.deliver(v1::News { events: events.chain([token(1, 0)]).collect() });
+        let mut news = tokens(0, 0..STREAM_EVENTS_MAX as u32 + 1);
+        news.tokens.as_mut().unwrap().push(1, 0, 0);
+        link.requests.deliver(news).unwrap();
         assert!(matches!(asked(&mut asks)[..], [Ask::Cancel(0)]));
         for _ in 0..STREAM_EVENTS_MAX {
             next(&mut slow).unwrap().unwrap();
@@ -309,7 +378,7 @@ mod tests {
     fn the_end_of_a_link_is_told_behind_what_came_and_to_all_that_follow() {
         let (link, _asks) = link();
         let mut letters = link.send(v1::RunRequest::default());
-        link.requests.deliver(v1::News { events: vec![token(0, 0)] });
+        link.requests.deliver(tokens(0, 0..1)).unwrap();
         link.requests.end(&Status::unavailable("gone"));
         assert!(link.ended());
         assert!(next(&mut letters).unwrap().is_ok());
@@ -323,25 +392,24 @@ mod tests {
         let (link, _asks) = link();
         let mut letters = link.send(v1::RunRequest::default());
         letters.tell_at(HELD_EVENTS_MAX);
-        let told = Arc::new(Told::default());
-        let waker = Waker::from(told.clone());
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(counter.clone());
         let mut context = Context::from_waker(&waker);
-        let count = || told.0.load(std::sync::atomic::Ordering::Relaxed);
+        let count = || counter.0.load(std::sync::atomic::Ordering::Relaxed);
         assert!(letters.poll(&mut context).is_pending());
-        link.requests.deliver(v1::News { events: vec![token(0, 0)] });
+        link.requests.deliver(tokens(0, 0..1)).unwrap();
         assert_eq!(count(), 0);
-        let many = (1..HELD_EVENTS_MAX as u32).map(|index| token(0, index));
-        link.requests.deliver(v1::News { events: many.collect() });
+        link.requests.deliver(tokens(0, 1..HELD_EVENTS_MAX as u32)).unwrap();
         assert_eq!(count(), 1);
         while letters.poll(&mut context).is_ready() {}
-        link.requests.deliver(v1::News { events: vec![finish(0)] });
+        link.requests.deliver(ended(0)).unwrap();
         assert_eq!(count(), 2);
     }
 
     #[derive(Default)]
-    struct Told(std::sync::atomic::AtomicUsize);
+    struct Counter(std::sync::atomic::AtomicUsize);
 
-    impl std::task::Wake for Told {
+    impl std::task::Wake for Counter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }

@@ -6,9 +6,11 @@
 mod codec;
 mod convert;
 mod failed;
+mod news;
 mod secret;
 
 pub use convert::{WireError, check_sampling};
+pub use news::TokenRun;
 pub use secret::{show_epoch, show_secret, shown_epoch, shows_secret};
 
 /// Generated messages, clients and servers.

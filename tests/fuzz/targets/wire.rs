@@ -85,7 +85,10 @@ fn frames() {
         timing: None,
     };
     let event = v1::RunEvent { event: Some(v1::run_event::Event::Token(token)), id: 1 };
-    seeds.push(v1::News { events: vec![event] }.encode_to_vec());
+    let mut tokens = v1::Tokens::default();
+    (0..9).for_each(|index| tokens.push(index / 4, index, 1000 + index));
+    let events = vec![event];
+    seeds.push(v1::News { ends: events.clone(), events, tokens: Some(tokens) }.encode_to_vec());
     let target = Target {
         name: "frames",
         seeds,
@@ -104,7 +107,11 @@ fn frames() {
                 Ok(format!("{step:?}"))
             );
         }
-        for event in v1::News::decode(input).unwrap_or_default().events {
+        let v1::News { events, tokens, ends } = v1::News::decode(input).unwrap_or_default();
+        if let Ok(runs) = tokens.unwrap_or_default().runs() {
+            assert!(runs.map(|run| run.tokens.len()).sum::<usize>() <= input.len());
+        }
+        for event in events.into_iter().chain(ends) {
             match event.event {
                 Some(v1::run_event::Event::Token(token)) => drop(token.token.map(TokenOut::from)),
                 Some(v1::run_event::Event::Scored(scored)) => {

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
 use galerne_wire::v1;
-use galerne_wire::v1::run_event::Event;
 use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::Instrument as _;
@@ -19,6 +18,7 @@ use self::run::{Run, Trouble};
 use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
 use crate::limits::{ATTEMPTS_MAX, HELD_EVENTS_MAX, RequestLimits};
+use crate::link::Told;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
@@ -246,10 +246,16 @@ impl Answer {
             self.progress.router.groups.lost(&run.place); // for the requests to come; this one may not start over yet
         }
         let delta = match event {
-            Ok((_, Event::Token(_))) if self.silent => Ok(Delta::end(FinishReason::Length)),
-            Ok((came, Event::Token(token))) => self.token(token, came),
-            Ok((_, Event::Finished(reason))) => self.finished(reason),
-            Ok((_, Event::Scored(_) | Event::Failed(_))) => {
+            Ok((_, Told::Bare(..) | Told::Token(_))) if self.silent => Ok(Delta::end(FinishReason::Length)),
+            Ok((came, Told::Bare(index, token))) => {
+                self.token(index, TokenOut::unreported(token), None, came)
+            }
+            Ok((came, Told::Token(token))) => {
+                let v1::RunToken { index, token, timing } = *token;
+                self.token(index, token.unwrap_or_default().into(), timing, came)
+            }
+            Ok((_, Told::Finished(reason))) => self.finished(reason),
+            Ok((_, Told::Scored(_) | Told::Failed(_))) => {
                 Err(Failure::Engine("it scored the prompt behind a token".to_owned()))
             }
             Err(trouble) => Err(self.progress.failure(trouble)),
@@ -263,13 +269,17 @@ impl Answer {
         Poll::Ready(Some(delta))
     }
 
-    fn token(&mut self, token: v1::RunToken, came: Instant) -> Result<Delta, Failure> {
-        let (index, expected) = (token.index as usize, self.progress.tokens.len());
-        let timing = token.timing;
+    fn token(
+        &mut self,
+        index: u32,
+        token: TokenOut,
+        timing: Option<v1::Timing>,
+        came: Instant,
+    ) -> Result<Delta, Failure> {
+        let (index, expected) = (index as usize, self.progress.tokens.len());
         if let (0, Some(timing)) = (expected, &timing) {
             self.cached_tokens = self.prompt().len().min(timing.cached_tokens as usize);
         }
-        let token: TokenOut = token.token.unwrap_or_default().into();
         if index != expected {
             return Err(Failure::Engine(format!("it sent token {index} where token {expected} was due")));
         }

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use galerne_types::TokenOut;
 use galerne_wire::v1;
-use galerne_wire::v1::run_event::Event;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 use tracing::Span;
 
 use crate::failure::Failure;
 use crate::groups::Place;
-use crate::link::{Letters, News};
+use crate::link::{Letters, News, Told};
 use crate::trace;
 
 /// A request at a leader. Dropping it cancels the request there.
@@ -67,8 +66,8 @@ impl Run {
         let mut run = Self { place, letters, first: None, scores: Vec::new(), silence, _span: span };
         loop {
             match poll_fn(|context| run.poll_next(context)).await {
-                Ok((_, Event::Scored(scored))) => {
-                    if let Err(trouble) = add_scores(&mut run.scores, scored, prompt_tokens) {
+                Ok((_, Told::Scored(scored))) => {
+                    if let Err(trouble) = add_scores(&mut run.scores, *scored, prompt_tokens) {
                         return Err((trouble, run.place));
                     }
                 }
@@ -89,7 +88,7 @@ impl Run {
             return Poll::Ready(Ok(first));
         }
         match self.letters.poll(context) {
-            Poll::Ready(Ok((_, Event::Failed(failed)))) => Poll::Ready(Err(Trouble::said(failed))),
+            Poll::Ready(Ok((_, Told::Failed(failed)))) => Poll::Ready(Err(Trouble::said(*failed))),
             Poll::Ready(Ok(news)) => Poll::Ready(Ok(news)),
             Poll::Ready(Err(status)) => Poll::Ready(Err(Trouble::of(&status))),
             Poll::Pending => Poll::Ready(Err(ready!(self.silence.poll(&self.letters, context)))),

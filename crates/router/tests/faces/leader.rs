@@ -194,7 +194,7 @@ impl Engine for Service {
                         let (id, news, mut play) = (request.id, news.clone(), player.play(request));
                         let play = tokio::spawn(async move {
                             while let Some(event) = play.next().await {
-                                let _ = news.send(Ok(v1::News { events: vec![event] }));
+                                let _ = news.send(Ok(v1::News { events: vec![event], ..Default::default() }));
                                 tokio::task::yield_now().await; // a step lies between two tokens
                             }
                         });

@@ -369,7 +369,7 @@ mod tests {
                 Ok(news) => news,
                 Err(status) => return (indices, Err(status)),
             };
-            for event in news.events {
+            for event in news.into_events().unwrap() {
                 match event.event.unwrap() {
                     v1::run_event::Event::Token(token) => indices.push(token.index),
                     v1::run_event::Event::Finished(reason) => return (indices, Ok(reason)),

@@ -35,7 +35,11 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// What comes before a request's bare tokens.
     events: VecDeque<v1::RunEvent>,
+    /// A request's id, a token's index, the token.
+    tokens: Vec<(u32, u32, u32)>,
+    ends: VecDeque<v1::RunEvent>,
     /// Said after the last of them.
     end: Option<Status>,
     ended: bool,
@@ -55,14 +59,14 @@ impl LinkSender {
         if waiting.ended {
             return false;
         }
-        if waiting.events.len() >= LINK_EVENTS_MAX {
+        if waiting.len() >= LINK_EVENTS_MAX {
             let says = format!("this router reads too slowly: {LINK_EVENTS_MAX} events were waiting");
             waiting.finish(Status::aborted(says));
             drop(waiting);
             self.flush();
             return false;
         }
-        waiting.events.push_back(v1::RunEvent { id, event: Some(event) });
+        waiting.push(id, event);
         true
     }
 
@@ -91,21 +95,50 @@ impl Waiting {
         }
     }
 
-    /// As many events as go into one message.
-    fn take(&mut self) -> v1::News {
-        let mut tokens = 0;
-        let heavy = |event: &v1::RunEvent| match &event.event {
-            Some(Event::Scored(scored)) => scored.scores.len(),
-            _ => 1,
-        };
-        let count = self.events.iter().take_while(|event| {
-            let fits = tokens < NEWS_TOKENS_MAX;
-            tokens += heavy(event);
-            fits
-        });
-        let count = count.count();
-        v1::News { events: self.events.drain(..count).collect() }
+    fn len(&self) -> usize {
+        self.events.len() + self.tokens.len() + self.ends.len()
     }
+
+    /// No bare token of a request comes before another event of it, and nothing behind its end.
+    fn push(&mut self, id: u32, event: Event) {
+        let place = match &event {
+            Event::Finished(_) | Event::Failed(_) => &mut self.ends,
+            Event::Scored(_) => &mut self.events,
+            Event::Token(token) => match token.bare() {
+                Some(bare) => return self.tokens.push((id, token.index, bare)),
+                None => &mut self.events,
+            },
+        };
+        place.push_back(v1::RunEvent { id, event: Some(event) });
+    }
+
+    /// As much as goes into one message.
+    fn take(&mut self) -> v1::News {
+        let mut room = NEWS_TOKENS_MAX;
+        let events = take(&mut self.events, &mut room);
+        let count = self.tokens.len().min(room);
+        room -= count;
+        self.tokens[..count].sort_unstable();
+        let mut tokens = v1::Tokens::default();
+        self.tokens.drain(..count).for_each(|(id, index, token)| tokens.push(id, index, token));
+        let ends = take(&mut self.ends, &mut room);
+        v1::News { events, tokens: (count > 0).then_some(tokens), ends }
+    }
+}
+
+/// Events for which there is room, give or take one event, for so many tokens and scores.
+fn take(waiting: &mut VecDeque<v1::RunEvent>, room: &mut usize) -> Vec<v1::RunEvent> {
+    let heavy = |event: &v1::RunEvent| match &event.event {
+        Some(Event::Scored(scored)) => scored.scores.len(),
+        _ => 1,
+    };
+    let count = waiting.iter().take_while(|event| {
+        let fits = *room > 0;
+        *room = room.saturating_sub(heavy(event));
+        fits
+    });
+    let count = count.count();
+    waiting.drain(..count).collect()
 }
 
 impl Stream for LinkReceiver {
@@ -114,7 +147,7 @@ impl Stream for LinkReceiver {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.reader.register(context.waker());
         let mut waiting = self.0.waiting();
-        if !waiting.events.is_empty() {
+        if waiting.len() > 0 {
             return Poll::Ready(Some(Ok(waiting.take())));
         }
         match waiting.end.take() {
@@ -133,7 +166,7 @@ mod tests {
     use super::*;
 
     fn token(index: u32) -> Event {
-        Event::Token(v1::RunToken { index, ..Default::default() })
+        Event::Token(v1::RunToken { index, token: Some(v1::Token::default()), timing: None })
     }
 
     #[test]
@@ -142,8 +175,43 @@ mod tests {
         assert!(receiver.next().now_or_never().is_none());
         assert!((0..3).all(|index| sender.push(index, token(index))));
         let news = receiver.next().now_or_never().unwrap().unwrap().unwrap();
-        assert_eq!(news.events.iter().map(|event| event.id).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(news.tokens.unwrap().requests, [0, 1, 2]);
         assert!(receiver.next().now_or_never().is_none());
+    }
+
+    /// Of each request as it came, though tokens without more to tell travel apart.
+    #[test]
+    fn the_order_of_a_request_is_kept() {
+        let (sender, mut receiver) = link();
+        let first =
+            || Event::Token(v1::RunToken { timing: Some(v1::Timing::default()), ..Default::default() });
+        let end = || Event::Finished(v1::FinishReason::Stop.into());
+        let scored = || Event::Scored(v1::Scored::default());
+        for event in
+            [(2, first()), (1, scored()), (2, token(1)), (1, first()), (2, end()), (1, token(1)), (1, end())]
+        {
+            assert!(sender.push(event.0, event.1));
+        }
+        let news = receiver.next().now_or_never().unwrap().unwrap().unwrap();
+        let events = news.into_events().unwrap();
+        let of = |id| {
+            let events = events.iter().filter(move |event| event.id == id);
+            events.map(|event| event.event.clone().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(1), [scored(), first(), token(1), end()]);
+        assert_eq!(of(2), [first(), token(1), end()]);
+    }
+
+    #[test]
+    fn an_end_does_not_overtake_tokens_for_which_a_message_has_no_room() {
+        let (sender, mut receiver) = link();
+        assert!((0..10_000).all(|index| sender.push(1, token(index))));
+        assert!(sender.push(1, Event::Finished(v1::FinishReason::Stop.into())));
+        let mut read = || receiver.next().now_or_never().unwrap().unwrap().unwrap();
+        let (one, two) = (read(), read());
+        assert_eq!((one.tokens.unwrap().counts, one.ends.len()), (vec![NEWS_TOKENS_MAX as u32], 0));
+        let rest = two.tokens.unwrap();
+        assert_eq!((rest.indices, two.ends.len()), (vec![NEWS_TOKENS_MAX as u32], 1));
     }
 
     #[test]
@@ -164,7 +232,7 @@ mod tests {
         let mut events = 0;
         let end = loop {
             match receiver.next().now_or_never().unwrap().unwrap() {
-                Ok(news) => events += news.events.len(),
+                Ok(news) => events += news.into_events().unwrap().len(),
                 Err(end) => break end,
             }
         };

@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn read(receiver: &mut LinkReceiver) -> Option<Result<Vec<v1::RunEvent>, Status>> {
-        Some(receiver.next().now_or_never()??.map(|news| news.events))
+        Some(receiver.next().now_or_never()??.map(|news| news.into_events().unwrap()))
     }
 
     #[test]

@@ -214,7 +214,7 @@ impl Running {
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Status> {
         while !self.ended && self.events.is_empty() {
             let news = self.news.message().await?.expect("a last word");
-            self.events.extend(news.events.into_iter().map(|event| event.event.unwrap()));
+            self.events.extend(news.into_events().unwrap().into_iter().map(|event| event.event.unwrap()));
         }
         let event = self.events.pop_front();
         if let Some(Event::Failed(failed)) = event {
