@@ -48,10 +48,15 @@ struct Events<D> {
     out: BytesMut,
     /// Deltas in it.
     deltas: u32,
+    /// Bytes of the last write: the next is likely as large.
+    bytes: usize,
     /// The last event has been written.
     ended: bool,
     pause: Pause,
 }
+
+/// Bytes of one event, about.
+const EVENT_BYTES: usize = 512;
 
 /// The body that streams choices.
 pub(super) fn body(dialect: impl Dialect, choices: Choices) -> Body {
@@ -60,6 +65,7 @@ pub(super) fn body(dialect: impl Dialect, choices: Choices) -> Body {
         choices,
         out: BytesMut::new(),
         deltas: 0,
+        bytes: 0,
         ended: false,
         pause: Pause::default(),
     })
@@ -81,7 +87,8 @@ impl<D: Dialect> Stream for Events<D> {
         match (events.out.is_empty(), events.ended) {
             (false, _) => events.poll_write(context).map(|()| {
                 events.deltas = 0;
-                Some(Ok(events.out.split().freeze()))
+                events.bytes = events.out.len();
+                Some(Ok(std::mem::take(&mut events.out).freeze()))
             }),
             (true, true) => Poll::Ready(None),
             (true, false) => Poll::Pending,
@@ -105,6 +112,9 @@ impl<D: Dialect> Events<D> {
 
     fn write(&mut self, news: Result<Option<(usize, Delta)>, Failure>) -> Result<(), Failure> {
         self.deltas += 1;
+        if self.out.is_empty() {
+            self.out.reserve(self.bytes.max(EVENT_BYTES));
+        }
         match news? {
             Some((at, delta)) => self.dialect.delta(at, delta, &self.choices, &mut self.out),
             None => {
