@@ -88,7 +88,7 @@ pub(crate) const INLINE_TEXT_BYTES_MAX: usize = 8 << 10;
 
 /// Time between two writes to a stream, for each token in the first of them: tokens that come faster are written together,
 /// and the faster they come, the more of them. A write costs as much as many tokens. The last one does not wait.
-pub(crate) const WRITE_PAUSE_PER_TOKEN_MS: Duration = Duration::from_millis(1);
+pub(crate) const WRITE_PAUSE_PER_TOKEN_MS: Duration = Duration::from_millis(2);
 
 /// The most time between two writes to a stream for which there is something to write.
 pub(crate) const WRITE_PAUSE_MS_MAX: Duration = Duration::from_millis(8);

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use compact_str::CompactString;
+
 use crate::Tokenizer;
 use crate::stop::StopScanner;
 use crate::vocabulary::Utf8Stream;
@@ -7,8 +9,8 @@ use crate::vocabulary::Utf8Stream;
 /// What one more token adds to a text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Piece {
-    /// Text that is certain and will never be taken back; may be empty.
-    pub text: String,
+    /// Text that is certain and will never be taken back; may be empty. Most tokens' text needs no memory of its own.
+    pub text: CompactString,
     /// A stop string was met: `text` is what stood before it, or ends with it if it is to be included, and
     /// nothing follows.
     pub stopped: bool,
@@ -77,7 +79,7 @@ impl Detokenizer {
 
     /// Takes the next id. After a stop, and for an id that has no token, there is no text.
     pub fn push(&mut self, id: u32) -> Piece {
-        let mut text = String::new();
+        let mut text = CompactString::default();
         let skip_special = self.skip_special && self.spelled_out.binary_search(&id).is_err();
         self.utf8.push(self.tokenizer.vocabulary(), id, skip_special, &mut text);
         self.pushed += 1;
@@ -93,10 +95,8 @@ impl Detokenizer {
     /// The answer ends here: what was held back for a stop string that did not come, and U+FFFD for a
     /// character that was never finished.
     pub fn finish(&mut self) -> String {
-        let mut text = String::new();
+        let mut text = CompactString::default();
         self.utf8.finish(&mut text);
-        let mut out = self.stop.push(text, true);
-        out.push_str(&self.stop.finish());
-        out
+        self.stop.push(text, true).into_string() + &self.stop.finish()
     }
 }

@@ -1,5 +1,7 @@
 //! Stop strings, found in a text that arrives in pieces.
 
+use compact_str::CompactString;
+
 /// One stop string and how much of it the end of the text so far matches (Knuth, Morris, Pratt 1977).
 struct Matcher {
     pattern: String,
@@ -78,9 +80,9 @@ impl StopScanner {
     }
 
     /// Returns the text that is certain now. With `armed` false a stop string that ends in `text` is text.
-    pub(crate) fn push(&mut self, text: String, armed: bool) -> String {
+    pub(crate) fn push(&mut self, text: CompactString, armed: bool) -> CompactString {
         if self.stopped.is_some() {
-            return String::new();
+            return CompactString::default();
         }
         if self.is_empty() {
             return text;
@@ -98,12 +100,12 @@ impl StopScanner {
                 self.stopped = Some(by);
                 let end = from + at + 1;
                 self.held.truncate(if self.included { end } else { end - longest });
-                return std::mem::take(&mut self.held);
+                return std::mem::take(&mut self.held).into();
             }
         }
         let hold = self.matchers.iter().map(Matcher::may_grow).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - hold);
-        std::mem::replace(&mut self.held, rest)
+        std::mem::replace(&mut self.held, rest).into()
     }
 
     /// The text ends here: what was held back is text after all.

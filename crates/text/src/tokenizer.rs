@@ -1,3 +1,4 @@
+use compact_str::CompactString;
 use galerne_checkpoint::{
     GgufVocab, MistralVersion, SentencePieceFile, SentencePieceModel, TextAssets, TokenizerAsset,
 };
@@ -175,12 +176,12 @@ impl Tokenizer {
     /// Text of `ids`, without the special tokens among them if `skip_special`. Bytes that form no character
     /// become U+FFFD, one for each maximal invalid part; an id without a token gives nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let (mut stream, mut text) = (Utf8Stream::default(), String::new());
+        let (mut stream, mut text) = (Utf8Stream::default(), CompactString::default());
         for &id in ids {
             stream.push(&self.vocabulary, id, skip_special, &mut text);
         }
         stream.finish(&mut text);
-        text
+        text.into_string()
     }
 
     /// The bytes that `id` stands for in the middle of a text; often not whole characters. Empty for an id

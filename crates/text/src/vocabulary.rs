@@ -1,5 +1,7 @@
 //! What every token id stands for: the bytes that it adds to a text.
 
+use compact_str::CompactString;
+
 /// The bytes of all tokens, and which of them are special.
 pub(crate) struct Vocabulary {
     tokens: Vec<Token>,
@@ -103,7 +105,13 @@ impl Utf8Stream {
 
     /// Appends to `out` the characters that `id` completes. Bytes that can never become a character turn into
     /// U+FFFD, one for each maximal invalid part, as in [`String::from_utf8_lossy`].
-    pub(crate) fn push(&mut self, vocabulary: &Vocabulary, id: u32, skip_special: bool, out: &mut String) {
+    pub(crate) fn push(
+        &mut self,
+        vocabulary: &Vocabulary,
+        id: u32,
+        skip_special: bool,
+        out: &mut CompactString,
+    ) {
         if skip_special && vocabulary.is_special(id) {
             return;
         }
@@ -136,7 +144,7 @@ impl Utf8Stream {
     }
 
     /// The text ends here: an unfinished character becomes U+FFFD.
-    pub(crate) fn finish(&mut self, out: &mut String) {
+    pub(crate) fn finish(&mut self, out: &mut CompactString) {
         if !self.pending.is_empty() {
             self.pending.clear();
             out.push(char::REPLACEMENT_CHARACTER);

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use compact_str::CompactString;
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
 use galerne_wire::v1;
@@ -74,7 +75,7 @@ struct Progress {
 #[derive(Debug)]
 pub(crate) struct Delta {
     /// Text that is certain now; may be empty.
-    pub(crate) text: String,
+    pub(crate) text: CompactString,
     /// The token that was drawn; none in the last delta of an answer that the engine ended.
     pub(crate) token: Option<TokenOut>,
     /// Set in the last delta.
@@ -240,7 +241,10 @@ impl Answer {
             Poll::Pending if self.closing.as_mut().poll(context).is_ready() => {
                 Err(Trouble::Final(Failure::Closing))
             }
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                self.meter.settle();
+                return Poll::Pending;
+            }
         };
         if let Err(Trouble::Lost) = event {
             self.progress.router.groups.lost(&run.place); // for the requests to come; this one may not start over yet
@@ -289,7 +293,12 @@ impl Answer {
         self.passage.tokens(self.progress.tokens.len());
         if self.progress.request.stop_tokens.contains(&token.id) && !self.include_stop {
             // The engine ends the answer with it, and it is no part of the text.
-            return Ok(Delta { text: String::new(), token: Some(token), finish: None, stopped: None });
+            return Ok(Delta {
+                text: CompactString::default(),
+                token: Some(token),
+                finish: None,
+                stopped: None,
+            });
         }
         let piece = self.detokenizer.push(token.id);
         let finish = piece.stopped.then_some(FinishReason::Stop);
@@ -312,7 +321,7 @@ impl Answer {
         match reason {
             Some(reason @ (FinishReason::Stop | FinishReason::Length)) => {
                 let stopped = if reason == FinishReason::Stop { self.stopped() } else { None };
-                Ok(Delta { text: self.detokenizer.finish(), stopped, ..Delta::end(reason) })
+                Ok(Delta { text: self.detokenizer.finish().into(), stopped, ..Delta::end(reason) })
             }
             Some(FinishReason::Cancelled | FinishReason::Error) | None => {
                 Err(Failure::Engine("it gave the request up".to_owned()))
@@ -323,7 +332,7 @@ impl Answer {
 
 impl Delta {
     fn end(reason: FinishReason) -> Self {
-        Self { text: String::new(), token: None, finish: Some(reason), stopped: None }
+        Self { text: CompactString::default(), token: None, finish: Some(reason), stopped: None }
     }
 }
 

@@ -199,11 +199,11 @@ impl Call {
                 self.last[at] = Some(delta);
                 return None;
             }
-            return Some(News { at, text: delta.text, token: delta.token, end: None });
+            return Some(News { at, text: delta.text.into(), token: delta.token, end: None });
         };
         let (text, token) = match self.last[at].take() {
-            Some(last) => (last.text + &delta.text, last.token),
-            None => (delta.text, delta.token),
+            Some(last) => (last.text.into_string() + &delta.text, last.token),
+            None => (delta.text.into(), delta.token),
         };
         let end = match (reason, delta.stopped) {
             (FinishReason::Length, _) => End::Length,

@@ -193,7 +193,7 @@ fn response(delta: Delta, answer: &Answer, first: bool) -> v1::GenerateResponse 
     });
     let scores = if first { answer.prompt_scores() } else { &[] };
     v1::GenerateResponse {
-        text,
+        text: text.into(),
         tokens: token.into_iter().map(v1::Token::from).collect(),
         finish_reason: finish.map_or(v1::FinishReason::Unspecified, v1::FinishReason::from).into(),
         usage,

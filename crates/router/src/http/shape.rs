@@ -1,5 +1,6 @@
 //! What the text of one choice is: words for the user, or calls of tools.
 
+use compact_str::CompactString;
 use galerne_text::{Part, ToolFormat, ToolParser};
 use galerne_types::{FinishReason, TokenOut};
 
@@ -51,7 +52,7 @@ enum State {
 #[derive(Debug, Default)]
 pub(super) struct Shaped {
     /// Words for the user; may be empty.
-    pub(super) text: String,
+    pub(super) text: CompactString,
     /// Calls that begin, and more of their arguments.
     pub(super) calls: Vec<Part>,
     pub(super) token: Option<TokenOut>,
@@ -89,7 +90,8 @@ impl Shaper {
     /// Takes the next delta.
     pub(super) fn push(&mut self, delta: Delta) -> Result<Shaped, Failure> {
         let Delta { text, token, finish, stopped } = delta;
-        let mut shaped = Shaped { text: String::new(), calls: Vec::new(), token, finish: None, stopped };
+        let mut shaped =
+            Shaped { text: CompactString::default(), calls: Vec::new(), token, finish: None, stopped };
         match &mut self.state {
             State::Words => shaped.text = text,
             State::Taught { parser, parallel } => {
@@ -107,7 +109,7 @@ impl Shaper {
                     });
                 }
                 if !text.is_empty() {
-                    shaped.calls.push(Part::Arguments { index: 0, text });
+                    shaped.calls.push(Part::Arguments { index: 0, text: text.into() });
                 }
             }
         }
@@ -121,7 +123,7 @@ impl Shaped {
     fn take(&mut self, parts: Vec<Part>, parallel: bool) {
         for part in parts {
             match part {
-                Part::Content(text) if self.text.is_empty() => self.text = text,
+                Part::Content(text) if self.text.is_empty() => self.text = text.into(),
                 Part::Content(text) => self.text.push_str(&text),
                 Part::Call { index, .. } | Part::Arguments { index, .. } if index > 0 && !parallel => {}
                 call => self.calls.push(call),
@@ -189,7 +191,7 @@ mod tests {
         for (at, piece) in texts.iter().enumerate() {
             let finish = (at + 1 == texts.len()).then_some(FinishReason::Stop);
             let shaped =
-                shaper.push(Delta { text: (*piece).to_owned(), token: None, finish, stopped: None }).unwrap();
+                shaper.push(Delta { text: (*piece).into(), token: None, finish, stopped: None }).unwrap();
             text.push_str(&shaped.text);
             for part in shaped.calls {
                 match part {

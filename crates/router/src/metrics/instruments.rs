@@ -70,10 +70,15 @@ impl Histogram {
     }
 
     pub(crate) fn observe(&self, value: f64) {
+        self.observe_many(value, 1);
+    }
+
+    /// The same value, so many times.
+    pub(crate) fn observe_many(&self, value: f64, times: u64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         let Counts { counts, sum_parts } = &self.shares[share()];
-        counts[bucket].fetch_add(1, Ordering::Relaxed);
-        sum_parts.fetch_add((value * PARTS) as u64, Ordering::Relaxed);
+        counts[bucket].fetch_add(times, Ordering::Relaxed);
+        sum_parts.fetch_add((value * PARTS) as u64 * times, Ordering::Relaxed);
     }
 
     /// Upper bounds, the counts between them and one beyond the last, and the sum of all values.
@@ -101,6 +106,8 @@ mod tests {
             }
         });
         assert_eq!(histogram.read(), (&[1.0, 2.0][..], vec![2, 2, 1], 12.25));
+        histogram.observe_many(1.5, 4);
+        assert_eq!(histogram.read(), (&[1.0, 2.0][..], vec![2, 6, 1], 18.25));
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub(crate) struct Meter {
     /// The most that the answer may become.
     tokens_max: u32,
     tokens: u64,
+    /// Those that are counted among all.
+    settled: u64,
+    /// Tokens not counted yet that came with the one before.
+    together: u64,
     ended: bool,
     span: AnswerSpan,
     family: Arc<Family>,
@@ -54,6 +58,8 @@ impl Meter {
             prompt_tokens: 0,
             tokens_max: 0,
             tokens: 0,
+            settled: 0,
+            together: 0,
             ended: false,
             span,
             family: Arc::new(Family {
@@ -94,12 +100,25 @@ impl Meter {
             self.metrics.first_token.observe(after_s);
             self.metrics.gen_ai_first_token.observe(after_s);
             self.span.first_token(after_s);
+        } else if now == self.last_token {
+            self.together += 1;
         } else {
             self.metrics.next_token.observe((now - self.last_token).as_secs_f64());
         }
         self.last_token = now;
         self.tokens += 1;
-        self.metrics.generation_tokens.inc();
+    }
+
+    /// Counts the tokens that came since the last time, before their answer waits for more: many may come at once.
+    pub(crate) fn settle(&mut self) {
+        if self.settled < self.tokens {
+            self.metrics
+                .generation_tokens
+                .inc_by(self.tokens - std::mem::replace(&mut self.settled, self.tokens));
+        }
+        if self.together > 0 {
+            self.metrics.next_token.observe_many(0.0, std::mem::take(&mut self.together));
+        }
     }
 
     /// The answer ended in an error.
@@ -127,6 +146,7 @@ impl Meter {
     /// ran.
     pub(crate) fn end(&mut self, reason: FinishReason) {
         self.ended = true;
+        self.settle();
         self.span.end(reason, self.tokens);
         let (m, whole_s) = (&self.metrics, self.began.elapsed().as_secs_f64());
         m.whole.observe(whole_s);
