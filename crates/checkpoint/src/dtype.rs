@@ -2,7 +2,10 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-/// How the numbers of a tensor are stored. The quantized ones hold blocks of 32 elements of one row, as ggml does.
+use crate::superblock::{SUPER_ELEMS, SuperBlock};
+
+/// How the numbers of a tensor are stored. The quantized ones hold blocks of 32 elements of one row, as ggml does, or
+/// super-blocks of 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE binary32.
@@ -17,17 +20,22 @@ pub enum Dtype {
     Q4_0,
     /// f16 `d`, f16 `m`, 32 × u4 `q` packed as in [`Q4_0`](Dtype::Q4_0); value `d·q + m`.
     Q4_1,
+    /// A [`SuperBlock`] with parts of 32 elements of four bits.
+    Q4K,
+    /// A [`SuperBlock`] with parts of 16 elements of six bits.
+    Q6K,
 }
 
 /// Elements in a block of a quantized dtype.
 const QUANTIZED_ELEMS: usize = 32;
 
 impl Dtype {
-    /// Elements that are stored together: 32 for a quantized dtype, otherwise 1.
+    /// Elements that are stored together: 256 for a K-quant, 32 for another quantized dtype, otherwise 1.
     pub const fn block_elems(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => QUANTIZED_ELEMS,
+            Self::Q4K | Self::Q6K => SUPER_ELEMS,
         }
     }
 
@@ -39,6 +47,8 @@ impl Dtype {
             Self::Q8_0 => 2 + QUANTIZED_ELEMS,
             Self::Q4_0 => 2 + QUANTIZED_ELEMS / 2,
             Self::Q4_1 => 4 + QUANTIZED_ELEMS / 2,
+            Self::Q4K => 4 + 12 + SUPER_ELEMS / 2,
+            Self::Q6K => SUPER_ELEMS / 2 + SUPER_ELEMS / 4 + SUPER_ELEMS / 16 + 2,
         }
     }
 
@@ -51,9 +61,14 @@ impl Dtype {
         cols / self.block_elems() * self.block_bytes()
     }
 
-    /// Whether elements share a scale, as a [`Block`] does.
+    /// Whether elements share a scale.
     pub const fn is_quantized(self) -> bool {
         self.block_elems() > 1
+    }
+
+    /// Whether its blocks are [`SuperBlock`]s.
+    pub const fn is_k_quant(self) -> bool {
+        self.block_elems() == SUPER_ELEMS
     }
 }
 
@@ -66,11 +81,13 @@ impl fmt::Display for Dtype {
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Q4K => "Q4_K",
+            Self::Q6K => "Q6_K",
         })
     }
 }
 
-/// One block of a quantized dtype, in the form that all of them share: element `i` is `scale · quants[i] + offset`.
+/// One block of 32 elements, in the form that all such dtypes share: element `i` is `scale · quants[i] + offset`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
     /// `d`.
@@ -85,9 +102,10 @@ impl Block {
     /// Unpacks one block.
     ///
     /// # Panics
-    /// If `dtype` is not quantized, or `bytes` is not [`block_bytes`](Dtype::block_bytes) long.
+    /// If `dtype` has no blocks of 32, or `bytes` is not [`block_bytes`](Dtype::block_bytes) long.
     pub fn unpack(dtype: Dtype, bytes: &[u8]) -> Self {
-        assert!(dtype.is_quantized() && bytes.len() == dtype.block_bytes(), "not a block of {dtype}");
+        assert!(dtype.block_elems() == QUANTIZED_ELEMS, "{dtype} has no blocks of {QUANTIZED_ELEMS}");
+        assert_eq!(bytes.len(), dtype.block_bytes(), "bytes of a block of {dtype}");
         let half_at = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
         let mut quants = [0i8; QUANTIZED_ELEMS];
         let (offset, zero, packed) = match dtype {
@@ -127,6 +145,12 @@ pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
                 for (out, quant) in out.iter_mut().zip(quants) {
                     *out = scale * f32::from(quant) + offset;
                 }
+            }
+        }
+        Dtype::Q4K | Dtype::Q6K => {
+            for (out, bytes) in out.chunks_exact_mut(SUPER_ELEMS).zip(bytes.chunks_exact(dtype.block_bytes()))
+            {
+                SuperBlock::unpack(dtype, bytes).dequantize(out);
             }
         }
     }
@@ -188,5 +212,6 @@ mod tests {
         let of_64 = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1]
             .map(|d| d.row_bytes(64));
         assert_eq!(of_64, [256, 128, 128, 68, 36, 40]);
+        assert_eq!([Dtype::Q4K, Dtype::Q6K].map(|d| d.row_bytes(512)), [288, 420]);
     }
 }

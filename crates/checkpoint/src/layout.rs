@@ -102,6 +102,6 @@ pub(crate) fn check_header_bytes(source: &Source, bytes: u64, bytes_max: u64) ->
 
 /// A dtype that the engine does not compute with, in the words of the file.
 pub(crate) fn unknown_dtype(source: &Source, tensor: &str, found: &str) -> CheckpointError {
-    let expected = "a dtype among F32, F16, BF16 and, in GGUF, Q8_0, Q4_0, Q4_1";
+    let expected = "a dtype among F32, F16, BF16 and, in GGUF, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K";
     CheckpointError::tensor(&source.path, tensor, expected, quote(found))
 }

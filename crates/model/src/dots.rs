@@ -4,8 +4,9 @@
 //! inputs, from acc = 0, in f32:
 //!
 //! ```text
-//! acc = fma(Σ q_w·q_x, d_w·d_x, acc)          Q4_1 also: acc = fma(m, d_x·Σ q_x, acc)
+//! acc = fma(Σ q_w·q_x, d_w·d_x, acc)          Q4_1 and Q4_K also: acc = fma(m, d_x·Σ q_x, acc)
 //! ```
+//! Q6_K does so for each half of a block, which has a scale of its own.
 //! The sums within a block are of integers and exact, so they come out alike in whatever order and by whatever
 //! instructions; the order of the blocks is fixed. So this, like the f32 path, is one definition for every instruction
 //! set, and shows neither the batch nor the chunking: one kernel serves one token and a thousand, and no weight is
@@ -21,7 +22,7 @@ use std::ops::Range;
 use galerne_checkpoint::Dtype;
 
 use crate::linear::Strided;
-use crate::packed::{BLOCK, Layout, PANEL, Packed, QUAD};
+use crate::packed::{BLOCK, GROUP_BLOCKS, Layout, PANEL, Packed, QUAD, QUADS};
 use crate::quants::Scale;
 use crate::rows::QuantRows;
 use crate::simd::{DotKernel, Dots, Isa};
@@ -55,6 +56,8 @@ pub(crate) unsafe fn dots(
             Dtype::Q8_0 => tiles::<Q8_0>(isa, tile, tokens),
             Dtype::Q4_0 => tiles::<Q4_0>(isa, tile, tokens),
             Dtype::Q4_1 => tiles::<Q4_1>(isa, tile, tokens),
+            Dtype::Q4K => tiles::<Q4K>(isa, tile, tokens),
+            Dtype::Q6K => tiles::<Q6K>(isa, tile, tokens),
             dtype => unreachable!("{dtype} is not quantized"),
         }
     }
@@ -158,45 +161,66 @@ impl<F: Format, const M: usize> Tokens<F, M> {
                 from[u] = start.add((first + u) / per_panel * panel_bytes);
                 lanes[u] = (first + u) % per_panel * V::LANES;
             }
+            let mut groups = from;
             let mut sums = [[[V::splat(0.0); 2]; U]; M];
             for block in 0..blocks {
                 // Plain loops: what closures do is compiled without the CPU's features, unless it is inlined.
                 let mut scales = [Scale::default(); M];
-                let mut inner = [[[F::begin::<V>(0); 2]; U]; M];
-                for m in 0..M {
-                    scales[m] = *x.scales.start.add(m * x.scales.stride + block);
-                    inner[m] = [[F::begin::<V>(scales[m].sum); 2]; U];
+                for (m, scale) in scales.iter_mut().enumerate() {
+                    *scale = *x.scales.start.add(m * x.scales.stride + block);
                 }
-                let values = x.values.start.add(block * BLOCK);
-                for row in 0..BLOCK / F::LAYOUT.inputs {
-                    for half in 0..F::LAYOUT.inputs / QUAD {
-                        let k = row * F::LAYOUT.inputs + half * QUAD;
+                if F::LAYOUT.group > 0 && block.is_multiple_of(GROUP_BLOCKS) {
+                    for u in 0..U {
+                        groups[u] = from[u];
+                        from[u] = from[u].add(F::LAYOUT.group);
+                    }
+                }
+                for part in 0..F::PARTS {
+                    let mut inner = [[[F::begin::<V>(0); 2]; U]; M];
+                    for m in 0..M {
+                        let sum = if F::PARTS == 1 { scales[m].sum() } else { scales[m].sums[part] };
+                        inner[m] = [[F::begin::<V>(sum); 2]; U];
+                    }
+                    for quad in 0..QUADS_OF_BLOCK / F::PARTS {
+                        let quad = part * (QUADS_OF_BLOCK / F::PARTS) + quad;
+                        let values = x.values.start.add(block * BLOCK + quad * QUAD);
                         for u in 0..U {
-                            let at = from[u].add(F::LAYOUT.header + row * F::LAYOUT.row);
-                            let quads = at.cast::<[u8; QUAD]>().add(lanes[u]);
+                            let quads = from[u].add(F::LAYOUT.header).cast::<[u8; QUAD]>().add(lanes[u]);
                             let weights =
-                                [F::quads::<V>(quads, half), F::quads::<V>(quads.add(PANEL / 2), half)];
+                                [F::quads::<V>(quads, quad), F::quads::<V>(quads.add(PANEL / 2), quad)];
                             for (m, inner) in inner.iter_mut().enumerate() {
-                                let x = values.add(m * x.values.stride + k).cast::<i32>().read_unaligned();
+                                let x = values.add(m * x.values.stride).cast::<i32>().read_unaligned();
                                 inner[u][0] = F::dot::<V>(inner[u][0], weights[0], x);
                                 inner[u][1] = F::dot::<V>(inner[u][1], weights[1], x);
                             }
                         }
                     }
-                }
-                for u in 0..U {
-                    for half in 0..2 {
-                        let header = from[u].cast::<u16>().add(lanes[u] + half * (PANEL / 2));
-                        let d = V::load_f16(header);
-                        for m in 0..M {
-                            let (sum, scale) = (&mut sums[m][u][half], &scales[m]);
-                            *sum = F::end::<V>(inner[m][u][half]).mul_add(d.mul(V::splat(scale.scale)), *sum);
+                    for u in 0..U {
+                        for half in 0..2 {
+                            let at = At {
+                                group: groups[u],
+                                header: from[u],
+                                block,
+                                lane: lanes[u] + half * (PANEL / 2),
+                            };
+                            let d = F::scale::<V>(at, part);
+                            for m in 0..M {
+                                let (sum, scale) = (&mut sums[m][u][half], &scales[m]);
+                                *sum = F::end::<V>(inner[m][u][half])
+                                    .mul_add(d.mul(V::splat(scale.scale)), *sum);
+                            }
                             if F::OFFSET {
-                                *sum = V::load_f16(header.add(PANEL)).mul_add(V::splat(scale.total), *sum);
+                                let offset = F::offset::<V>(at);
+                                for m in 0..M {
+                                    sums[m][u][half] =
+                                        offset.mul_add(V::splat(scales[m].total), sums[m][u][half]);
+                                }
                             }
                         }
                     }
-                    from[u] = from[u].add(F::LAYOUT.block());
+                }
+                for from in &mut from {
+                    *from = from.add(F::LAYOUT.block());
                 }
             }
             for (m, sums) in sums.into_iter().enumerate() {
@@ -211,21 +235,73 @@ impl<F: Format, const M: usize> Tokens<F, M> {
     }
 }
 
+/// Quads of inputs in a block.
+const QUADS_OF_BLOCK: usize = BLOCK / QUAD;
+
+/// The scales of one vector of outputs of a block.
+#[derive(Clone, Copy)]
+struct At {
+    /// What the block's group shares, if its format has groups.
+    group: *const u8,
+    header: *const u8,
+    /// Number of the block.
+    block: usize,
+    lane: usize,
+}
+
+impl At {
+    /// The `at`-th f16 of every output.
+    ///
+    /// # Safety
+    /// `from` holds so many.
+    #[inline(always)]
+    unsafe fn half<V: Dots>(self, from: *const u8, at: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_f16(from.cast::<u16>().add(at * PANEL + self.lane)) }
+    }
+
+    /// Scale or offset `at` of the group of a K-quant, which follow `halves` f16 of every output.
+    ///
+    /// # Safety
+    /// The group holds so many.
+    #[inline(always)]
+    unsafe fn part<V: Dots>(self, halves: usize, at: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe {
+            let quads = self.group.add(2 * PANEL * halves + at / QUAD * QUADS).cast::<[u8; QUAD]>();
+            V::load_i8(quads.add(self.lane), at % QUAD)
+        }
+    }
+}
+
 /// How a packed block is multiplied.
 ///
 /// # Safety
 /// As [`Dots`].
 trait Format {
     const LAYOUT: Layout;
-    /// Whether offsets follow the scales.
+    /// Parts of a block with a scale of their own.
+    const PARTS: usize = 1;
+    /// Whether there are offsets, of whole blocks.
     const OFFSET: bool = false;
     type Sums<V: Dots>: Copy;
 
-    /// The sum of a block whose activations sum to `sum`, before any product.
+    /// The sum of a part whose activations sum to `sum`, before any product.
     unsafe fn begin<V: Dots>(sum: i32) -> Self::Sums<V>;
-    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], half: usize) -> V::Quads;
+    /// The `quad`-th quad of a block; `first` is its first.
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
     unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
     unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.half(at.header, 0) }
+    }
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.half(at.header, 1) }
+    }
 }
 
 struct Q8_0;
@@ -233,6 +309,8 @@ struct Q8_0;
 struct Q4<const ZERO: i32>;
 type Q4_0 = Q4<8>;
 type Q4_1 = Q4<0>;
+struct Q4K;
+struct Q6K;
 
 impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
@@ -245,9 +323,9 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], _half: usize) -> V::Quads {
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's.
-        unsafe { V::load_quads(row) }
+        unsafe { V::load_quads(first.add(quad * PANEL)) }
     }
 
     #[inline(always)]
@@ -263,6 +341,17 @@ impl Format for Q8_0 {
     }
 }
 
+/// # Safety
+/// As [`Format::quads`], in rows of nibbles.
+#[inline(always)]
+unsafe fn nibbles<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    // SAFETY: the caller's.
+    unsafe {
+        let quads = V::load_quads(first.add(quad / 2 * PANEL));
+        if quad.is_multiple_of(2) { V::low_halves(quads) } else { V::high_halves(quads) }
+    }
+}
+
 impl<const ZERO: i32> Format for Q4<ZERO> {
     const LAYOUT: Layout = Layout::of(if ZERO == 0 { Dtype::Q4_1 } else { Dtype::Q4_0 });
     const OFFSET: bool = ZERO == 0;
@@ -275,12 +364,9 @@ impl<const ZERO: i32> Format for Q4<ZERO> {
     }
 
     #[inline(always)]
-    unsafe fn quads<V: Dots>(row: *const [u8; QUAD], half: usize) -> V::Quads {
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's.
-        unsafe {
-            let quads = V::load_quads(row);
-            if half == 0 { V::low_halves(quads) } else { V::high_halves(quads) }
-        }
+        unsafe { nibbles::<V>(first, quad) }
     }
 
     #[inline(always)]
@@ -296,11 +382,96 @@ impl<const ZERO: i32> Format for Q4<ZERO> {
     }
 }
 
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4K);
+    const OFFSET: bool = true;
+    type Sums<V: Dots> = V::Nibbles;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(_sum: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_begin(0) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { nibbles::<V>(first, quad) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Nibbles, weights: V::Quads, x: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::dot_nibbles(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_end(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.half::<V>(at.group, 0).mul(at.part(2, at.block % GROUP_BLOCKS)) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At) -> V {
+        // SAFETY: the caller's.
+        unsafe {
+            let offset = at.part::<V>(2, GROUP_BLOCKS + at.block % GROUP_BLOCKS);
+            V::splat(0.0).sub(at.half::<V>(at.group, 1).mul(offset))
+        }
+    }
+}
+
+impl Format for Q6K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q6K);
+    const PARTS: usize = 2;
+    type Sums<V: Dots> = V::Sixes;
+
+    /// Weights are stored 32 higher.
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Sixes {
+        // SAFETY: the caller's.
+        unsafe { V::sixes_begin(-32 * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
+        unsafe {
+            let row = first.add(quad / QUAD * 3 * PANEL);
+            V::with_pairs(nibbles::<V>(row, quad % QUAD), V::load_quads(row.add(2 * PANEL)), quad % QUAD)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Sixes, weights: V::Quads, x: i32) -> V::Sixes {
+        // SAFETY: the caller's.
+        unsafe { V::dot_sixes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::sixes_end(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At, part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.half::<V>(at.group, 0).mul(at.part(1, at.block % GROUP_BLOCKS * 2 + part)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use galerne_checkpoint::Block;
+    use galerne_checkpoint::{Block, SuperBlock};
     use proptest::prelude::*;
 
     use super::*;
@@ -310,11 +481,11 @@ mod tests {
     use crate::quants::Quantize;
     use crate::rows::Inputs;
 
-    const FORMATS: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1];
+    const FORMATS: [Dtype; 5] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4K, Dtype::Q6K];
 
     /// Rows of a file: every byte that a format allows (or the largest of either sign, in turn), scales and offsets of
     /// either sign that are numbers.
-    fn rows(dtype: Dtype, rows: usize, blocks: usize, seed: u64, extreme: bool) -> Vec<Vec<u8>> {
+    fn rows(dtype: Dtype, rows: usize, cols: usize, seed: u64, extreme: bool) -> Vec<Vec<u8>> {
         let mut state = seed;
         let mut byte = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -322,20 +493,32 @@ mod tests {
         };
         let mut block = || {
             let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| byte()).collect();
-            for high in [1, 3].into_iter().take(if dtype == Dtype::Q4_1 { 2 } else { 1 }) {
+            let highs: &[usize] = match dtype {
+                Dtype::Q4_1 | Dtype::Q4K => &[1, 3],
+                Dtype::Q6K => &[209],
+                _ => &[1],
+            };
+            for &high in highs {
                 block[high] = block[high] & 0x83 | 0x20; // exponents of f16 around 2^-7
             }
             if extreme {
-                let header = block.len() - BLOCK / if dtype == Dtype::Q8_0 { 1 } else { 2 };
-                block[header..].fill(if dtype == Dtype::Q8_0 { 0x80 } else { 0xff });
+                match dtype {
+                    Dtype::Q8_0 => block[2..].fill(0x80),
+                    Dtype::Q4_0 => block[2..].fill(0xff),
+                    Dtype::Q4_1 | Dtype::Q4K => block[4..].fill(0xff),
+                    _ => block[..208].fill(if byte() > 127 { 0x00 } else { 0xff }),
+                }
             }
             block
         };
-        (0..rows).map(|_| (0..blocks).flat_map(|_| block()).collect()).collect()
+        (0..rows).map(|_| (0..cols / dtype.block_elems()).flat_map(|_| block()).collect()).collect()
     }
 
     /// The definition, in plain loops.
     fn expected(dtype: Dtype, row: &[u8], values: &[i8], scales: &[Scale]) -> f32 {
+        if dtype.is_k_quant() {
+            return expected_of_k(dtype, row, values, scales);
+        }
         let mut acc = 0f32;
         let blocks = row.chunks(dtype.block_bytes()).zip(values.chunks(BLOCK)).zip(scales);
         for ((block, values), scale) in blocks {
@@ -349,8 +532,32 @@ mod tests {
         acc
     }
 
-    fn check(dtype: Dtype, (outputs, blocks, tokens): (usize, usize, usize), seed: u64, extreme: bool) {
-        let weights = rows(dtype, outputs, blocks, seed, extreme);
+    fn expected_of_k(dtype: Dtype, row: &[u8], values: &[i8], scales: &[Scale]) -> f32 {
+        let (mut acc, parts) = (0f32, if dtype == Dtype::Q6K { 2 } else { 1 });
+        let groups = row.chunks(dtype.block_bytes()).zip(values.chunks(GROUP_BLOCKS * BLOCK));
+        for ((group, values), scales) in groups.zip(scales.chunks(GROUP_BLOCKS)) {
+            let group = SuperBlock::unpack(dtype, group);
+            for (block, scale) in scales.iter().enumerate() {
+                for part in 0..parts {
+                    let inputs =
+                        block * BLOCK + part * (BLOCK / parts)..block * BLOCK + (part + 1) * (BLOCK / parts);
+                    let products = group.quants[inputs.clone()].iter().zip(&values[inputs]);
+                    let sum: i32 = products.map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
+                    let d = group.scale.to_f32() * f32::from(group.scales[2 * block + part]);
+                    acc = (sum as f32).mul_add(d * scale.scale, acc);
+                }
+                if dtype == Dtype::Q4K {
+                    let offset = group.offset.to_f32() * f32::from(group.offsets[2 * block]);
+                    acc = (-offset).mul_add(scale.total, acc);
+                }
+            }
+        }
+        acc
+    }
+
+    fn check(dtype: Dtype, (outputs, units, tokens): (usize, usize, usize), seed: u64, extreme: bool) {
+        let blocks = units * dtype.block_elems() / BLOCK;
+        let weights = rows(dtype, outputs, blocks * BLOCK, seed, extreme);
         let shape = Shape { dtype, rows: outputs, cols: blocks * BLOCK };
         let mut memory = Buffer::zeroed(shape.bytes());
         weights.iter().enumerate().for_each(|(row, encoded)| shape.set_row(&mut memory, row, encoded));

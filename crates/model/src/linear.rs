@@ -15,7 +15,7 @@ use std::ops::Range;
 use galerne_checkpoint::Dtype;
 
 use crate::dots::dots;
-use crate::packed::{BLOCK, Layout, PANEL, Packed, QUAD};
+use crate::packed::{BLOCK, GROUP_BLOCKS, Layout, PANEL, Packed, QUAD};
 use crate::rows::Inputs;
 use crate::simd::{Isa, Kernel, Vector};
 
@@ -65,6 +65,8 @@ pub(crate) unsafe fn linear(
             Dtype::Q8_0 => any::<Q8_0>(isa, weights, panels, tokens, x, y, scratch),
             Dtype::Q4_0 => any::<Q4_0>(isa, weights, panels, tokens, x, y, scratch),
             Dtype::Q4_1 => any::<Q4_1>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Q4K => any::<Q4K>(isa, weights, panels, tokens, x, y, scratch),
+            Dtype::Q6K => any::<Q6K>(isa, weights, panels, tokens, x, y, scratch),
         }
     }
 }
@@ -224,20 +226,25 @@ impl<F: Format, const M: usize> Tile<F, M> {
                 from[u] = self.panels.start.add((first + u) / per_panel * self.panels.bytes);
                 lanes[u] = (first + u) % per_panel * V::LANES;
             }
+            let mut groups = from;
             let mut sums = [[[V::splat(0.0); 2]; U]; M];
             let mut done = 0;
             while done < inputs {
                 let mut scales = [[V::splat(0.0); 4]; U];
                 for u in 0..U {
-                    scales[u] = F::scales::<V>(from[u], lanes[u]);
+                    if layout.group > 0 && done % (GROUP_BLOCKS * BLOCK) == 0 {
+                        groups[u] = from[u];
+                        from[u] = from[u].add(layout.group);
+                    }
+                    scales[u] = F::scales::<V>(groups[u], from[u], done / BLOCK % GROUP_BLOCKS, lanes[u]);
                     from[u] = from[u].add(layout.header);
                 }
-                let stop = inputs.min(done + BLOCK);
+                let (start, stop) = (done, inputs.min(done + BLOCK));
                 while done < stop {
                     for k in 0..layout.inputs {
                         let mut weights = [[V::splat(0.0); 2]; U];
                         for u in 0..U {
-                            weights[u] = F::weights::<V>(from[u], lanes[u], k, scales[u]);
+                            weights[u] = F::weights::<V>(from[u], lanes[u], done - start + k, scales[u]);
                         }
                         for (m, sums) in sums.iter_mut().enumerate() {
                             let x = V::splat(*self.x.start.add(m * self.x.stride + done + k));
@@ -278,13 +285,18 @@ impl<F: Format> Kernel for Widen<F> {
         for lane in (0..PANEL / 2).step_by(V::LANES) {
             // SAFETY: within the panel and the scratch, as the caller has promised.
             unsafe {
+                let (mut row, mut group) = (from, from);
                 for first in (0..inputs).step_by(BLOCK) {
-                    let block = from.add(first / BLOCK * F::LAYOUT.block());
-                    let scales = F::scales::<V>(block, lane);
-                    let mut row = block.add(F::LAYOUT.header);
+                    let block = first / BLOCK % GROUP_BLOCKS;
+                    if F::LAYOUT.group > 0 && block == 0 {
+                        group = row;
+                        row = row.add(F::LAYOUT.group);
+                    }
+                    let scales = F::scales::<V>(group, row, block, lane);
+                    row = row.add(F::LAYOUT.header);
                     for done in (first..inputs.min(first + BLOCK)).step_by(F::LAYOUT.inputs) {
                         for k in 0..F::LAYOUT.inputs {
-                            let [low, high] = F::weights::<V>(row, lane, k, scales);
+                            let [low, high] = F::weights::<V>(row, lane, done - first + k, scales);
                             low.store(to.add((done + k) * PANEL + lane));
                             high.store(to.add((done + k) * PANEL + lane + PANEL / 2));
                         }
@@ -299,13 +311,20 @@ impl<F: Format> Kernel for Widen<F> {
 /// How packed values become f32, [`Packed`]'s layout.
 ///
 /// # Safety
-/// The functions read a block's header, or a row and in it input `k`, for outputs `lane …` and `lane + 16 …`.
+/// The functions read what a group shares and the header of a block, the `block`-th of its group, or the row that input
+/// `k` of a block is in, for outputs `lane …` and `lane + 16 …`.
 trait Format {
     const LAYOUT: Layout;
 
-    /// `[d, d', m, m']` of the two vectors, as far as the format has them.
+    /// `[d, d', m, m']` of the two vectors, as far as the format has them; in Q6_K `d, d'` of the one half of the inputs and of
+    /// the other.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(_header: *const u8, _lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(
+        _group: *const u8,
+        _header: *const u8,
+        _block: usize,
+        _lane: usize,
+    ) -> [V; 4] {
         // SAFETY: moves no memory.
         unsafe { [V::splat(0.0); 4] }
     }
@@ -319,6 +338,8 @@ struct Bf16;
 struct Q8_0;
 struct Q4_0;
 struct Q4_1;
+struct Q4K;
+struct Q6K;
 
 impl Format for F32 {
     const LAYOUT: Layout = Layout::of(Dtype::F32);
@@ -360,7 +381,7 @@ impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
 
     #[inline(always)]
-    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
         // SAFETY: the caller's.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -373,6 +394,7 @@ impl Format for Q8_0 {
         // SAFETY: the caller's.
         unsafe {
             let quads = row.cast::<[u8; QUAD]>().add(lane);
+            let k = k % QUAD;
             [V::load_i8(quads, k).mul(scales[0]), V::load_i8(quads.add(PANEL / 2), k).mul(scales[1])]
         }
     }
@@ -383,7 +405,7 @@ impl Format for Q4_0 {
 
     /// d·(q − 8) = d·q − 8·d, where all three are exact in f32, so that one multiply-add serves as in Q4_1.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
         // SAFETY: the caller's.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -402,7 +424,7 @@ impl Format for Q4_1 {
     const LAYOUT: Layout = Layout::of(Dtype::Q4_1);
 
     #[inline(always)]
-    unsafe fn scales<V: Vector>(header: *const u8, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
         // SAFETY: the caller's; the offsets follow the scales.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -415,6 +437,85 @@ impl Format for Q4_1 {
     unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
         unsafe { scaled_nibbles(row, lane, k, scales) }
+    }
+}
+
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4K);
+
+    /// Both products are exact in f32.
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(group: *const u8, _: *const u8, block: usize, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's; the parts' scales and offsets follow the two f16.
+        unsafe {
+            let ([d, d_high], parts) = (f16_pair::<V>(group, lane), group.add(4 * PANEL));
+            let [m, m_high] = f16_pair::<V>(group.add(2 * PANEL), lane);
+            let [scale, scale_high] = part_pair::<V>(parts, block, lane);
+            let [offset, offset_high] = part_pair::<V>(parts, GROUP_BLOCKS + block, lane);
+            let zero = V::splat(0.0);
+            [d.mul(scale), d_high.mul(scale_high), zero.sub(m.mul(offset)), zero.sub(m_high.mul(offset_high))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { scaled_nibbles(row, lane, k, scales) }
+    }
+}
+
+impl Format for Q6K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q6K);
+
+    #[inline(always)]
+    unsafe fn scales<V: Vector>(group: *const u8, _: *const u8, block: usize, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's; the parts' scales follow the f16.
+        unsafe {
+            let ([d, d_high], parts) = (f16_pair::<V>(group, lane), group.add(2 * PANEL));
+            let [first, first_high] = part_pair::<V>(parts, 2 * block, lane);
+            let [second, second_high] = part_pair::<V>(parts, 2 * block + 1, lane);
+            [d.mul(first), d_high.mul(first_high), d.mul(second), d_high.mul(second_high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2] {
+        let (part, k) = (k / Self::LAYOUT.inputs, k % Self::LAYOUT.inputs);
+        // SAFETY: the caller's; two rows of low halves, and one of the two bits above.
+        unsafe {
+            let quads = row.cast::<[u8; QUAD]>().add(lane);
+            let (lows, highs) = (quads.add(k / (2 * QUAD) * PANEL), quads.add(2 * PANEL));
+            [
+                six_bits::<V>(lows, highs, k).mul(scales[2 * part]),
+                six_bits::<V>(lows.add(PANEL / 2), highs.add(PANEL / 2), k).mul(scales[2 * part + 1]),
+            ]
+        }
+    }
+}
+
+/// -32 … 31.
+///
+/// # Safety
+/// The quads hold the low halves and the two bits above.
+#[inline(always)]
+unsafe fn six_bits<V: Vector>(lows: *const [u8; QUAD], highs: *const [u8; QUAD], k: usize) -> V {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = V::load_nibble(lows, k % (2 * QUAD)).sub(V::splat(32.0));
+        V::load_pair(highs, k).mul_add(V::splat(16.0), low)
+    }
+}
+
+/// Scale or offset `at` of a group of a K-quant, of either sign.
+///
+/// # Safety
+/// `parts` holds quads of them for 32 outputs.
+#[inline(always)]
+unsafe fn part_pair<V: Vector>(parts: *const u8, at: usize, lane: usize) -> [V; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let quads = parts.cast::<[u8; QUAD]>().add(at / QUAD * PANEL + lane);
+        [V::load_i8(quads, at % QUAD), V::load_i8(quads.add(PANEL / 2), at % QUAD)]
     }
 }
 
@@ -436,6 +537,7 @@ unsafe fn scaled_nibbles<V: Vector>(row: *const u8, lane: usize, k: usize, scale
     // SAFETY: the caller's.
     unsafe {
         let quads = row.cast::<[u8; QUAD]>().add(lane);
+        let k = k % (2 * QUAD);
         let [low, high] = [V::load_nibble(quads, k), V::load_nibble(quads.add(PANEL / 2), k)];
         [low.mul_add(scales[0], scales[2]), high.mul_add(scales[1], scales[3])]
     }
@@ -456,11 +558,13 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as u8
         };
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1] {
-            let (rows, cols, tokens) = (70, 3 * BLOCK, 29);
+        let quantized = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4K, Dtype::Q6K];
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().chain(quantized) {
+            let (rows, tokens) = (70, 29);
+            let cols = if dtype.is_k_quant() { 2 * GROUP_BLOCKS } else { 3 } * BLOCK;
             let shape = Shape { dtype, rows, cols };
             let mut memory = Buffer::zeroed(shape.bytes());
-            let elements = if dtype.is_quantized() { BLOCK } else { 1 };
+            let elements = dtype.block_elems();
             for row in 0..rows {
                 let mut encoded = Vec::new();
                 for _ in 0..cols / elements {
@@ -468,7 +572,8 @@ mod tests {
                     // Exponents of moderate numbers, of every element or of scale and offset.
                     let highs: &[usize] = match dtype {
                         Dtype::F32 => &[3],
-                        Dtype::Q4_1 => &[1, 3],
+                        Dtype::Q4_1 | Dtype::Q4K => &[1, 3],
+                        Dtype::Q6K => &[209],
                         _ => &[1],
                     };
                     for high in highs {

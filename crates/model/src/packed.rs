@@ -6,15 +6,19 @@
 //!   Q8_0             [f16 d of output 0 … 31]              8 × [4 × i8 q of output 0, … 31]
 //!   Q4_0             [f16 d of output 0 … 31]              4 × [4 bytes of output 0, … 31]
 //!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   4 × [4 bytes of output 0, … 31]
+//! K-quants: groups of 8 such blocks, behind what they share
+//!   Q4_K             [f16 d] [f16 dmin] 2 × [4 scales] 2 × [4 offsets]   8 × 4 × [4 bytes of output 0, … 31]
+//!   Q6_K             [f16 d] 4 × [4 scales]                              8 × 2 × 3 × [4 bytes of output 0, … 31]
 //! ```
 //! Four inputs of one output stand together as the dot products of bytes want them; byte j of a Q4 row holds input j
-//! in its low half and input j + 4 in its high half. Outputs lie across SIMD lanes and inputs in sequence, so that one
+//! in its low half and input j + 4 in its high half. A row of Q6_K is two such rows of low halves and a third, whose byte j holds
+//! the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in sequence, so that one
 //! output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows. Nothing grows: each
-//! weight takes the bits that it had in the file.
+//! weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of 6.
 
 use std::sync::Arc;
 
-use galerne_checkpoint::{Block, Dtype};
+use galerne_checkpoint::{Block, Dtype, SuperBlock};
 use half::{bf16, f16};
 
 use crate::memory::Buffer;
@@ -25,10 +29,16 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) const BLOCK: usize = 32;
 /// Quantized inputs of one output that stand together.
 pub(crate) const QUAD: usize = 4;
+/// Blocks of a group of a K-quant.
+pub(crate) const GROUP_BLOCKS: usize = 8;
+/// Bytes of a quad of every output.
+pub(crate) const QUADS: usize = QUAD * PANEL;
 
 /// Where the parts of a block lie, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
+    /// What the blocks of a K-quant's group share, before them; other formats have no groups.
+    pub(crate) group: usize,
     /// Scales and offsets before the values.
     pub(crate) header: usize,
     /// The values of [`inputs`](Layout::inputs) inputs for 32 outputs.
@@ -40,11 +50,13 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) const fn of(dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => Self { header: 0, row: 4 * PANEL, inputs: 1 },
-            Dtype::F16 | Dtype::Bf16 => Self { header: 0, row: 2 * PANEL, inputs: 1 },
-            Dtype::Q8_0 => Self { header: 2 * PANEL, row: QUAD * PANEL, inputs: QUAD },
-            Dtype::Q4_0 => Self { header: 2 * PANEL, row: QUAD * PANEL, inputs: 2 * QUAD },
-            Dtype::Q4_1 => Self { header: 4 * PANEL, row: QUAD * PANEL, inputs: 2 * QUAD },
+            Dtype::F32 => Self { group: 0, header: 0, row: 4 * PANEL, inputs: 1 },
+            Dtype::F16 | Dtype::Bf16 => Self { group: 0, header: 0, row: 2 * PANEL, inputs: 1 },
+            Dtype::Q8_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: QUAD },
+            Dtype::Q4_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: 2 * QUAD },
+            Dtype::Q4_1 => Self { group: 0, header: 4 * PANEL, row: QUADS, inputs: 2 * QUAD },
+            Dtype::Q4K => Self { group: 4 * PANEL + 4 * QUADS, header: 0, row: QUADS, inputs: 2 * QUAD },
+            Dtype::Q6K => Self { group: 2 * PANEL + 4 * QUADS, header: 0, row: 3 * QUADS, inputs: 4 * QUAD },
         }
     }
 
@@ -52,10 +64,22 @@ impl Layout {
         self.header + BLOCK / self.inputs * self.row
     }
 
+    /// Bytes of so many blocks, whole groups if there are groups.
+    const fn blocks(self, count: usize) -> usize {
+        count / GROUP_BLOCKS * self.group + count * self.block()
+    }
+
     /// Where in a quantized block the byte of input `k` of output `lane` is, and by how much it is shifted.
     fn quant(self, k: usize, lane: usize) -> (usize, usize) {
         let (row, within) = (k / self.inputs, k % self.inputs);
-        (self.header + row * self.row + lane * QUAD + within % QUAD, within / QUAD * 4)
+        let quads = self.header + row * self.row + within / (2 * QUAD) * QUADS;
+        (quads + lane * QUAD + within % QUAD, within / QUAD % 2 * 4)
+    }
+
+    /// The same for the two bits above, in Q6_K.
+    fn pair(self, k: usize, lane: usize) -> (usize, usize) {
+        let (row, within) = (k / self.inputs, k % self.inputs);
+        (self.header + row * self.row + 2 * QUADS + lane * QUAD + within % QUAD, within / QUAD * 2)
     }
 }
 
@@ -74,7 +98,7 @@ impl Shape {
 
     pub(crate) fn panel_bytes(self) -> usize {
         let layout = Layout::of(self.dtype);
-        if self.dtype.is_quantized() { self.cols / BLOCK * layout.block() } else { self.cols * layout.row }
+        if self.dtype.is_quantized() { layout.blocks(self.cols / BLOCK) } else { self.cols * layout.row }
     }
 
     /// A multiple of a cache line, as every panel is.
@@ -91,6 +115,13 @@ impl Shape {
             let size = dtype.block_bytes();
             for (to, from) in panel.chunks_exact_mut(layout.row).zip(encoded.chunks_exact(size)) {
                 to[lane * size..][..size].copy_from_slice(from);
+            }
+            return;
+        }
+        if dtype.is_k_quant() {
+            let blocks = encoded.chunks_exact(dtype.block_bytes());
+            for (to, from) in panel.chunks_exact_mut(layout.blocks(GROUP_BLOCKS)).zip(blocks) {
+                set_group(layout, to, lane, dtype, &SuperBlock::unpack(dtype, from));
             }
             return;
         }
@@ -116,6 +147,38 @@ impl Shape {
                         to[at] |= nibble << shift;
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Writes one output's part of a K-quant's group.
+fn set_group(layout: Layout, to: &mut [u8], lane: usize, dtype: Dtype, from: &SuperBlock) {
+    to[2 * lane..][..2].copy_from_slice(&from.scale.to_le_bytes());
+    let six_bits = dtype == Dtype::Q6K;
+    if !six_bits {
+        to[2 * (PANEL + lane)..][..2].copy_from_slice(&from.offset.to_le_bytes());
+    }
+    let (group, blocks) = to.split_at_mut(layout.group);
+    let (_, parts) = group.split_at_mut(if six_bits { 2 } else { 4 } * PANEL);
+    let mut set =
+        |at: usize, value: i8| parts[at / QUAD * QUADS + lane * QUAD + at % QUAD] = value.cast_unsigned();
+    if six_bits {
+        from.scales.iter().enumerate().for_each(|(at, scale)| set(at, *scale));
+    } else {
+        for block in 0..GROUP_BLOCKS {
+            set(block, from.scales[2 * block]);
+            set(GROUP_BLOCKS + block, from.offsets[2 * block]);
+        }
+    }
+    for (block, quants) in blocks.chunks_exact_mut(layout.block()).zip(from.quants.chunks_exact(BLOCK)) {
+        for (k, quant) in quants.iter().enumerate() {
+            let (at, shift) = layout.quant(k, lane);
+            let value = if six_bits { quant + 32 } else { *quant }.cast_unsigned();
+            block[at] |= (value & 15) << shift;
+            if six_bits {
+                let (at, shift) = layout.pair(k, lane);
+                block[at] |= value >> 4 << shift;
             }
         }
     }
@@ -183,10 +246,42 @@ impl Packed {
             }
             return;
         }
+        if dtype.is_k_quant() {
+            let groups = panel.chunks_exact(layout.blocks(GROUP_BLOCKS));
+            return out.chunks_exact_mut(GROUP_BLOCKS * BLOCK).zip(groups).for_each(|(out, group)| {
+                self.gather_group(group, lane, out);
+            });
+        }
         for (out, block) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(layout.block())) {
             let Block { scale, offset, quants } = self.block_of(block, lane);
             for (out, quant) in out.iter_mut().zip(quants) {
                 *out = 0.0 + scale.mul_add(f32::from(quant), offset);
+            }
+        }
+    }
+
+    /// The part of one output in a K-quant's group, as [`gather_row`](Packed::gather_row) writes it.
+    fn gather_group(&self, group: &[u8], lane: usize, out: &mut [f32]) {
+        let half_at = |at: usize| f16::from_le_bytes([group[2 * at], group[2 * at + 1]]).to_f32();
+        let (layout, six_bits) = (Layout::of(self.dtype()), self.dtype() == Dtype::Q6K);
+        let (shared, blocks) = group.split_at(layout.group);
+        let parts = &shared[if six_bits { 2 } else { 4 } * PANEL..];
+        let part = |at: usize| f32::from(parts[at / QUAD * QUADS + lane * QUAD + at % QUAD].cast_signed());
+        let (scale, offset) = (half_at(lane), if six_bits { 0.0 } else { half_at(PANEL + lane) });
+        for (at, (out, block)) in
+            out.chunks_exact_mut(BLOCK).zip(blocks.chunks_exact(layout.block())).enumerate()
+        {
+            for (k, out) in out.iter_mut().enumerate() {
+                let (byte, shift) = layout.quant(k, lane);
+                let low = f32::from(block[byte] >> shift & 15);
+                *out = 0.0
+                    + if six_bits {
+                        let (byte, shift) = layout.pair(k, lane);
+                        let high = f32::from(block[byte] >> shift & 3);
+                        high.mul_add(16.0, low - 32.0) * (scale * part(2 * at + k / 16))
+                    } else {
+                        (scale * part(at)).mul_add(low, -(offset * part(GROUP_BLOCKS + at)))
+                    };
             }
         }
     }

@@ -25,8 +25,15 @@ pub(crate) struct Scale {
     pub(crate) scale: f32,
     /// d · Σq: what an offset of the weights is multiplied by.
     pub(crate) total: f32,
+    /// Σq of the first half and of the second.
+    pub(crate) sums: [i32; 2],
+}
+
+impl Scale {
     /// Σq.
-    pub(crate) sum: i32,
+    pub(crate) fn sum(&self) -> i32 {
+        self.sums[0] + self.sums[1]
+    }
 }
 
 impl Number for Scale {}
@@ -69,15 +76,17 @@ impl DotKernel for Quantize<'_> {
                     continue;
                 }
                 let (inverse, shift) = (V::splat(QUANT_MAX / max), V::splat(ROUNDING_SHIFT));
-                let mut sum = V::splat(0.0);
+                let mut sums = [V::splat(0.0); 2];
                 for lane in (0..BLOCK).step_by(V::LANES) {
                     let shifted = V::load(x.add(lane)).mul_add(inverse, shift);
                     shifted.store_low_bytes(values.add(lane));
-                    sum = sum.add(shifted.sub(shift));
+                    sums[lane / (BLOCK / 2)] = sums[lane / (BLOCK / 2)].add(shifted.sub(shift));
                 }
                 // Sums of 32 bytes are exact in f32, in any order.
-                let (sum, d) = (lanes(sum).into_iter().sum::<f32>(), max / QUANT_MAX);
-                *scale = Scale { scale: d, total: d * sum, sum: sum as i32 };
+                let sums = [lanes(sums[0]).into_iter().sum::<f32>(), lanes(sums[1]).into_iter().sum()];
+                let d = max / QUANT_MAX;
+                let total = d * (sums[0] + sums[1]);
+                *scale = Scale { scale: d, total, sums: [sums[0] as i32, sums[1] as i32] };
             }
         }
     }
@@ -142,8 +151,9 @@ mod tests {
                     "{x}: {q}"
                 );
             }
-            let sum = values.iter().map(|q| i32::from(*q)).sum();
-            assert_eq!((scale.sum, scale.total), (sum, scale.scale * sum as f32));
+            let sum = |half: usize| values[half * 16..][..16].iter().map(|q| i32::from(*q)).sum::<i32>();
+            assert_eq!(scale.sums, [sum(0), sum(1)]);
+            assert_eq!(scale.total, scale.scale * scale.sum() as f32);
         }
         assert_eq!(scales[1..3], [Scale::default(); 2]);
         assert_eq!((values[3 * BLOCK], scales[3].scale), (-127, 40.0 / 127.0));

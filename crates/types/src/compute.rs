@@ -11,7 +11,7 @@ pub enum Compute {
     /// Weights of every format count as the f32 value that they stand for, and so do activations.
     #[default]
     F32,
-    /// Quantized weights (Q8_0, Q4_0, Q4_1) meet activations rounded to bytes, 32 to a scale; others as in
+    /// Quantized weights (Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) meet activations rounded to bytes, 32 to a scale; others as in
     /// [`F32`](Compute::F32).
     Int8,
 }

@@ -89,6 +89,8 @@ fn read_tensor(reader: &mut Reader<'_>) -> Result<Found, CheckpointError> {
         2 => Dtype::Q4_0,
         3 => Dtype::Q4_1,
         8 => Dtype::Q8_0,
+        12 => Dtype::Q4K,
+        14 => Dtype::Q6K,
         30 => Dtype::Bf16,
         other => return Err(unknown_dtype(source, &name, &dtype_name(other))),
     };
@@ -136,9 +138,7 @@ fn dtype_name(code: u32) -> String {
         7 => "Q5_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
         13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         _ => return format!("type {code}"),
     };

@@ -44,7 +44,8 @@ fn inconsistent_tensors() {
             &["ffn_up", "expected shape [96, 64], found shape [64, 96]"],
         ),
         ("F64", &|f| f.tensor(NORM).kind = 28, &[NORM, "a dtype among", "`type 28`"]),
-        ("Q6_K", &|f| f.tensor(Q).kind = 14, &[Q, "`Q6_K`"]),
+        ("Q5_K", &|f| f.tensor(Q).kind = 13, &[Q, "a dtype among", "`Q5_K`"]),
+        ("half a super-block", &|f| f.tensor(Q).kind = 14, &[Q, "in whole blocks", "Q6_K [64, 64]"]),
         (
             "a quantized norm",
             &|f| quantize_norm(f),

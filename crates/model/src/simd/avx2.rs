@@ -124,6 +124,15 @@ impl Vector for __m256 {
         let right = _mm_cvtsi32_si128((nibble % 4 * 8 + nibble / 4 * 4) as i32);
         _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(quads, right), _mm256_set1_epi32(15)))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_pair(from: *const [u8; 4], pair: usize) -> Self {
+        // SAFETY: the caller's; 8 × 4 bytes.
+        let quads = unsafe { _mm256_loadu_si256(from.cast()) };
+        let right = _mm_cvtsi32_si128((pair % 4 * 8 + pair / 4 * 2) as i32);
+        _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(quads, right), _mm256_set1_epi32(3)))
+    }
 }
 
 /// Products of bytes are added up in pairs to 16 bits, which saturate: so weights may have seven bits and a sign.
@@ -132,6 +141,7 @@ impl Dots for __m256 {
     type Bytes = __m256i;
     /// Two numbers of 16 bits a lane: 16 products of 15 · 127 fit, so a block needs no wider ones.
     type Nibbles = __m256i;
+    type Sixes = __m256i;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -150,6 +160,17 @@ impl Dots for __m256 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn high_halves(quads: __m256i) -> __m256i {
         _mm256_and_si256(_mm256_srli_epi16::<4>(quads), _mm256_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn with_pairs(low: __m256i, pairs: __m256i, at: usize) -> __m256i {
+        let by = |bits: usize| _mm_cvtsi32_si128(bits as i32);
+        let moved = match 2 * at {
+            at @ ..4 => _mm256_sll_epi16(pairs, by(4 - at)),
+            at => _mm256_srl_epi16(pairs, by(at - 4)),
+        };
+        _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)))
     }
 
     #[inline]
@@ -190,6 +211,25 @@ impl Dots for __m256 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn nibbles_end(sums: __m256i) -> Self {
         _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixes_begin(first: i32) -> __m256i {
+        _mm256_set1_epi32(first)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_sixes(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
+        let pairs = _mm256_maddubs_epi16(weights, _mm256_set1_epi32(x)); // 2 · 63 · 127 fit 16 bits
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixes_end(sums: __m256i) -> Self {
+        _mm256_cvtepi32_ps(sums)
     }
 
     #[inline]

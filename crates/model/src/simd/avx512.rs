@@ -129,6 +129,15 @@ impl Vector for __m512 {
         let right = _mm_cvtsi32_si128((nibble % 4 * 8 + nibble / 4 * 4) as i32);
         _mm512_permutexvar_ps(_mm512_srl_epi32(quads, right), values)
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_pair(from: *const [u8; 4], pair: usize) -> Self {
+        // SAFETY: the caller's; 16 × 4 bytes.
+        let quads = unsafe { _mm512_loadu_si512(from.cast()) };
+        let right = _mm_cvtsi32_si128((pair % 4 * 8 + pair / 4 * 2) as i32);
+        _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srl_epi32(quads, right), _mm512_set1_epi32(3)))
+    }
 }
 
 /// `vpdpbusd` multiplies unsigned bytes by signed ones: weights are moved up by 128, and the sums begin 128 Σx lower.
@@ -136,6 +145,7 @@ impl Dots for __m512 {
     type Quads = __m512i;
     type Bytes = __m512i;
     type Nibbles = __m512i;
+    type Sixes = __m512i;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -154,6 +164,17 @@ impl Dots for __m512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn high_halves(quads: __m512i) -> __m512i {
         _mm512_and_si512(_mm512_srli_epi16::<4>(quads), _mm512_set1_epi8(15))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn with_pairs(low: __m512i, pairs: __m512i, at: usize) -> __m512i {
+        let by = |bits: usize| _mm_cvtsi32_si128(bits as i32);
+        let moved = match 2 * at {
+            at @ ..4 => _mm512_sll_epi16(pairs, by(4 - at)),
+            at => _mm512_srl_epi16(pairs, by(at - 4)),
+        };
+        _mm512_or_si512(low, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
     }
 
     #[inline]
@@ -190,6 +211,24 @@ impl Dots for __m512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn nibbles_end(sums: __m512i) -> Self {
+        _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn sixes_begin(first: i32) -> __m512i {
+        _mm512_set1_epi32(first)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_sixes(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
+        _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn sixes_end(sums: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
     }
 

@@ -165,6 +165,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self;
     /// Converts of every four bytes the low half of byte `nibble`, or from 4 on the high half of byte `nibble - 4`.
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self;
+    /// Converts two bits of byte `pair % 4` of every four bytes, the `pair / 4`-th from the lowest.
+    unsafe fn load_pair(from: *const [u8; 4], pair: usize) -> Self;
 }
 
 /// Sums over one block of 32 inputs of weights times activations, for [`LANES`](Vector::LANES) outputs: integers, and
@@ -179,12 +181,17 @@ pub(crate) trait Dots: Vector {
     type Bytes: Copy;
     /// Sums where weights are 0 … 15.
     type Nibbles: Copy;
+    /// Sums where weights are 0 … 63.
+    type Sixes: Copy;
 
     unsafe fn load_quads(from: *const [u8; 4]) -> Self::Quads;
     /// Of every byte the low half.
     unsafe fn low_halves(quads: Self::Quads) -> Self::Quads;
     /// Of every byte the high half.
     unsafe fn high_halves(quads: Self::Quads) -> Self::Quads;
+
+    /// Above every byte, which is 0 … 15, two bits of the same byte of `pairs`, the `at`-th from the lowest.
+    unsafe fn with_pairs(low: Self::Quads, pairs: Self::Quads, at: usize) -> Self::Quads;
 
     /// Zeros, for a block whose activations sum to `sum`.
     unsafe fn bytes_begin(sum: i32) -> Self::Bytes;
@@ -195,6 +202,11 @@ pub(crate) trait Dots: Vector {
     unsafe fn nibbles_begin(first: i32) -> Self::Nibbles;
     unsafe fn dot_nibbles(sums: Self::Nibbles, weights: Self::Quads, x: i32) -> Self::Nibbles;
     unsafe fn nibbles_end(sums: Self::Nibbles) -> Self;
+
+    /// `first` in all lanes.
+    unsafe fn sixes_begin(first: i32) -> Self::Sixes;
+    unsafe fn dot_sixes(sums: Self::Sixes, weights: Self::Quads, x: i32) -> Self::Sixes;
+    unsafe fn sixes_end(sums: Self::Sixes) -> Self;
 
     /// Stores the lowest byte of every number's bits.
     unsafe fn store_low_bytes(self, to: *mut i8);
@@ -209,7 +221,7 @@ mod tests {
         a: &'a [f32; 16],
         b: &'a [f32; 16],
         bytes: &'a [u8; 64],
-        out: &'a mut [[f32; 16]; 13],
+        out: &'a mut [[f32; 16]; 15],
     }
 
     impl Kernel for Probe<'_> {
@@ -236,6 +248,8 @@ mod tests {
                         V::load_i8(quads, 3),
                         V::load_nibble(quads, 1),
                         V::load_nibble(quads, 6),
+                        V::load_pair(quads, 2),
+                        V::load_pair(quads, 13),
                     ];
                     for (out, result) in self.out.iter_mut().zip(results) {
                         result.store(out.as_mut_ptr().add(lane));
@@ -267,9 +281,9 @@ mod tests {
     fn every_operation_means_the_same_on_every_isa() {
         let a = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7e-3);
         let b = std::array::from_fn(|i| (i as f32 * 0.77).sin() + 0.01);
-        let bytes = std::array::from_fn(|i| (i * 37 + 11) as u8 & 0xbb);
+        let bytes = std::array::from_fn(|i| (i * 37 + 11) as u8 & 0xfb);
         let probe = |isa: Isa| {
-            let (mut out, mut low) = ([[0.0; 16]; 13], [0; 16]);
+            let (mut out, mut low) = ([[0.0; 16]; 15], [0; 16]);
             // SAFETY: the probe's pointers come from references to whole arrays.
             unsafe {
                 isa.run(Probe { a: &a, b: &b, bytes: &bytes, out: &mut out });

@@ -107,12 +107,19 @@ impl Vector for F32x8 {
         // SAFETY: the caller's.
         unsafe { Self::convert(from, |quad| f32::from(quad[nibble % 4] >> (nibble / 4 * 4) & 15)) }
     }
+
+    #[inline(always)]
+    unsafe fn load_pair(from: *const [u8; 4], pair: usize) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::convert(from, |quad| f32::from(quad[pair % 4] >> (pair / 4 * 2) & 3)) }
+    }
 }
 
 impl Dots for F32x8 {
     type Quads = [[u8; 4]; LANES];
     type Bytes = [i32; LANES];
     type Nibbles = [i32; LANES];
+    type Sixes = [i32; LANES];
 
     #[inline(always)]
     unsafe fn load_quads(from: *const [u8; 4]) -> Self::Quads {
@@ -128,6 +135,13 @@ impl Dots for F32x8 {
     #[inline(always)]
     unsafe fn high_halves(quads: Self::Quads) -> Self::Quads {
         quads.map(|quad| quad.map(|byte| byte >> 4))
+    }
+
+    #[inline(always)]
+    unsafe fn with_pairs(low: Self::Quads, pairs: Self::Quads, at: usize) -> Self::Quads {
+        std::array::from_fn(|lane| {
+            std::array::from_fn(|byte| low[lane][byte] | (pairs[lane][byte] >> (2 * at) & 3) << 4)
+        })
     }
 
     #[inline(always)]
@@ -157,6 +171,21 @@ impl Dots for F32x8 {
 
     #[inline(always)]
     unsafe fn nibbles_end(sums: [i32; LANES]) -> Self {
+        Self(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn sixes_begin(first: i32) -> [i32; LANES] {
+        [first; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_sixes(sums: [i32; LANES], weights: Self::Quads, x: i32) -> [i32; LANES] {
+        dot(sums, weights, x, i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn sixes_end(sums: [i32; LANES]) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
 

@@ -55,6 +55,22 @@ fn every_gguf_format_means_what_ggml_means() {
 }
 
 #[test]
+fn super_blocks_mean_what_ggml_means() {
+    for dtype in [Dtype::Q4K, Dtype::Q6K] {
+        // A KV head's columns of the output projection are a super-block each; or a quarter of one.
+        for (kv_heads, head_dim, tied) in [(2, 128, false), (4, 64, true)] {
+            let config = Config { hidden: 256, tied, ..config(4, kv_heads, head_dim, 1024, 100) };
+            let model = Model::random(config, 1).rounded(dtype);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("tiny.gguf");
+            model.write_gguf(&path, dtype);
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            check(&checkpoint, &model, (4, 2), None, &format!("{dtype}, head_dim {head_dim}"));
+        }
+    }
+}
+
+#[test]
 fn widths_that_nothing_divides_compute_the_same_function() {
     let odd = [config(6, 3, 8, 100, 301), config(5, 1, 6, 33, 65), config(4, 4, 12, 31, 40)];
     for (seed, config) in odd.into_iter().enumerate() {

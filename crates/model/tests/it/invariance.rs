@@ -1,6 +1,6 @@
 //! The same bits, however the work is cut.
 
-use galerne_checkpoint::{Checkpoint, Dtype};
+use galerne_checkpoint::{Checkpoint, Config, Dtype};
 use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
 use galerne_types::{Compute, Epoch, Input, Slice, Step};
 
@@ -9,7 +9,12 @@ use crate::support::group::{Drawn, assert_same, load, options, run, run_group, s
 use crate::support::script::{greedy, known, ring, sequence, sharing, sliding, steps};
 
 fn checkpoint(dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
-    let model = Model::random(config(8, 4, 16, 160, 300), 3);
+    let config = config(8, 4, 16, 160, 300);
+    let config = match dtype {
+        Dtype::Q4K | Dtype::Q6K => Config { hidden: 256, head_dim: 128, intermediate: 1024, ..config },
+        _ => config,
+    };
+    let model = Model::random(config, 3);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
     model.write_gguf(&path, dtype);
@@ -32,7 +37,7 @@ fn only(drawn: &Drawn, slot: u32) -> Drawn {
 
 #[test]
 fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
-    let quantized = [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0];
+    let quantized = [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0, Dtype::Q4K, Dtype::Q6K];
     let others = [Dtype::F16, Dtype::Bf16, Dtype::F32];
     let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8));
     let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32));

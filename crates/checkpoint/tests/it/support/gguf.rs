@@ -62,6 +62,8 @@ impl Gguf {
             Dtype::Q4_0 => 2,
             Dtype::Q4_1 => 3,
             Dtype::Q8_0 => 8,
+            Dtype::Q4K => 12,
+            Dtype::Q6K => 14,
             Dtype::Bf16 => 30,
         };
         let dims = shape.iter().rev().map(|dim| *dim as u64).collect();

@@ -7,6 +7,8 @@ use std::path::Path;
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight, dequantize};
 use half::{bf16, f16};
 
+use super::k_quants;
+
 /// Tensors by their Hugging Face names, `[rows][cols]` in Hugging Face's order, and what they mean in f32.
 pub(crate) struct Model {
     pub(crate) config: Config,
@@ -266,6 +268,8 @@ fn gguf_type(dtype: Dtype) -> u32 {
         Dtype::Q4_0 => 2,
         Dtype::Q4_1 => 3,
         Dtype::Q8_0 => 8,
+        Dtype::Q4K => 12,
+        Dtype::Q6K => 14,
         Dtype::Bf16 => 30,
     }
 }
@@ -275,6 +279,9 @@ pub(crate) fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
         Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
         Dtype::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        Dtype::Q4K | Dtype::Q6K => {
+            values.chunks_exact(256).flat_map(|block| k_quants::encode(dtype, block)).collect()
+        }
         _ => values.chunks_exact(32).flat_map(|block| quantize(dtype, block)).collect(),
     }
 }
@@ -323,6 +330,11 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
                 nibbles(&block[2..]).iter().map(|q| half_at(block, 0) * (q - 8.0)).collect()
             };
             bytes.chunks_exact(18).flat_map(block).collect()
+        }
+        Dtype::Q4K | Dtype::Q6K => {
+            let mut values = vec![0.0; bytes.len() / dtype.block_bytes() * 256];
+            dequantize(dtype, bytes, &mut values); // which is held by a golden
+            values
         }
         Dtype::Q4_1 => {
             let block = |block: &[u8]| -> Vec<f32> {

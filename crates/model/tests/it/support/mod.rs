@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod group;
+pub(crate) mod k_quants;
 pub(crate) mod local;
 pub(crate) mod reference;
 pub(crate) mod script;

@@ -157,15 +157,11 @@ impl ChatStream {
 
     /// A chunk of nothing but words.
     fn words(&mut self, at: usize, text: &str, choices: &Choices, out: &mut BytesMut) -> Result<(), Failure> {
-        let stencil = match &mut self.voices[at].words {
-            Some(stencil) => stencil,
-            none => none.insert(Stencil::of(|text, out| {
-                let delta = ChunkDelta { content: Some(text), ..ChunkDelta::default() };
-                let choice = ChunkChoice::new(at, delta);
-                self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
-            })?),
-        };
-        stencil.fill(text, out)
+        Stencil::write(&mut self.voices[at].words, text, out, |text, out| {
+            let delta = ChunkDelta { content: Some(text), ..ChunkDelta::default() };
+            let choice = ChunkChoice::new(at, delta);
+            self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+        })
     }
 }
 

@@ -164,14 +164,10 @@ impl Dialect for TextStream {
         *begun = true;
         let beside = echoed || view.logprobs || view.token_ids || view.continuous_usage;
         if !beside && finish.is_none() {
-            let stencil = match plain {
-                Some(stencil) => stencil,
-                none => none.insert(Stencil::of(|text, out| {
-                    let choice = Choice::plain(at, text);
-                    self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
-                })?),
-            };
-            return stencil.fill(&text, out);
+            return Stencil::write(plain, &text, out, |text, out| {
+                let choice = Choice::plain(at, text);
+                self.form.chunk(&self.head, Some(&choice), &Beside::default(), choices, out)
+            });
         }
         let mut shown = TextLogprobs::at(*offset);
         if echoed {

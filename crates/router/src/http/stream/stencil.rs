@@ -18,9 +18,7 @@ const GAP_JSON: &[u8] = br#""\u0001GAP""#;
 
 impl Stencil {
     /// Cuts the event that `write` writes for a string, behind which must stand nothing of a client's or a model's.
-    pub(in crate::http) fn of(
-        write: impl FnOnce(&str, &mut BytesMut) -> Result<(), Failure>,
-    ) -> Result<Self, Failure> {
+    fn of(write: impl FnOnce(&str, &mut BytesMut) -> Result<(), Failure>) -> Result<Self, Failure> {
         let mut event = BytesMut::new();
         write(GAP, &mut event)?;
         let at = event.windows(GAP_JSON.len()).rposition(|part| part == GAP_JSON);
@@ -28,8 +26,21 @@ impl Stencil {
         Ok(Self { before: event[..at].to_vec(), behind: event[at + GAP_JSON.len()..].to_vec() })
     }
 
-    /// Writes the event with that string.
-    pub(in crate::http) fn fill(&self, text: &str, out: &mut BytesMut) -> Result<(), Failure> {
+    /// Writes the event that `write` writes for `text`: with the stencil that was cut before, or one that is cut now.
+    pub(in crate::http) fn write(
+        cut: &mut Option<Self>,
+        text: &str,
+        out: &mut BytesMut,
+        write: impl FnOnce(&str, &mut BytesMut) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let stencil = match cut {
+            Some(stencil) => stencil,
+            none => none.insert(Self::of(write)?),
+        };
+        stencil.fill(text, out)
+    }
+
+    fn fill(&self, text: &str, out: &mut BytesMut) -> Result<(), Failure> {
         out.put_slice(&self.before);
         json(out, &text)?;
         out.put_slice(&self.behind);
