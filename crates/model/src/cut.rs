@@ -1,25 +1,27 @@
 use std::ops::Range;
 
-use galerne_checkpoint::Config;
+use galerne_checkpoint::{Checkpoint, Config, Weight};
 use galerne_types::Shards;
 
 use crate::attention::HEAD_DIM_MAX;
 use crate::error::ModelError;
 
-/// Columns and rows are handed out in units of this: a panel of outputs, and a block of quantized inputs.
+/// Rows are handed out in units of this, a panel of outputs; MLP columns in units of at least this.
 const UNIT: usize = 32;
 
 /// How a model falls on S virtual shards.
 ///
 /// Shard s owns KV head s and the query heads that read it; shards beyond the KV heads own none and add zeros.
-/// MLP columns and vocabulary rows (of embedding and head alike) are dealt in units of 32, as evenly as possible;
-/// the last unit may be ragged and a shard may get none. All ranges are in elements of the whole model.
+/// MLP columns and vocabulary rows (of embedding and head alike) are dealt in units of 32, MLP columns in whole blocks of the
+/// down projection's format, as evenly as possible; the last unit may be ragged and a shard may get none. All ranges are
+/// in elements of the whole model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     shards: usize,
     kv_heads: usize,
     group: usize,
     intermediate: usize,
+    mlp_unit: usize,
     vocab: usize,
 }
 
@@ -29,7 +31,14 @@ impl Cut {
     /// # Errors
     /// [`ModelError::TooFewShards`] if a shard would need two KV heads; [`ModelError::HeadDim`] for heads wider than
     /// the kernels take.
-    pub fn new(config: &Config, shards: Shards) -> Result<Self, ModelError> {
+    pub fn of(checkpoint: &Checkpoint, shards: Shards) -> Result<Self, ModelError> {
+        let downs = (0..checkpoint.config().layers).map(|layer| checkpoint.tensor(Weight::Down(layer)));
+        let mlp_unit = downs.map(|down| down.dtype.block_elems()).fold(UNIT, usize::max);
+        Ok(Self { mlp_unit, ..Self::new(checkpoint.config(), shards)? })
+    }
+
+    /// The same for a model whose blocks are no longer than 32.
+    pub(crate) fn new(config: &Config, shards: Shards) -> Result<Self, ModelError> {
         let &Config { heads, kv_heads, head_dim, intermediate, vocab, .. } = config;
         let shards = shards.virtual_shards();
         if shards < kv_heads {
@@ -38,7 +47,7 @@ impl Cut {
         if head_dim > HEAD_DIM_MAX {
             return Err(ModelError::HeadDim { head_dim, max: HEAD_DIM_MAX });
         }
-        Ok(Self { shards, kv_heads, group: heads / kv_heads, intermediate, vocab })
+        Ok(Self { shards, kv_heads, group: heads / kv_heads, intermediate, mlp_unit: UNIT, vocab })
     }
 
     /// KV heads of consecutive shards.
@@ -54,17 +63,17 @@ impl Cut {
 
     /// MLP columns of consecutive shards: rows of gate and up, columns of down.
     pub fn mlp(&self, shards: Range<usize>) -> Range<usize> {
-        self.deal(self.intermediate, shards)
+        self.deal(self.intermediate, self.mlp_unit, shards)
     }
 
     /// Vocabulary rows of consecutive shards.
     pub fn vocab(&self, shards: Range<usize>) -> Range<usize> {
-        self.deal(self.vocab, shards)
+        self.deal(self.vocab, UNIT, shards)
     }
 
-    fn deal(&self, elements: usize, shards: Range<usize>) -> Range<usize> {
-        let units = elements.div_ceil(UNIT);
-        let bound = |shard: usize| (shard * units / self.shards * UNIT).min(elements);
+    fn deal(&self, elements: usize, unit: usize, shards: Range<usize>) -> Range<usize> {
+        let units = elements.div_ceil(unit);
+        let bound = |shard: usize| (shard * units / self.shards * unit).min(elements);
         bound(shards.start)..bound(shards.end)
     }
 }

@@ -15,7 +15,7 @@ const VALUE_LANES: usize = 32;
 /// [`KV_BLOCK_TOKENS`] positions for all layers and the rank's KV heads.
 ///
 /// # Errors
-/// As [`Cut::new`].
+/// As [`Cut::of`].
 ///
 /// # Panics
 /// If `rank` is not below N.

@@ -58,7 +58,7 @@ impl Weights {
     /// of them, how many of how many bytes are read. Peak memory is the share itself and less than 64 MiB.
     ///
     /// # Errors
-    /// As [`Cut::new`]; [`ModelError::RaggedBlocks`] for a quantized matrix of an odd width; whatever reading the
+    /// As [`Cut::of`]; [`ModelError::RaggedBlocks`] for a quantized matrix of an odd width; whatever reading the
     /// files says.
     ///
     /// # Panics
@@ -71,7 +71,7 @@ impl Weights {
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
-        let cut = Cut::new(&config, shards)?;
+        let cut = Cut::of(checkpoint, shards)?;
         let share = Share { checkpoint, cut: &cut, shards: shards.of_rank(rank) };
         let parts = share.parts()?;
         let mut loaded = load_parts(checkpoint, &parts, threads, progress)?.into_iter();
@@ -105,7 +105,7 @@ impl Weights {
     /// # Panics
     /// If `rank` is not below N.
     pub fn bytes_of(checkpoint: &Checkpoint, shards: Shards, rank: usize) -> Result<usize, ModelError> {
-        let cut = Cut::new(checkpoint.config(), shards)?;
+        let cut = Cut::of(checkpoint, shards)?;
         let share = Share { checkpoint, cut: &cut, shards: shards.of_rank(rank) };
         Ok(share.parts()?.iter().map(Part::packed_bytes).sum())
     }

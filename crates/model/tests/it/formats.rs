@@ -1,6 +1,6 @@
 //! Against a plain forward pass: formats that have no golden, and widths that nothing divides.
 
-use galerne_checkpoint::{Checkpoint, Config, Dtype};
+use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight};
 use galerne_model::{ModelError, Options, Weights, WindowChoice};
 use galerne_types::Shards;
 
@@ -57,15 +57,21 @@ fn every_gguf_format_means_what_ggml_means() {
 #[test]
 fn super_blocks_mean_what_ggml_means() {
     for dtype in [Dtype::Q4K, Dtype::Q6K] {
-        // A KV head's columns of the output projection are a super-block each; or a quarter of one.
-        for (kv_heads, head_dim, tied) in [(2, 128, false), (4, 64, true)] {
-            let config = Config { hidden: 256, tied, ..config(4, kv_heads, head_dim, 1024, 100) };
+        // A KV head's columns of the output projection are a super-block each; or a quarter of one. Super-blocks of the
+        // MLP are dealt out one each; or one to one shard and two to another.
+        for (kv_heads, head_dim, intermediate, tied) in [(2, 128, 1024, false), (4, 64, 1280, true)] {
+            let config = Config { hidden: 256, tied, ..config(4, kv_heads, head_dim, intermediate, 100) };
             let model = Model::random(config, 1).rounded(dtype);
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("tiny.gguf");
             model.write_gguf(&path, dtype);
             let checkpoint = Checkpoint::open(&path).unwrap();
             check(&checkpoint, &model, (4, 2), None, &format!("{dtype}, head_dim {head_dim}"));
+            let elements = Weight::all(checkpoint.config()).map(|weight| weight.shape(checkpoint.config()));
+            let elements = elements.map(|(rows, cols)| rows * cols).sum::<usize>();
+            let bytes = load(&checkpoint, 4, 1)[0].bytes();
+            let most = elements * if head_dim == 128 { 1 } else { 2 }; // without padding and norms, 4.6 or 6.6 bits
+            assert!(bytes < most, "{dtype}, head_dim {head_dim}: {bytes} bytes of {elements} weights");
         }
     }
 }
