@@ -22,7 +22,7 @@ use std::ops::Range;
 use galerne_checkpoint::Dtype;
 
 use crate::linear::Strided;
-use crate::packed::{BLOCK, GROUP_BLOCKS, Layout, PANEL, Packed, QUAD, QUADS};
+use crate::packed::{BLOCK, GROUP_BLOCKS, Layout, PANEL, Packed, QUAD};
 use crate::quants::Scale;
 use crate::rows::QuantRows;
 use crate::simd::{DotKernel, Dots, Isa};
@@ -161,7 +161,7 @@ impl<F: Format, const M: usize> Tokens<F, M> {
                 from[u] = start.add((first + u) / per_panel * panel_bytes);
                 lanes[u] = (first + u) % per_panel * V::LANES;
             }
-            let mut groups = from;
+            let mut shared = [[[V::splat(0.0); 2]; 2]; U];
             let mut sums = [[[V::splat(0.0); 2]; U]; M];
             for block in 0..blocks {
                 // Plain loops: what closures do is compiled without the CPU's features, unless it is inlined.
@@ -171,7 +171,9 @@ impl<F: Format, const M: usize> Tokens<F, M> {
                 }
                 if F::LAYOUT.group > 0 && block.is_multiple_of(GROUP_BLOCKS) {
                     for u in 0..U {
-                        groups[u] = from[u];
+                        for (half, shared) in shared[u].iter_mut().enumerate() {
+                            *shared = F::shared::<V>(from[u], lanes[u] + half * (PANEL / 2));
+                        }
                         from[u] = from[u].add(F::LAYOUT.group);
                     }
                 }
@@ -198,9 +200,8 @@ impl<F: Format, const M: usize> Tokens<F, M> {
                     for u in 0..U {
                         for half in 0..2 {
                             let at = At {
-                                group: groups[u],
+                                shared: shared[u][half],
                                 header: from[u],
-                                block,
                                 lane: lanes[u] + half * (PANEL / 2),
                             };
                             let d = F::scale::<V>(at, part);
@@ -240,38 +241,33 @@ const QUADS_OF_BLOCK: usize = BLOCK / QUAD;
 
 /// The scales of one vector of outputs of a block.
 #[derive(Clone, Copy)]
-struct At {
-    /// What the block's group shares, if its format has groups.
-    group: *const u8,
+struct At<V> {
+    /// The group's d and −dmin, if the format has groups.
+    shared: [V; 2],
     header: *const u8,
-    /// Number of the block.
-    block: usize,
     lane: usize,
 }
 
-impl At {
-    /// The `at`-th f16 of every output.
+impl<V: Dots> At<V> {
+    /// The `at`-th byte of every output in the header of a block of a K-quant.
     ///
     /// # Safety
-    /// `from` holds so many.
+    /// The header holds so many.
     #[inline(always)]
-    unsafe fn half<V: Dots>(self, from: *const u8, at: usize) -> V {
+    unsafe fn part(self, at: usize) -> V {
         // SAFETY: the caller's.
-        unsafe { V::load_f16(from.cast::<u16>().add(at * PANEL + self.lane)) }
+        unsafe { V::load_bytes(self.header.cast::<i8>().add(at * PANEL + self.lane)) }
     }
+}
 
-    /// Scale or offset `at` of the group of a K-quant, which follow `halves` f16 of every output.
-    ///
-    /// # Safety
-    /// The group holds so many.
-    #[inline(always)]
-    unsafe fn part<V: Dots>(self, halves: usize, at: usize) -> V {
-        // SAFETY: the caller's.
-        unsafe {
-            let quads = self.group.add(2 * PANEL * halves + at / QUAD * QUADS).cast::<[u8; QUAD]>();
-            V::load_i8(quads.add(self.lane), at % QUAD)
-        }
-    }
+/// The `at`-th f16 of outputs `lane …`.
+///
+/// # Safety
+/// `from` holds so many for 32 outputs.
+#[inline(always)]
+unsafe fn f16s<V: Dots>(from: *const u8, at: usize, lane: usize) -> V {
+    // SAFETY: the caller's.
+    unsafe { V::load_f16(from.cast::<u16>().add(at * PANEL + lane)) }
 }
 
 /// How a packed block is multiplied.
@@ -292,15 +288,21 @@ trait Format {
     unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
     unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
     unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
+    /// A group's d and −dmin for outputs `lane …`.
     #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
-        // SAFETY: the caller's.
-        unsafe { at.half(at.header, 0) }
+    unsafe fn shared<V: Dots>(_group: *const u8, _lane: usize) -> [V; 2] {
+        // SAFETY: moves no memory.
+        unsafe { [V::splat(0.0); 2] }
     }
     #[inline(always)]
-    unsafe fn offset<V: Dots>(at: At) -> V {
+    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
         // SAFETY: the caller's.
-        unsafe { at.half(at.header, 1) }
+        unsafe { f16s(at.header, 0, at.lane) }
+    }
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+        // SAFETY: the caller's.
+        unsafe { f16s(at.header, 1, at.lane) }
     }
 }
 
@@ -412,18 +414,21 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
+    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe { at.half::<V>(at.group, 0).mul(at.part(2, at.block % GROUP_BLOCKS)) }
+        unsafe { [f16s(group, 0, lane), V::splat(0.0).sub(f16s(group, 1, lane))] }
     }
 
     #[inline(always)]
-    unsafe fn offset<V: Dots>(at: At) -> V {
+    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
         // SAFETY: the caller's.
-        unsafe {
-            let offset = at.part::<V>(2, GROUP_BLOCKS + at.block % GROUP_BLOCKS);
-            V::splat(0.0).sub(at.half::<V>(at.group, 1).mul(offset))
-        }
+        unsafe { at.shared[0].mul(at.part(0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.shared[1].mul(at.part(1)) }
     }
 }
 
@@ -461,9 +466,15 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At, part: usize) -> V {
+    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe { at.half::<V>(at.group, 0).mul(at.part(1, at.block % GROUP_BLOCKS * 2 + part)) }
+        unsafe { [f16s(group, 0, lane), V::splat(0.0)] }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At<V>, part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.shared[0].mul(at.part(part)) }
     }
 }
 

@@ -236,7 +236,7 @@ impl<F: Format, const M: usize> Tile<F, M> {
                         groups[u] = from[u];
                         from[u] = from[u].add(layout.group);
                     }
-                    scales[u] = F::scales::<V>(groups[u], from[u], done / BLOCK % GROUP_BLOCKS, lanes[u]);
+                    scales[u] = F::scales::<V>(groups[u], from[u], lanes[u]);
                     from[u] = from[u].add(layout.header);
                 }
                 let (start, stop) = (done, inputs.min(done + BLOCK));
@@ -287,12 +287,11 @@ impl<F: Format> Kernel for Widen<F> {
             unsafe {
                 let (mut row, mut group) = (from, from);
                 for first in (0..inputs).step_by(BLOCK) {
-                    let block = first / BLOCK % GROUP_BLOCKS;
-                    if F::LAYOUT.group > 0 && block == 0 {
+                    if F::LAYOUT.group > 0 && first % (GROUP_BLOCKS * BLOCK) == 0 {
                         group = row;
                         row = row.add(F::LAYOUT.group);
                     }
-                    let scales = F::scales::<V>(group, row, block, lane);
+                    let scales = F::scales::<V>(group, row, lane);
                     row = row.add(F::LAYOUT.header);
                     for done in (first..inputs.min(first + BLOCK)).step_by(F::LAYOUT.inputs) {
                         for k in 0..F::LAYOUT.inputs {
@@ -311,20 +310,14 @@ impl<F: Format> Kernel for Widen<F> {
 /// How packed values become f32, [`Packed`]'s layout.
 ///
 /// # Safety
-/// The functions read what a group shares and the header of a block, the `block`-th of its group, or the row that input
-/// `k` of a block is in, for outputs `lane …` and `lane + 16 …`.
+/// The functions read what a group shares and the header of a block, or the row that input `k` of a block is in, for outputs `lane …` and `lane + 16 …`.
 trait Format {
     const LAYOUT: Layout;
 
     /// `[d, d', m, m']` of the two vectors, as far as the format has them; in Q6_K `d, d'` of the one half of the inputs and of
     /// the other.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(
-        _group: *const u8,
-        _header: *const u8,
-        _block: usize,
-        _lane: usize,
-    ) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_group: *const u8, _header: *const u8, _lane: usize) -> [V; 4] {
         // SAFETY: moves no memory.
         unsafe { [V::splat(0.0); 4] }
     }
@@ -381,7 +374,7 @@ impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
 
     #[inline(always)]
-    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, lane: usize) -> [V; 4] {
         // SAFETY: the caller's.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -405,7 +398,7 @@ impl Format for Q4_0 {
 
     /// d·(q − 8) = d·q − 8·d, where all three are exact in f32, so that one multiply-add serves as in Q4_1.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, lane: usize) -> [V; 4] {
         // SAFETY: the caller's.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -424,7 +417,7 @@ impl Format for Q4_1 {
     const LAYOUT: Layout = Layout::of(Dtype::Q4_1);
 
     #[inline(always)]
-    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, _: usize, lane: usize) -> [V; 4] {
+    unsafe fn scales<V: Vector>(_: *const u8, header: *const u8, lane: usize) -> [V; 4] {
         // SAFETY: the caller's; the offsets follow the scales.
         unsafe {
             let [low, high] = f16_pair::<V>(header, lane);
@@ -445,13 +438,13 @@ impl Format for Q4K {
 
     /// Both products are exact in f32.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(group: *const u8, _: *const u8, block: usize, lane: usize) -> [V; 4] {
-        // SAFETY: the caller's; the parts' scales and offsets follow the two f16.
+    unsafe fn scales<V: Vector>(group: *const u8, header: *const u8, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's.
         unsafe {
-            let ([d, d_high], parts) = (f16_pair::<V>(group, lane), group.add(4 * PANEL));
+            let [d, d_high] = f16_pair::<V>(group, lane);
             let [m, m_high] = f16_pair::<V>(group.add(2 * PANEL), lane);
-            let [scale, scale_high] = part_pair::<V>(parts, block, lane);
-            let [offset, offset_high] = part_pair::<V>(parts, GROUP_BLOCKS + block, lane);
+            let [scale, scale_high] = part_pair::<V>(header, 0, lane);
+            let [offset, offset_high] = part_pair::<V>(header, 1, lane);
             let zero = V::splat(0.0);
             [d.mul(scale), d_high.mul(scale_high), zero.sub(m.mul(offset)), zero.sub(m_high.mul(offset_high))]
         }
@@ -468,12 +461,12 @@ impl Format for Q6K {
     const LAYOUT: Layout = Layout::of(Dtype::Q6K);
 
     #[inline(always)]
-    unsafe fn scales<V: Vector>(group: *const u8, _: *const u8, block: usize, lane: usize) -> [V; 4] {
-        // SAFETY: the caller's; the parts' scales follow the f16.
+    unsafe fn scales<V: Vector>(group: *const u8, header: *const u8, lane: usize) -> [V; 4] {
+        // SAFETY: the caller's.
         unsafe {
-            let ([d, d_high], parts) = (f16_pair::<V>(group, lane), group.add(2 * PANEL));
-            let [first, first_high] = part_pair::<V>(parts, 2 * block, lane);
-            let [second, second_high] = part_pair::<V>(parts, 2 * block + 1, lane);
+            let [d, d_high] = f16_pair::<V>(group, lane);
+            let [first, first_high] = part_pair::<V>(header, 0, lane);
+            let [second, second_high] = part_pair::<V>(header, 1, lane);
             [d.mul(first), d_high.mul(first_high), d.mul(second), d_high.mul(second_high)]
         }
     }
@@ -506,16 +499,16 @@ unsafe fn six_bits<V: Vector>(lows: *const [u8; QUAD], highs: *const [u8; QUAD],
     }
 }
 
-/// Scale or offset `at` of a group of a K-quant, of either sign.
+/// The `at`-th byte of every output in the header of a block of a K-quant.
 ///
 /// # Safety
-/// `parts` holds quads of them for 32 outputs.
+/// `header` holds so many for 32 outputs.
 #[inline(always)]
-unsafe fn part_pair<V: Vector>(parts: *const u8, at: usize, lane: usize) -> [V; 2] {
+unsafe fn part_pair<V: Vector>(header: *const u8, at: usize, lane: usize) -> [V; 2] {
     // SAFETY: the caller's.
     unsafe {
-        let quads = parts.cast::<[u8; QUAD]>().add(at / QUAD * PANEL + lane);
-        [V::load_i8(quads, at % QUAD), V::load_i8(quads.add(PANEL / 2), at % QUAD)]
+        let bytes = header.cast::<i8>().add(at * PANEL + lane);
+        [V::load_bytes(bytes), V::load_bytes(bytes.add(PANEL / 2))]
     }
 }
 

@@ -7,14 +7,16 @@
 //!   Q4_0             [f16 d of output 0 … 31]              4 × [4 bytes of output 0, … 31]
 //!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   4 × [4 bytes of output 0, … 31]
 //! K-quants: groups of 8 such blocks, behind what they share
-//!   Q4_K             [f16 d] [f16 dmin] 2 × [4 scales] 2 × [4 offsets]   8 × 4 × [4 bytes of output 0, … 31]
-//!   Q6_K             [f16 d] 4 × [4 scales]                              8 × 2 × 3 × [4 bytes of output 0, … 31]
+//!   Q4_K             [f16 d of 0 … 31] [f16 dmin of 0 … 31]   8 × ([i8 scale of 0 … 31] [i8 offset of 0 … 31]
+//!                                                                  4 × [4 bytes of output 0, … 31])
+//!   Q6_K             [f16 d of 0 … 31]   8 × (2 × [i8 scale of 0 … 31]   2 × 3 × [4 bytes of output 0, … 31])
 //! ```
 //! Four inputs of one output stand together as the dot products of bytes want them; byte j of a Q4 row holds input j
 //! in its low half and input j + 4 in its high half. A row of Q6_K is two such rows of low halves and a third, whose byte j holds
 //! the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in sequence, so that one
 //! output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows. Nothing grows: each
-//! weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of 6.
+//! weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of 6. All of it is read in
+order: with a group's scales together at its start, decoding ran at a third of the bandwidth.
 
 use std::sync::Arc;
 
@@ -55,8 +57,8 @@ impl Layout {
             Dtype::Q8_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: QUAD },
             Dtype::Q4_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: 2 * QUAD },
             Dtype::Q4_1 => Self { group: 0, header: 4 * PANEL, row: QUADS, inputs: 2 * QUAD },
-            Dtype::Q4K => Self { group: 4 * PANEL + 4 * QUADS, header: 0, row: QUADS, inputs: 2 * QUAD },
-            Dtype::Q6K => Self { group: 2 * PANEL + 4 * QUADS, header: 0, row: 3 * QUADS, inputs: 4 * QUAD },
+            Dtype::Q4K => Self { group: 4 * PANEL, header: 2 * PANEL, row: QUADS, inputs: 2 * QUAD },
+            Dtype::Q6K => Self { group: 2 * PANEL, header: 2 * PANEL, row: 3 * QUADS, inputs: 4 * QUAD },
         }
     }
 
@@ -159,19 +161,11 @@ fn set_group(layout: Layout, to: &mut [u8], lane: usize, dtype: Dtype, from: &Su
     if !six_bits {
         to[2 * (PANEL + lane)..][..2].copy_from_slice(&from.offset.to_le_bytes());
     }
-    let (group, blocks) = to.split_at_mut(layout.group);
-    let (_, parts) = group.split_at_mut(if six_bits { 2 } else { 4 } * PANEL);
-    let mut set =
-        |at: usize, value: i8| parts[at / QUAD * QUADS + lane * QUAD + at % QUAD] = value.cast_unsigned();
-    if six_bits {
-        from.scales.iter().enumerate().for_each(|(at, scale)| set(at, *scale));
-    } else {
-        for block in 0..GROUP_BLOCKS {
-            set(block, from.scales[2 * block]);
-            set(GROUP_BLOCKS + block, from.offsets[2 * block]);
-        }
-    }
-    for (block, quants) in blocks.chunks_exact_mut(layout.block()).zip(from.quants.chunks_exact(BLOCK)) {
+    let blocks = to[layout.group..].chunks_exact_mut(layout.block());
+    for (at, (block, quants)) in blocks.zip(from.quants.chunks_exact(BLOCK)).enumerate() {
+        block[lane] = from.scales[2 * at].cast_unsigned();
+        let second = if six_bits { from.scales[2 * at + 1] } else { from.offsets[2 * at] };
+        block[PANEL + lane] = second.cast_unsigned();
         for (k, quant) in quants.iter().enumerate() {
             let (at, shift) = layout.quant(k, lane);
             let value = if six_bits { quant + 32 } else { *quant }.cast_unsigned();
@@ -264,13 +258,10 @@ impl Packed {
     fn gather_group(&self, group: &[u8], lane: usize, out: &mut [f32]) {
         let half_at = |at: usize| f16::from_le_bytes([group[2 * at], group[2 * at + 1]]).to_f32();
         let (layout, six_bits) = (Layout::of(self.dtype()), self.dtype() == Dtype::Q6K);
-        let (shared, blocks) = group.split_at(layout.group);
-        let parts = &shared[if six_bits { 2 } else { 4 } * PANEL..];
-        let part = |at: usize| f32::from(parts[at / QUAD * QUADS + lane * QUAD + at % QUAD].cast_signed());
         let (scale, offset) = (half_at(lane), if six_bits { 0.0 } else { half_at(PANEL + lane) });
-        for (at, (out, block)) in
-            out.chunks_exact_mut(BLOCK).zip(blocks.chunks_exact(layout.block())).enumerate()
-        {
+        let blocks = group[layout.group..].chunks_exact(layout.block());
+        for (out, block) in out.chunks_exact_mut(BLOCK).zip(blocks) {
+            let part = |at: usize| f32::from(block[at * PANEL + lane].cast_signed());
             for (k, out) in out.iter_mut().enumerate() {
                 let (byte, shift) = layout.quant(k, lane);
                 let low = f32::from(block[byte] >> shift & 15);
@@ -278,9 +269,9 @@ impl Packed {
                     + if six_bits {
                         let (byte, shift) = layout.pair(k, lane);
                         let high = f32::from(block[byte] >> shift & 3);
-                        high.mul_add(16.0, low - 32.0) * (scale * part(2 * at + k / 16))
+                        high.mul_add(16.0, low - 32.0) * (scale * part(k / 16))
                     } else {
-                        (scale * part(at)).mul_add(low, -(offset * part(GROUP_BLOCKS + at)))
+                        (scale * part(0)).mul_add(low, -(offset * part(1)))
                     };
             }
         }

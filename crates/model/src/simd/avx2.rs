@@ -118,6 +118,14 @@ impl Vector for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller's; 8 bytes.
+        let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
         // SAFETY: the caller's; 8 × 4 bytes.
         let quads = unsafe { _mm256_loadu_si256(from.cast()) };

@@ -118,6 +118,14 @@ impl Vector for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller's; 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
         // A permutation of the sixteen possible values converts faster than mask and convert: it reads only the
         // four lowest bits of each index.

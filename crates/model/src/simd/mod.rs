@@ -163,6 +163,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// Converts byte `byte` of every four, as a signed number.
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self;
+    /// Converts bytes, as signed numbers.
+    unsafe fn load_bytes(from: *const i8) -> Self;
     /// Converts of every four bytes the low half of byte `nibble`, or from 4 on the high half of byte `nibble - 4`.
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self;
     /// Converts two bits of byte `pair % 4` of every four bytes, the `pair / 4`-th from the lowest.
@@ -221,7 +223,7 @@ mod tests {
         a: &'a [f32; 16],
         b: &'a [f32; 16],
         bytes: &'a [u8; 64],
-        out: &'a mut [[f32; 16]; 15],
+        out: &'a mut [[f32; 16]; 16],
     }
 
     impl Kernel for Probe<'_> {
@@ -250,6 +252,7 @@ mod tests {
                         V::load_nibble(quads, 6),
                         V::load_pair(quads, 2),
                         V::load_pair(quads, 13),
+                        V::load_bytes(self.bytes.as_ptr().cast::<i8>().add(lane)),
                     ];
                     for (out, result) in self.out.iter_mut().zip(results) {
                         result.store(out.as_mut_ptr().add(lane));
@@ -283,7 +286,7 @@ mod tests {
         let b = std::array::from_fn(|i| (i as f32 * 0.77).sin() + 0.01);
         let bytes = std::array::from_fn(|i| (i * 37 + 11) as u8 & 0xfb);
         let probe = |isa: Isa| {
-            let (mut out, mut low) = ([[0.0; 16]; 15], [0; 16]);
+            let (mut out, mut low) = ([[0.0; 16]; 16], [0; 16]);
             // SAFETY: the probe's pointers come from references to whole arrays.
             unsafe {
                 isa.run(Probe { a: &a, b: &b, bytes: &bytes, out: &mut out });

@@ -103,6 +103,12 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::convert(from, f32::from) }
+    }
+
+    #[inline(always)]
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self {
         // SAFETY: the caller's.
         unsafe { Self::convert(from, |quad| f32::from(quad[nibble % 4] >> (nibble / 4 * 4) & 15)) }
