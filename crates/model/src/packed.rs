@@ -16,7 +16,7 @@
 //! the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in sequence, so that one
 //! output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows. Nothing grows: each
 //! weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of 6. All of it is read in
-order: with a group's scales together at its start, decoding ran at a third of the bandwidth.
+//! order: with a group's scales together at its start, decoding ran at a third of the bandwidth.
 
 use std::sync::Arc;
 
