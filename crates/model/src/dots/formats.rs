@@ -1,0 +1,245 @@
+//! What stands in a packed block, for products of bytes.
+
+use galerne_checkpoint::Dtype;
+
+use crate::packed::{Layout, PANEL, QUAD};
+use crate::simd::Dots;
+
+/// The scales of one vector of outputs of a block.
+#[derive(Clone, Copy)]
+pub(super) struct At<V> {
+    /// The group's d and −dmin, if the format has groups.
+    pub(super) shared: [V; 2],
+    pub(super) header: *const u8,
+    pub(super) lane: usize,
+}
+
+impl<V: Dots> At<V> {
+    /// The `at`-th byte of every output in the header of a block of a K-quant.
+    ///
+    /// # Safety
+    /// The header holds so many.
+    #[inline(always)]
+    unsafe fn part(self, at: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_bytes(self.header.cast::<i8>().add(at * PANEL + self.lane)) }
+    }
+}
+
+/// The `at`-th f16 of outputs `lane …`.
+///
+/// # Safety
+/// `from` holds so many for 32 outputs.
+#[inline(always)]
+unsafe fn f16s<V: Dots>(from: *const u8, at: usize, lane: usize) -> V {
+    // SAFETY: the caller's.
+    unsafe { V::load_f16(from.cast::<u16>().add(at * PANEL + lane)) }
+}
+
+/// How a packed block is multiplied.
+///
+/// # Safety
+/// As [`Dots`].
+pub(super) trait Format {
+    const LAYOUT: Layout;
+    /// Parts of a block with a scale of their own.
+    const PARTS: usize = 1;
+    /// Whether there are offsets, of whole blocks.
+    const OFFSET: bool = false;
+    type Sums<V: Dots>: Copy;
+
+    /// The sum of a part whose activations sum to `sum`, before any product.
+    unsafe fn begin<V: Dots>(sum: i32) -> Self::Sums<V>;
+    /// The `quad`-th quad of a block; `first` is its first.
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
+    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
+    unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
+    /// A group's d and −dmin for outputs `lane …`.
+    #[inline(always)]
+    unsafe fn shared<V: Dots>(_group: *const u8, _lane: usize) -> [V; 2] {
+        // SAFETY: moves no memory.
+        unsafe { [V::splat(0.0); 2] }
+    }
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { f16s(at.header, 0, at.lane) }
+    }
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+        // SAFETY: the caller's.
+        unsafe { f16s(at.header, 1, at.lane) }
+    }
+}
+
+pub(super) struct Q8_0;
+/// Nibbles minus ZERO.
+pub(super) struct Q4<const ZERO: i32>;
+pub(super) type Q4_0 = Q4<8>;
+pub(super) type Q4_1 = Q4<0>;
+pub(super) struct Q4K;
+pub(super) struct Q6K;
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
+    type Sums<V: Dots> = V::Bytes;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_begin(sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { V::load_quads(first.add(quad * PANEL)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Bytes, weights: V::Quads, x: i32) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::dot_bytes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Bytes) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_end(sums) }
+    }
+}
+
+/// # Safety
+/// As [`Format::quads`], in rows of nibbles.
+#[inline(always)]
+unsafe fn nibbles<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    // SAFETY: the caller's.
+    unsafe {
+        let quads = V::load_quads(first.add(quad / 2 * PANEL));
+        if quad.is_multiple_of(2) { V::low_halves(quads) } else { V::high_halves(quads) }
+    }
+}
+
+impl<const ZERO: i32> Format for Q4<ZERO> {
+    const LAYOUT: Layout = Layout::of(if ZERO == 0 { Dtype::Q4_1 } else { Dtype::Q4_0 });
+    const OFFSET: bool = ZERO == 0;
+    type Sums<V: Dots> = V::Nibbles;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_begin(-ZERO * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { nibbles::<V>(first, quad) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Nibbles, weights: V::Quads, x: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::dot_nibbles(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_end(sums) }
+    }
+}
+
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4K);
+    const OFFSET: bool = true;
+    type Sums<V: Dots> = V::Nibbles;
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(_sum: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_begin(0) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { nibbles::<V>(first, quad) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Nibbles, weights: V::Quads, x: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::dot_nibbles(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_end(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { [f16s(group, 0, lane), V::splat(0.0).sub(f16s(group, 1, lane))] }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.shared[0].mul(at.part(0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.shared[1].mul(at.part(1)) }
+    }
+}
+
+impl Format for Q6K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q6K);
+    const PARTS: usize = 2;
+    type Sums<V: Dots> = V::Sixes;
+
+    /// Weights are stored 32 higher.
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Sixes {
+        // SAFETY: the caller's.
+        unsafe { V::sixes_begin(-32 * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
+        unsafe {
+            let row = first.add(quad / QUAD * 3 * PANEL);
+            V::with_pairs(nibbles::<V>(row, quad % QUAD), V::load_quads(row.add(2 * PANEL)), quad % QUAD)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<V: Dots>(sums: V::Sixes, weights: V::Quads, x: i32) -> V::Sixes {
+        // SAFETY: the caller's.
+        unsafe { V::dot_sixes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::sixes_end(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { [f16s(group, 0, lane), V::splat(0.0)] }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At<V>, part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { at.shared[0].mul(at.part(part)) }
+    }
+}
