@@ -54,7 +54,8 @@ unit: ## unit, integration and process-level tests (needs `make build` first)
 
 bench: ## all-reduce latency; prefill and decode speed
 	cargo run --release -p galerne-collective --example latency
-	cargo run --release -p galerne-model --example speed -- "$(MODEL)" 2
+	cargo run --release -p galerne-model --example speed -- "$(MODEL)" f32
+	cargo run --release -p galerne-model --example speed -- "$(MODEL)" int8
 
 fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS each, guided by coverage
 	@.ci/setup build

@@ -126,9 +126,9 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "S")]
     pub(crate) virtual_shards: Option<usize>,
     /// How products are computed (part of the numerics, the same on all hosts of a group): `f32`, the reference; `int8`,
-    /// quantized weights by activations rounded to bytes, which is faster and less exact; `auto`, `int8` if any of the
-    /// model's weights are quantized.
-    #[arg(long, default_value = "f32", value_name = "HOW", value_parser = compute)]
+    /// quantized weights by activations rounded to bytes, which is faster and less exact; `auto`, `int8` for models of half a
+    /// billion weights and more that are quantized.
+    #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
     pub(crate) compute: ComputeChoice,
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -32,11 +32,20 @@ pub struct Weights {
     pub(crate) final_norm: Vec<f32>,
 }
 
-/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized.
+/// Weights of a model from which on activations of eight bits suit it. Smaller ones feel the rounding (SmolLM2-135M forgets the
+/// capital of France, as it does in llama.cpp), and are quick enough without.
+const INT8_WEIGHTS_MIN: usize = 500_000_000;
+
+/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized and there are
+/// half a billion of them.
 pub fn compute_for(checkpoint: &Checkpoint) -> Compute {
-    let mut weights = Weight::all(checkpoint.config());
-    let quantized = weights.any(|weight| checkpoint.tensor(weight).dtype.is_quantized());
-    if quantized { Compute::Int8 } else { Compute::F32 }
+    let tensors: Vec<_> = Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight)).collect();
+    let weights = tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
+    compute_of(weights, tensors.iter().any(|tensor| tensor.dtype.is_quantized()))
+}
+
+fn compute_of(weights: usize, quantized: bool) -> Compute {
+    if quantized && weights >= INT8_WEIGHTS_MIN { Compute::Int8 } else { Compute::F32 }
 }
 
 /// One layer's share. Matrices that all tokens' full rows go into hold the rank's outputs; `o` and `down`, whose
@@ -342,4 +351,16 @@ fn matrices(parts: &[Part], memory: &Arc<Buffer<u8>>) -> Vec<Vec<Packed>> {
         matrix
     };
     parts.iter().map(|part| part.shapes().map(&mut matrix).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_large_models_of_quantized_weights_are_computed_in_bytes() {
+        assert_eq!(compute_of(7_248_023_552, true), Compute::Int8);
+        assert_eq!(compute_of(7_248_023_552, false), Compute::F32);
+        assert_eq!(compute_of(134_515_008, true), Compute::F32);
+    }
 }

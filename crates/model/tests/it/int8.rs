@@ -59,7 +59,7 @@ fn every_quantized_format_is_near_the_reference() {
         let path = folder.path().join("tiny.gguf");
         model.write_gguf(&path, dtype);
         let checkpoint = Checkpoint::open(&path).unwrap();
-        assert_eq!(compute_for(&checkpoint), Compute::Int8);
+        assert_eq!(compute_for(&checkpoint), Compute::F32, "it is small");
         let prompt: Vec<u32> = (0..40).map(|i| i * 31 % 100).collect();
         check(&checkpoint, &prompt, error_max, &dtype.to_string());
     }
