@@ -8,8 +8,8 @@ pub(crate) const SUPER_ELEMS: usize = 256;
 const PART_ELEMS: usize = 16;
 const PARTS: usize = SUPER_ELEMS / PART_ELEMS;
 
-/// 256 elements of one row of a K-quant, ggml's formats whose scales are quantized too. Element `i`, of part `i / 16`, is
-/// `scale · scales[part] · quants[i] − offset · offsets[part]`.
+/// 256 elements of one row of a K-quant, ggml's formats whose scales are quantized too. Element `i`, of part `i / 16`,
+/// is `scale · scales[part] · quants[i] − offset · offsets[part]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SuperBlock {
     /// `d`.
@@ -34,8 +34,8 @@ impl SuperBlock {
         if dtype == Dtype::Q4K { Self::q4_k(bytes) } else { Self::q6_k(bytes) }
     }
 
-    /// f16 `d`, f16 `dmin`, 8 scales and 8 offsets of 6 bits in 12 bytes, 128 bytes of nibbles: byte `32 j + i` holds element
-    /// `64 j + i` in its low half and `64 j + 32 + i` in its high.
+    /// f16 `d`, f16 `dmin`, 8 scales and 8 offsets of 6 bits in 12 bytes, 128 bytes of nibbles: byte `32 j + i` holds
+    /// element `64 j + i` in its low half and `64 j + 32 + i` in its high.
     fn q4_k(bytes: &[u8]) -> Self {
         let (packed, nibbles) = (&bytes[4..16], &bytes[16..]);
         let part = |part: usize| match part / 2 {

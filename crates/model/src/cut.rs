@@ -12,9 +12,9 @@ const UNIT: usize = 32;
 /// How a model falls on S virtual shards.
 ///
 /// Shard s owns KV head s and the query heads that read it; shards beyond the KV heads own none and add zeros.
-/// MLP columns and vocabulary rows (of embedding and head alike) are dealt in units of 32, MLP columns in whole blocks of the
-/// down projection's format, as evenly as possible; the last unit may be ragged and a shard may get none. All ranges are
-/// in elements of the whole model.
+/// MLP columns and vocabulary rows (of embedding and head alike) are dealt in units of 32, MLP columns in whole blocks of
+/// the down projection's format, as evenly as possible; the last unit may be ragged and a shard may get none. All ranges
+/// are in elements of the whole model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     shards: usize,

@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use galerne_checkpoint::Dtype;
 
-use self::formats::{At, Format, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
+use self::formats::{At, Format, Products, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::linear::Strided;
 use crate::packed::{BLOCK, GROUP_BLOCKS, PANEL, Packed, QUAD};
 use crate::quants::Scale;
@@ -119,6 +119,9 @@ impl Tile {
     }
 }
 
+/// The integer sums of one vector of outputs.
+type Sums<F, V> = <<F as Format>::Products as Products>::Sums<V>;
+
 /// The micro-kernel: M tokens by the outputs of some panels.
 struct Tokens<F, const M: usize> {
     tile: Tile,
@@ -193,7 +196,7 @@ impl<F: Format, const M: usize> Tokens<F, M> {
                             let d = F::scale::<V>(at, part);
                             for m in 0..M {
                                 let (sum, scale) = (&mut sums[m][u][half], &scales[m]);
-                                *sum = F::end::<V>(inner[m][u][half])
+                                *sum = F::Products::end::<V>(inner[m][u][half])
                                     .mul_add(d.mul(V::splat(scale.scale)), *sum);
                             }
                             if F::OFFSET {
@@ -232,25 +235,28 @@ impl<F: Format, const M: usize> Tokens<F, M> {
         lanes: [usize; U],
         scales: &[Scale; M],
         part: usize,
-    ) -> [[[F::Sums<V>; 2]; U]; M] {
+    ) -> [[[Sums<F, V>; 2]; U]; M] {
         const QUADS_OF_BLOCK: usize = BLOCK / QUAD;
         // SAFETY: the caller's.
         unsafe {
-            let mut inner = [[[F::begin::<V>(0); 2]; U]; M];
+            let mut inner = [[[F::Products::begin::<V>(0); 2]; U]; M];
             for m in 0..M {
                 let sum = if F::PARTS == 1 { scales[m].sum() } else { scales[m].sums[part] };
-                inner[m] = [[F::begin::<V>(sum); 2]; U];
+                inner[m] = [[F::Products::begin::<V>(sum); 2]; U];
             }
             for quad in 0..QUADS_OF_BLOCK / F::PARTS {
                 let quad = part * (QUADS_OF_BLOCK / F::PARTS) + quad;
                 for u in 0..U {
                     let quads = from[u].add(F::LAYOUT.header).cast::<[u8; QUAD]>().add(lanes[u]);
-                    let weights = [F::quads::<V>(quads, quad), F::quads::<V>(quads.add(PANEL / 2), quad)];
+                    let weights = [
+                        F::Products::quads::<V>(quads, quad),
+                        F::Products::quads::<V>(quads.add(PANEL / 2), quad),
+                    ];
                     for (m, inner) in inner.iter_mut().enumerate() {
                         let x =
                             values.start.add(m * values.stride + quad * QUAD).cast::<i32>().read_unaligned();
-                        inner[u][0] = F::dot::<V>(inner[u][0], weights[0], x);
-                        inner[u][1] = F::dot::<V>(inner[u][1], weights[1], x);
+                        inner[u][0] = F::Products::dot::<V>(inner[u][0], weights[0], x);
+                        inner[u][1] = F::Products::dot::<V>(inner[u][1], weights[1], x);
                     }
                 }
             }

@@ -12,11 +12,11 @@
 //!   Q6_K             [f16 d of 0 … 31]   8 × (2 × [i8 scale of 0 … 31]   2 × 3 × [4 bytes of output 0, … 31])
 //! ```
 //! Four inputs of one output stand together as the dot products of bytes want them; byte j of a Q4 row holds input j
-//! in its low half and input j + 4 in its high half. A row of Q6_K is two such rows of low halves and a third, whose byte j holds
-//! the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in sequence, so that one
-//! output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows. Nothing grows: each
-//! weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of 6. All of it is read in
-//! order: with a group's scales together at its start, decoding ran at a third of the bandwidth.
+//! in its low half and input j + 4 in its high half. A row of Q6_K is two such rows of low halves and a third, whose
+//! byte j holds the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in
+//! sequence, so that one output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows.
+//! Nothing grows: each weight takes the bits that it had in the file, but for Q4_K's scales, which have 8 bits instead of
+//! 6. All of it is read in order: with a group's scales together at its start, decoding ran at a third of the bandwidth.
 
 use std::sync::Arc;
 

@@ -32,8 +32,8 @@ pub struct Weights {
     pub(crate) final_norm: Vec<f32>,
 }
 
-/// Weights of a model from which on activations of eight bits suit it. Smaller ones feel the rounding (SmolLM2-135M forgets the
-/// capital of France, as it does in llama.cpp), and are quick enough without.
+/// Weights of a model from which on activations of eight bits suit it. Smaller ones feel the rounding (SmolLM2-135M
+/// forgets the capital of France, as it does in llama.cpp), and are quick enough without.
 const INT8_WEIGHTS_MIN: usize = 500_000_000;
 
 /// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized and there are

@@ -36,16 +36,11 @@ unsafe fn f16s<V: Dots>(from: *const u8, at: usize, lane: usize) -> V {
     unsafe { V::load_f16(from.cast::<u16>().add(at * PANEL + lane)) }
 }
 
-/// How a packed block is multiplied.
+/// How bytes of weights are multiplied, whatever they are scaled by.
 ///
 /// # Safety
 /// As [`Dots`].
-pub(super) trait Format {
-    const LAYOUT: Layout;
-    /// Parts of a block with a scale of their own.
-    const PARTS: usize = 1;
-    /// Whether there are offsets, of whole blocks.
-    const OFFSET: bool = false;
+pub(super) trait Products {
     type Sums<V: Dots>: Copy;
 
     /// The sum of a part whose activations sum to `sum`, before any product.
@@ -54,34 +49,16 @@ pub(super) trait Format {
     unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
     unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
     unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
-    /// A group's d and −dmin for outputs `lane …`.
-    #[inline(always)]
-    unsafe fn shared<V: Dots>(_group: *const u8, _lane: usize) -> [V; 2] {
-        // SAFETY: moves no memory.
-        unsafe { [V::splat(0.0); 2] }
-    }
-    #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
-        // SAFETY: the caller's.
-        unsafe { f16s(at.header, 0, at.lane) }
-    }
-    #[inline(always)]
-    unsafe fn offset<V: Dots>(at: At<V>) -> V {
-        // SAFETY: the caller's.
-        unsafe { f16s(at.header, 1, at.lane) }
-    }
 }
 
-pub(super) struct Q8_0;
+/// Signed bytes.
+pub(super) struct Bytes;
 /// Nibbles minus ZERO.
-pub(super) struct Q4<const ZERO: i32>;
-pub(super) type Q4_0 = Q4<8>;
-pub(super) type Q4_1 = Q4<0>;
-pub(super) struct Q4K;
-pub(super) struct Q6K;
+pub(super) struct Nibbles<const ZERO: i32>;
+/// Six bits, which are stored 32 higher.
+pub(super) struct Sixes;
 
-impl Format for Q8_0 {
-    const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
+impl Products for Bytes {
     type Sums<V: Dots> = V::Bytes;
 
     #[inline(always)]
@@ -109,20 +86,7 @@ impl Format for Q8_0 {
     }
 }
 
-/// # Safety
-/// As [`Format::quads`], in rows of nibbles.
-#[inline(always)]
-unsafe fn nibbles<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
-    // SAFETY: the caller's.
-    unsafe {
-        let quads = V::load_quads(first.add(quad / 2 * PANEL));
-        if quad.is_multiple_of(2) { V::low_halves(quads) } else { V::high_halves(quads) }
-    }
-}
-
-impl<const ZERO: i32> Format for Q4<ZERO> {
-    const LAYOUT: Layout = Layout::of(if ZERO == 0 { Dtype::Q4_1 } else { Dtype::Q4_0 });
-    const OFFSET: bool = ZERO == 0;
+impl<const ZERO: i32> Products for Nibbles<ZERO> {
     type Sums<V: Dots> = V::Nibbles;
 
     #[inline(always)]
@@ -134,7 +98,10 @@ impl<const ZERO: i32> Format for Q4<ZERO> {
     #[inline(always)]
     unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's.
-        unsafe { nibbles::<V>(first, quad) }
+        unsafe {
+            let quads = V::load_quads(first.add(quad / 2 * PANEL));
+            if quad.is_multiple_of(2) { V::low_halves(quads) } else { V::high_halves(quads) }
+        }
     }
 
     #[inline(always)]
@@ -150,34 +117,96 @@ impl<const ZERO: i32> Format for Q4<ZERO> {
     }
 }
 
-impl Format for Q4K {
-    const LAYOUT: Layout = Layout::of(Dtype::Q4K);
-    const OFFSET: bool = true;
-    type Sums<V: Dots> = V::Nibbles;
+impl Products for Sixes {
+    type Sums<V: Dots> = V::Sixes;
 
     #[inline(always)]
-    unsafe fn begin<V: Dots>(_sum: i32) -> V::Nibbles {
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Sixes {
         // SAFETY: the caller's.
-        unsafe { V::nibbles_begin(0) }
+        unsafe { V::sixes_begin(-32 * sum) }
     }
 
     #[inline(always)]
     unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
-        // SAFETY: the caller's.
-        unsafe { nibbles::<V>(first, quad) }
+        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
+        unsafe {
+            let row = first.add(quad / QUAD * 3 * PANEL);
+            let low = Nibbles::<0>::quads::<V>(row, quad % QUAD);
+            V::with_pairs(low, V::load_quads(row.add(2 * PANEL)), quad % QUAD)
+        }
     }
 
     #[inline(always)]
-    unsafe fn dot<V: Dots>(sums: V::Nibbles, weights: V::Quads, x: i32) -> V::Nibbles {
+    unsafe fn dot<V: Dots>(sums: V::Sixes, weights: V::Quads, x: i32) -> V::Sixes {
         // SAFETY: the caller's.
-        unsafe { V::dot_nibbles(sums, weights, x) }
+        unsafe { V::dot_sixes(sums, weights, x) }
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
         // SAFETY: the caller's.
-        unsafe { V::nibbles_end(sums) }
+        unsafe { V::sixes_end(sums) }
     }
+}
+
+/// What a packed block holds, and how its products are scaled: by f16 in its header, if nothing else is said.
+///
+/// # Safety
+/// As [`Dots`].
+pub(super) trait Format {
+    const LAYOUT: Layout;
+    /// Parts of a block with a scale of their own.
+    const PARTS: usize = 1;
+    /// Whether there are offsets, of whole blocks.
+    const OFFSET: bool = false;
+    type Products: Products;
+
+    /// A group's d and −dmin for outputs `lane …`.
+    #[inline(always)]
+    unsafe fn shared<V: Dots>(_group: *const u8, _lane: usize) -> [V; 2] {
+        // SAFETY: moves no memory.
+        unsafe { [V::splat(0.0); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { f16s(at.header, 0, at.lane) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+        // SAFETY: the caller's.
+        unsafe { f16s(at.header, 1, at.lane) }
+    }
+}
+
+pub(super) struct Q8_0;
+pub(super) struct Q4_0;
+pub(super) struct Q4_1;
+pub(super) struct Q4K;
+pub(super) struct Q6K;
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q8_0);
+    type Products = Bytes;
+}
+
+impl Format for Q4_0 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4_0);
+    type Products = Nibbles<8>;
+}
+
+impl Format for Q4_1 {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4_1);
+    const OFFSET: bool = true;
+    type Products = Nibbles<0>;
+}
+
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::of(Dtype::Q4K);
+    const OFFSET: bool = true;
+    type Products = Nibbles<0>;
 
     #[inline(always)]
     unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
@@ -201,35 +230,7 @@ impl Format for Q4K {
 impl Format for Q6K {
     const LAYOUT: Layout = Layout::of(Dtype::Q6K);
     const PARTS: usize = 2;
-    type Sums<V: Dots> = V::Sixes;
-
-    /// Weights are stored 32 higher.
-    #[inline(always)]
-    unsafe fn begin<V: Dots>(sum: i32) -> V::Sixes {
-        // SAFETY: the caller's.
-        unsafe { V::sixes_begin(-32 * sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
-        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
-        unsafe {
-            let row = first.add(quad / QUAD * 3 * PANEL);
-            V::with_pairs(nibbles::<V>(row, quad % QUAD), V::load_quads(row.add(2 * PANEL)), quad % QUAD)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn dot<V: Dots>(sums: V::Sixes, weights: V::Quads, x: i32) -> V::Sixes {
-        // SAFETY: the caller's.
-        unsafe { V::dot_sixes(sums, weights, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
-        // SAFETY: the caller's.
-        unsafe { V::sixes_end(sums) }
-    }
+    type Products = Sixes;
 
     #[inline(always)]
     unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {

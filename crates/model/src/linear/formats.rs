@@ -8,12 +8,13 @@ use crate::simd::Vector;
 /// How packed values become f32, [`Packed`](crate::packed::Packed)'s layout.
 ///
 /// # Safety
-/// The functions read what a group shares and the header of a block, or the row that input `k` of a block is in, for outputs `lane …` and `lane + 16 …`.
+/// The functions read what a group shares and the header of a block, or the row that input `k` of a block is in, for
+/// outputs `lane …` and `lane + 16 …`.
 pub(super) trait Format {
     const LAYOUT: Layout;
 
-    /// `[d, d', m, m']` of the two vectors, as far as the format has them; in Q6_K `d, d'` of the one half of the inputs and of
-    /// the other.
+    /// `[d, d', m, m']` of the two vectors, as far as the format has them; in Q6_K `d, d'` of the one half of the inputs
+    /// and of the other.
     #[inline(always)]
     unsafe fn scales<V: Vector>(_group: *const u8, _header: *const u8, _lane: usize) -> [V; 4] {
         // SAFETY: moves no memory.

@@ -45,10 +45,7 @@ fn every_gguf_format_means_what_ggml_means() {
         for (heads, kv_heads, head_dim, tied) in [(4, 2, 16, false), (8, 4, 8, true)] {
             let config = Config { tied, ..config(heads, kv_heads, head_dim, 96, 100) };
             let model = Model::random(config, 1).rounded(dtype);
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("tiny.gguf");
-            model.write_gguf(&path, dtype);
-            let checkpoint = Checkpoint::open(&path).unwrap();
+            let (_folder, checkpoint) = model.gguf(dtype);
             check(&checkpoint, &model, (4, 2), None, &format!("{dtype}, head_dim {head_dim}"));
         }
     }
@@ -62,10 +59,7 @@ fn super_blocks_mean_what_ggml_means() {
         for (kv_heads, head_dim, intermediate, tied) in [(2, 128, 1024, false), (4, 64, 1280, true)] {
             let config = Config { hidden: 256, tied, ..config(4, kv_heads, head_dim, intermediate, 100) };
             let model = Model::random(config, 1).rounded(dtype);
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("tiny.gguf");
-            model.write_gguf(&path, dtype);
-            let checkpoint = Checkpoint::open(&path).unwrap();
+            let (_folder, checkpoint) = model.gguf(dtype);
             check(&checkpoint, &model, (4, 2), None, &format!("{dtype}, head_dim {head_dim}"));
             let elements = Weight::all(checkpoint.config()).map(|weight| weight.shape(checkpoint.config()));
             let elements = elements.map(|(rows, cols)| rows * cols).sum::<usize>();

@@ -1,12 +1,12 @@
 //! Products of bytes against the reference path: how far activations of eight bits move the logits.
 
-use galerne_checkpoint::{Checkpoint, Config, Dtype};
+use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Options, WindowChoice, compute_for};
 use galerne_types::Compute;
 
 use crate::golden::Golden;
 use crate::smollm2;
-use crate::support::files::{Model, config};
+use crate::support::files::{Model, config, in_whole_blocks};
 use crate::support::group::{Drawn, options, run, solo};
 use crate::support::script::{greedy, known, steps};
 
@@ -48,17 +48,10 @@ fn check(checkpoint: &Checkpoint, prompt: &[u32], error_max: f32, what: &str) {
 fn every_quantized_format_is_near_the_reference() {
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4K, Dtype::Q6K] {
         let config = config(4, 2, 16, 96, 100);
-        let (config, error_max) = match dtype {
-            Dtype::Q4K | Dtype::Q6K => {
-                (Config { hidden: 256, head_dim: 128, intermediate: 1024, ..config }, WIDE_ERROR_MAX)
-            }
-            _ => (config, ERROR_MAX),
-        };
+        let config = in_whole_blocks(config, dtype);
+        let error_max = if dtype.is_k_quant() { WIDE_ERROR_MAX } else { ERROR_MAX };
         let model = Model::random(config, 1).rounded(dtype);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tiny.gguf");
-        model.write_gguf(&path, dtype);
-        let checkpoint = Checkpoint::open(&path).unwrap();
+        let (_folder, checkpoint) = model.gguf(dtype);
         assert_eq!(compute_for(&checkpoint), Compute::F32, "it is small");
         let prompt: Vec<u32> = (0..40).map(|i| i * 31 % 100).collect();
         check(&checkpoint, &prompt, error_max, &dtype.to_string());

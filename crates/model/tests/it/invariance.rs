@@ -1,25 +1,15 @@
 //! The same bits, however the work is cut.
 
-use galerne_checkpoint::{Checkpoint, Config, Dtype};
+use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
 use galerne_types::{Compute, Epoch, Input, Slice, Step};
 
-use crate::support::files::{Model, Noise, config};
+use crate::support::files::{Model, Noise, config, in_whole_blocks};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
 use crate::support::script::{greedy, known, ring, sequence, sharing, sliding, steps};
 
 fn checkpoint(dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
-    let config = config(8, 4, 16, 160, 300);
-    let config = match dtype {
-        Dtype::Q4K | Dtype::Q6K => Config { hidden: 256, head_dim: 128, intermediate: 1024, ..config },
-        _ => config,
-    };
-    let model = Model::random(config, 3);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.gguf");
-    model.write_gguf(&path, dtype);
-    let checkpoint = Checkpoint::open(&path).unwrap();
-    (folder, checkpoint)
+    Model::random(in_whole_blocks(config(8, 4, 16, 160, 300), dtype), 3).gguf(dtype)
 }
 
 fn prompt(count: usize, seed: u64) -> Vec<u32> {

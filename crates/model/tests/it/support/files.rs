@@ -58,7 +58,24 @@ pub(crate) fn config(
     }
 }
 
+/// `config`, with widths that are whole blocks of `dtype` in each of four shards.
+pub(crate) fn in_whole_blocks(config: Config, dtype: Dtype) -> Config {
+    match dtype {
+        Dtype::Q4K | Dtype::Q6K => Config { hidden: 256, head_dim: 128, intermediate: 1024, ..config },
+        _ => config,
+    }
+}
+
 impl Model {
+    /// The model as a GGUF file, opened; it is there as long as the folder.
+    pub(crate) fn gguf(&self, dtype: Dtype) -> (tempfile::TempDir, Checkpoint) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiny.gguf");
+        self.write_gguf(&path, dtype);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        (folder, checkpoint)
+    }
+
     /// Random weights, large enough for every part to show in the logits.
     pub(crate) fn random(config: Config, seed: u64) -> Self {
         let mut noise = Noise(seed);
