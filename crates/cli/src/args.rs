@@ -155,6 +155,10 @@ pub(crate) struct EngineArgs {
     /// Compute every prompt whole, and keep nothing of one for those that begin alike.
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
+    /// Run no answer ahead. By default one that repeats what it has read or said is, while few answers are under way: it gets
+    /// the same tokens, sooner.
+    #[arg(long)]
+    pub(crate) no_speculation: bool,
     /// Run no model: each step takes as long as this law says, and tokens are drawn by lot. For trying routers, groups
     /// and operators at scale; e.g. `step_ns=5000000,token_ns=20000`.
     #[arg(long, value_name = "LAW")]
@@ -223,6 +227,7 @@ impl EngineArgs {
             step_tokens_max: self.step_tokens_max,
             waiting_requests_max: self.waiting_requests_max,
             prefix_cache: !self.no_prefix_cache,
+            speculation: !self.no_speculation,
             itl_target_ms: self.itl_target_ms,
             rehearse: self.rehearse,
         }

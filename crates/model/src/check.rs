@@ -1,6 +1,6 @@
 //! Whether a step can be run: steps come over the wire, and a rank must survive any of them.
 
-use galerne_types::limits::{KV_BLOCK_TOKENS, TOP_LOGPROBS_MAX};
+use galerne_types::limits::{DRAFT_TOKENS_MAX, KV_BLOCK_TOKENS, TOP_LOGPROBS_MAX};
 use galerne_types::{BlockId, Input, Score, Slice, Step, TokenId};
 
 use crate::error::ModelError;
@@ -38,8 +38,8 @@ pub(crate) struct Place {
     pub(crate) position: usize,
     /// Index of its slice in the step.
     pub(crate) slice: usize,
-    /// Its logits are to be drawn from.
-    pub(crate) draw: bool,
+    /// Its logits are to be drawn from: for the token that stands so many behind the slice's first draw.
+    pub(crate) draw: Option<u32>,
 }
 
 /// The tokens of a step in order, written to `places`; `last` holds each slot's last drawn token.
@@ -78,16 +78,18 @@ pub(crate) fn place(
                 &drawn
             }
         };
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= bounds.vocab) {
+        let all = tokens.iter().chain(slice.draft());
+        if let Some(token) = all.clone().find(|token| **token as usize >= bounds.vocab) {
             return Err(in_slice(format!("token {token} is beyond the vocabulary of {}", bounds.vocab)));
         }
+        check_draft(slice).map_err(in_slice)?;
         check_history(slice, bounds).map_err(in_slice)?;
         check_score(slice, bounds).map_err(in_slice)?;
-        places.extend(tokens.iter().enumerate().map(|(offset, token)| Place {
+        places.extend(all.enumerate().map(|(offset, token)| Place {
             token: *token,
             position: slice.start as usize + offset,
             slice: index,
-            draw: slice.draw.is_some() && offset + 1 == tokens.len(),
+            draw: slice.draw.as_ref().and((offset + 1).checked_sub(tokens.len())).map(|ahead| ahead as u32),
         }));
     }
     written.sort_unstable();
@@ -109,9 +111,9 @@ fn check_slot(slice: &Slice, bounds: &Bounds, seen: &mut [bool]) -> Result<(), S
 }
 
 fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
-    let tokens = slice.input.len();
+    let tokens = slice.tokens();
     let end = slice.start as usize + tokens;
-    if tokens == 0 {
+    if slice.input.len() == 0 {
         return Err("it has no tokens".to_owned());
     }
     if end > bounds.positions_max {
@@ -132,6 +134,19 @@ fn check_blocks(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
     match slice.blocks.iter().find(foreign) {
         Some(block) => Err(format!("KV block {block} is beyond the {} blocks", bounds.kv_blocks)),
         None => Ok(()),
+    }
+}
+
+/// Whether its draft comes true is seen from its logits alone.
+fn check_draft(slice: &Slice) -> Result<(), String> {
+    let Some(draw) = slice.draw.as_ref().filter(|draw| !draw.draft.is_empty()) else { return Ok(()) };
+    if draw.draft.len() > DRAFT_TOKENS_MAX {
+        let tokens = draw.draft.len();
+        return Err(format!("a draft of {tokens} tokens, but at most {DRAFT_TOKENS_MAX} are run ahead"));
+    }
+    match draw.sampling.looks_back() || !draw.banned.is_empty() || draw.grammar.is_some() {
+        true => Err("a draft, but what may be drawn depends on the tokens before".to_owned()),
+        false => Ok(()),
     }
 }
 
@@ -173,7 +188,7 @@ fn check_score(slice: &Slice, bounds: &Bounds) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Draw, Epoch, History, Sampling};
+    use galerne_types::{Draw, Epoch, History, RequestId, Sampling};
 
     use super::*;
 
@@ -211,9 +226,15 @@ mod tests {
         let drawing = Slice { draw: Some(draw), ..slice(0, 31, 2, &[3, 4]) };
         let last = Slice { input: Input::Last, ..slice(1, 0, 1, &[7]) };
         let at = |token, position, slice, draw| Place { token, position, slice, draw };
+        let drafting = Draw { draft: vec![8, 9], ..Draw::new(Sampling::greedy(), 4) };
         assert_eq!(
             run(vec![drawing, last]),
-            Ok(vec![at(0, 31, 0, false), at(1, 32, 0, true), at(7, 0, 1, false)])
+            Ok(vec![at(0, 31, 0, None), at(1, 32, 0, Some(0)), at(7, 0, 1, None)])
+        );
+        let last = Slice { input: Input::Last, draw: Some(drafting), ..slice(1, 5, 1, &[7]) };
+        assert_eq!(
+            run(vec![last]),
+            Ok(vec![at(7, 5, 0, Some(0)), at(8, 6, 0, Some(1)), at(9, 7, 0, Some(2))])
         );
     }
 
@@ -245,6 +266,11 @@ mod tests {
             let score = Some(Score { top, targets: targets.to_vec() });
             Slice { score, ..slice(0, 0, 2, &[0]) }
         };
+        let drafting = |token, tokens, draw| {
+            let draw = Some(Draw { draft: vec![token; tokens], ..draw });
+            Slice { draw, ..slice(0, 0, 1, &[0]) }
+        };
+        let greedy = || Draw::new(Sampling::greedy(), 0);
         let foreign = Slice { input: Input::Tokens(vec![100]), ..slice(0, 0, 1, &[0]) };
         for (slices, expected) in [
             (vec![slice(0, 0, 65, &[0, 1, 2])], "65 tokens"),
@@ -264,6 +290,14 @@ mod tests {
             (vec![scoring(0, &[1; 3])], "3 tokens to score, but it has 2 positions"),
             (vec![scoring(21, &[1])], "21 likely tokens"),
             (vec![scoring(0, &[100])], "token 100 to score"),
+            (vec![drafting(1, 16, greedy())], "a draft of 16 tokens, but at most 15"),
+            (vec![Slice { start: 30, ..drafting(1, 2, greedy()) }], "33 positions need 2 KV blocks, not 1"),
+            (vec![drafting(100, 1, greedy())], "token 100 is beyond"),
+            (vec![drafting(1, 2, Draw { banned: vec![1], ..greedy() })], "depends on the tokens before"),
+            (
+                vec![drafting(1, 2, Draw { grammar: Some(RequestId(1)), ..greedy() })],
+                "depends on the tokens before",
+            ),
             (vec![looking_back(3, 100)], "token 100 of its history"),
         ] {
             let refusal = run(slices).unwrap_err();

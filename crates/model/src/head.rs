@@ -28,8 +28,8 @@ pub(crate) struct Wanted {
 /// What is wanted of a position's logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// Draw the slice's token from them.
-    Draw,
+    /// Draw from them the token that stands so many behind the slice's first draw.
+    Draw(u32),
     /// Tell this token's log probability.
     Score(TokenId),
 }
@@ -131,10 +131,13 @@ impl Head {
                 let Wanted { slice, want, .. } = round[index];
                 let slice = &slices[slice];
                 result[0] = match want {
-                    Want::Draw => slice.draw.as_ref().map(|draw| {
+                    Want::Draw(0) => slice.draw.as_ref().map(|draw| {
                         let past = how.pasts[slice.slot as usize].as_ref();
                         sampler::draw(row, draw, past, how.masks[index].as_deref())
                     }),
+                    Want::Draw(by) => {
+                        slice.draw.as_ref().map(|draw| sampler::draw(row, &draw.ahead(by), None, None))
+                    }
                     Want::Score(target) => {
                         slice.score.as_ref().map(|score| sampler::score(row, target, score.top))
                     }
@@ -143,7 +146,7 @@ impl Head {
         });
         if let Some(trace) = trace {
             for (Wanted { slice, want, .. }, row) in round.iter().zip(self.logits.chunks_exact(vocab)) {
-                if *want == Want::Draw {
+                if matches!(want, Want::Draw(_)) {
                     trace(Trace::Logits { slice: *slice, row });
                 }
             }

@@ -1,3 +1,4 @@
+use std::iter;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
@@ -189,7 +190,7 @@ impl Rank {
         place(step, &self.bounds, &self.last, &mut self.places)?;
         self.look_back(step)?;
         let (slices, collective) = (&step.slices, &mut *self.collective);
-        let draws = slices.iter().filter(|slice| slice.draw.is_some()).count();
+        let draws = self.places.iter().filter(|place| place.draw.is_some()).count();
         let (mut drawn, mut scored) = (Vec::with_capacity(draws), Vec::new());
         for tile in self.places.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
             self.forward.tile(&self.weights, slices, tile, collective, trace)?;
@@ -203,7 +204,7 @@ impl Rank {
                 let how = How { pasts: &self.pasts, masks: &masks };
                 let read = self.head.read(&self.weights, engine, slices, round, &how, trace);
                 for (Wanted { want, .. }, token) in round.iter().zip(read) {
-                    if *want == Want::Draw { drawn.push(token) } else { scored.push(token) }
+                    if let Want::Score(_) = want { scored.push(token) } else { drawn.push(token) }
                 }
             }
         }
@@ -257,20 +258,30 @@ impl Rank {
 
     /// Gives the tokens to their slices, and remembers the drawn ones by slot.
     fn sampled(&mut self, step: &Step, drawn: Vec<TokenOut>, scored: Vec<TokenOut>) -> Sampled {
-        let (mut drawn, mut scored) = (drawn.into_iter(), scored.into_iter());
+        let (mut drawn, mut scored, mut further) = (drawn.into_iter(), scored.into_iter(), Vec::new());
         let mut of_slice = |slice: &Slice| {
-            slice.draw.as_ref()?;
+            let Draw { draft, .. } = slice.draw.as_ref()?;
             let token = drawn.next()?;
-            self.last[slice.slot as usize] = Some(token.id);
+            let mut last = token.id;
             if let Some(past) = &mut self.pasts[slice.slot as usize] {
                 past.push(token.id);
             }
+            if !draft.is_empty() {
+                let mut ahead: Vec<TokenOut> = drawn.by_ref().take(draft.len()).collect();
+                let so_far = iter::once(token.id).chain(ahead.iter().map(|token| token.id));
+                // What was drawn behind a token that did not come true was drawn from what will not be.
+                let came_true = draft.iter().zip(so_far).take_while(|(believed, token)| *believed == token);
+                ahead.truncate(came_true.count());
+                last = ahead.last().map_or(last, |token| token.id);
+                further.push(ahead);
+            }
+            self.last[slice.slot as usize] = Some(last);
             Some(token)
         };
         let tokens = step.slices.iter().map(&mut of_slice).collect();
         let scores = step.slices.iter().filter_map(|slice| slice.score.as_ref());
         let scores = scores.map(|score| scored.by_ref().take(score.targets.len()).collect()).collect();
-        Sampled { tokens, scores: if self.collective.rank() == 0 { scores } else { Vec::new() } }
+        Sampled { tokens, further, scores: if self.collective.rank() == 0 { scores } else { Vec::new() } }
     }
 }
 
@@ -281,7 +292,7 @@ fn wanted(slices: &[Slice], tile: &[Place]) -> Vec<Wanted> {
         let Slice { start, score, .. } = &slices[slice];
         let target = score.as_ref().and_then(|score| score.targets.get(position - *start as usize));
         wanted.extend(target.map(|&target| Wanted { row, slice, want: Want::Score(target) }));
-        wanted.extend(draw.then_some(Wanted { row, slice, want: Want::Draw }));
+        wanted.extend(draw.map(|by| Wanted { row, slice, want: Want::Draw(by) }));
     }
     wanted
 }
@@ -293,7 +304,7 @@ fn masks_of(
     masks: &mut Masks<'_>,
 ) -> Result<Vec<Option<Mask>>, ModelError> {
     let mask = |&Wanted { slice, want, .. }: &Wanted| {
-        let draw = slices[slice].draw.as_ref().filter(|_| want == Want::Draw);
+        let draw = slices[slice].draw.as_ref().filter(|_| want == Want::Draw(0));
         let request = draw.and_then(|draw| draw.grammar);
         request.map(|request| masks(request).ok_or(ModelError::Mask { request })).transpose()
     };

@@ -35,7 +35,7 @@ fn request(id: u64, tenants: u64) -> Request {
 fn drawn(step: &Step) -> Sampled {
     let token = |_| TokenOut::unreported(9);
     let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(token)).collect();
-    Sampled { tokens, scores: Vec::new() }
+    Sampled { tokens, ..Sampled::default() }
 }
 
 /// Time of `plan` and `commit` of each step in which all slots decode, sorted.
@@ -51,6 +51,7 @@ fn measure(tenants: u64, window_tokens: Option<u32>, slots_short: bool) -> Vec<D
         vocab: 32_000,
         waiting_max: 2 * WAITING,
         prefix_cache: true,
+        speculation: true,
         itl_target: None,
     };
     let mut scheduler = Scheduler::new(Epoch(1), limits);

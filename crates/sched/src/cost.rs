@@ -65,9 +65,10 @@ impl Cost {
     /// How long `step` takes; never longer than some 500 years.
     pub fn predict(&self, step: &Step) -> Duration {
         let of_slice = |slice: &Slice| {
-            let tokens = slice.input.len() as u64;
+            let tokens = slice.tokens() as u64;
             let scored = slice.score.as_ref().map_or(0, |score| score.targets.len() as u64);
-            let logits = u64::from(slice.draw.is_some()) + scored;
+            let drawn = slice.draw.as_ref().map_or(0, |draw| 1 + draw.draft.len() as u64);
+            let logits = drawn + scored;
             [
                 tokens.saturating_mul(self.token_ns),
                 self.keys(slice.start.into(), tokens).saturating_mul(self.key_ns),

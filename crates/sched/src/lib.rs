@@ -10,6 +10,7 @@ mod blocks;
 mod chain;
 mod check;
 mod cost;
+mod draft;
 mod pace;
 mod scheduler;
 mod sequence;

@@ -28,7 +28,7 @@ impl Pace {
     pub(crate) fn learn(&mut self, step: &Step, took: Duration) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let prompts = step.slices.iter().filter(|slice| slice.input != Input::Last);
-        let prompt_tokens: u64 = prompts.map(|slice| slice.input.len() as u64).sum();
+        let prompt_tokens: u64 = prompts.map(|slice| slice.tokens() as u64).sum();
         let answers = step.slices.iter().any(|slice| slice.input == Input::Last);
         if prompt_tokens == 0 {
             self.answers_ns = follow(self.answers_ns, took_ns);

@@ -2,18 +2,20 @@
 
 mod preemption;
 mod prefixes;
+mod speculation;
 
 use std::time::Duration;
 
 use galerne_types::limits::{KV_BLOCK_TOKENS, STEP_TRACES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{
-    Draw, Epoch, Event, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
+    Epoch, Event, Input, Refusal, Request, RequestId, Sampled, Slice, Step, TenantId, TokenOut,
 };
 
 pub(crate) use self::prefixes::Prefix;
 use self::prefixes::looked_up_tokens;
 use crate::blocks::BlockPool;
 use crate::check::check;
+use crate::draft::Worth;
 use crate::pace::Pace;
 use crate::sequence::{Sequence, blocks_needed};
 use crate::tenants::{Held, Tenants};
@@ -41,6 +43,8 @@ pub struct Limits {
     pub waiting_max: usize,
     /// Whether KV blocks are kept for prompts to come.
     pub prefix_cache: bool,
+    /// Whether answers are run ahead where they seem to repeat something.
+    pub speculation: bool,
     /// How long a step with answers under way may take, as far as prompts make it longer.
     pub itl_target: Option<Duration>,
 }
@@ -115,9 +119,13 @@ pub struct Load {
 /// **Prefixes** (`prefixes`): full blocks are found again by what stands in them and before them, within a tenant. Who
 /// begins as another did holds the same blocks, and runs what is left of its prompt, at least its last token.
 ///
+/// **Speculation** (`draft`): while few answers run and no prompts, an answer whose end has stood before is run ahead by what
+/// followed there, as far as that is worth its time. What does not come true is planned again.
+///
 /// **Planning overlaps execution**: up to [`STEPS_IN_FLIGHT_MAX`] steps may be planned and not yet committed. A
 /// request that turns out to have ended in one step may then stand in the next one too; that draw is ignored, and
-/// its slot and blocks are free once no uncommitted step holds them.
+/// its slot and blocks are free once no uncommitted step holds them. Where answers stand after a step with drafts
+/// is known once it is committed, so no other is planned before.
 #[derive(Debug)]
 pub struct Scheduler {
     epoch: Epoch,
@@ -134,6 +142,9 @@ pub struct Scheduler {
     preempted_since: Vec<RequestId>,
     pool: BlockPool,
     pace: Pace,
+    worth: Worth,
+    /// The last step has drafts, and is not committed.
+    drafting: bool,
     /// Blocks that the running sequences may hold at once, those counted several times that they share.
     reserved: u32,
 }
@@ -161,6 +172,8 @@ impl Scheduler {
             preempted_since: Vec::new(),
             pool: BlockPool::new(kv_blocks),
             pace: Pace::default(),
+            worth: Worth::default(),
+            drafting: false,
             reserved: 0,
             limits,
         }
@@ -199,7 +212,7 @@ impl Scheduler {
 
     /// The next step to run; `None` when there is nothing to run before a step is committed or a request comes.
     pub fn plan(&mut self) -> Option<Step> {
-        if self.steps_planned - self.steps_committed == STEPS_IN_FLIGHT_MAX as u64 {
+        if self.drafting || self.steps_planned - self.steps_committed == STEPS_IN_FLIGHT_MAX as u64 {
             return None;
         }
         self.tenants.begin_step(self.steps_planned + 1);
@@ -224,15 +237,22 @@ impl Scheduler {
         assert_eq!(step.slices.len(), sampled.tokens.len(), "one entry for each slice");
         let scored = step.slices.iter().filter(|slice| slice.score.is_some()).count();
         assert_eq!(scored, sampled.scores.len(), "one entry for each slice that asks for scores");
+        let drafts = step.slices.iter().filter(|slice| !slice.draft().is_empty()).count();
+        assert_eq!(drafts, sampled.further.len(), "one entry for each slice with a draft");
         self.steps_committed = step.number;
+        self.drafting &= drafts == 0;
         let mut events = Vec::new();
-        let mut scores = sampled.scores.iter();
+        let (mut scores, mut further) = (sampled.scores.iter(), sampled.further.iter());
         for (slice, token) in step.slices.iter().zip(&sampled.tokens) {
             if let Some(scores) = slice.score.as_ref().and_then(|_| scores.next()) {
                 self.commit_scores(slice, scores, &mut events);
             }
             match (&slice.draw, token) {
-                (Some(draw), Some(token)) => self.commit_draw(slice.slot, draw, token, &mut events),
+                (Some(draw), Some(token)) => {
+                    let further = if draw.draft.is_empty() { None } else { further.next() };
+                    let further = further.map_or(&[][..], Vec::as_slice);
+                    self.commit_draws(slice.slot, draw, (token, further), &mut events);
+                }
                 (None, None) => {}
                 _ => panic!("a token comes where one was to be drawn, and only there"),
             }
@@ -244,7 +264,13 @@ impl Scheduler {
 
     /// Tells how long the ranks were at a step: from the end of the one before it, or from its own planning if there was none.
     pub fn took(&mut self, step: &Step, time: Duration) {
-        self.pace.learn(step, time);
+        let answers = step.slices.iter().all(|slice| slice.input == Input::Last);
+        if answers && self.limits.speculation {
+            self.worth.took(step, time);
+        }
+        if step.slices.iter().all(|slice| slice.draft().is_empty()) {
+            self.pace.learn(step, time);
+        }
     }
 
     /// The requests that [`plan`](Self::plan) has admitted for the first time since this was last called, in order; for
@@ -330,12 +356,15 @@ impl Scheduler {
 
     fn plan_slices(&mut self) -> Vec<Slice> {
         let mut slices = Vec::with_capacity(self.admitted.len());
+        let mut drafts = self.drafts().into_iter();
         for &slot in &self.admitted {
             let sequence = occupied(&mut self.slots, slot);
             if sequence.decodes() {
+                let draft_tokens = drafts.next().unwrap_or(0);
                 self.tenants.serve_answer(sequence.request.tenant);
-                sequence.slide(1, &self.limits, &mut self.pool);
-                slices.push(sequence.plan_decode(slot));
+                sequence.slide(1 + draft_tokens as u32, &self.limits, &mut self.pool);
+                slices.push(sequence.plan_decode(slot, draft_tokens));
+                self.drafting |= draft_tokens > 0;
             }
         }
         self.plan_prompts(&mut slices);
@@ -391,22 +420,6 @@ impl Scheduler {
         if !sequence.ended {
             let (request, position) = (sequence.request.id, slice.start + 1);
             events.push(Event::Scored { request, position, scores: scores.to_vec() });
-        }
-    }
-
-    fn commit_draw(&mut self, slot: u32, draw: &Draw, token: &TokenOut, events: &mut Vec<Event>) {
-        let sequence = occupied(&mut self.slots, slot);
-        if sequence.ended {
-            return;
-        }
-        let request = sequence.request.id;
-        events.push(Event::Token { request, index: draw.index, token: token.clone() });
-        if let Some(reason) = sequence.commit_draw(draw.index, token.id) {
-            sequence.ended = true;
-            events.push(Event::Finished { request, reason });
-        }
-        if self.limits.prefix_cache {
-            sequence.name_blocks(&mut self.pool);
         }
     }
 

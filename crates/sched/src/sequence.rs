@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::limits::{DRAFT_TOKENS_MAX, KV_BLOCK_TOKENS, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Score, Slice, TokenId};
 
 use crate::blocks::BlockPool;
 use crate::chain::Chain;
+use crate::draft::{Offer, Proposal, Worth};
 use crate::scheduler::{Limits, Prefix};
 use crate::tenants::Arrived;
 
@@ -44,6 +45,8 @@ pub(crate) struct Sequence {
     index_committed: u32,
     /// One past the last index that it may draw.
     index_end: u32,
+    /// How the answer may go on, from the token at that index.
+    proposal: Option<(u32, Proposal)>,
 }
 
 /// One past the last index that `request` may draw: `max_tokens`, or where the context is full if that is sooner.
@@ -58,6 +61,9 @@ pub(crate) fn blocks_needed(request: &Request, limits: &Limits) -> u32 {
     let tokens = index_end(request, limits) - request.first_index;
     limits.kv_blocks_held(request.prompt.len() as u32 + tokens - 1)
 }
+
+/// Tokens that are looked up: a draft, and what is under way before it.
+const PROPOSED_TOKENS_MAX: u32 = (DRAFT_TOKENS_MAX + STEPS_IN_FLIGHT_MAX) as u32;
 
 fn blocks_of(positions: u32) -> u32 {
     positions.div_ceil(KV_BLOCK_TOKENS as u32)
@@ -90,6 +96,7 @@ impl Sequence {
             index_planned: request.first_index,
             index_committed: request.first_index,
             index_end: index_end(&request, limits),
+            proposal: None,
             request,
         }
     }
@@ -167,9 +174,9 @@ impl Sequence {
     pub(crate) fn plan_prefill(&mut self, slot: u32, tokens: u32) -> Slice {
         let chunk = self.positions_planned as usize..(self.positions_planned + tokens) as usize;
         let input = Input::Tokens(self.request.prompt[chunk.clone()].to_vec());
-        let draws = tokens == self.prompt_left();
+        let draw = (tokens == self.prompt_left()).then(|| self.plan_draw(Vec::new()));
         let score = self.score(chunk);
-        Slice { score, ..self.plan(slot, input, draws) }
+        Slice { score, ..self.plan(slot, input, draw) }
     }
 
     /// The prompt's tokens that follow those of `chunk`, if they are to be scored.
@@ -180,29 +187,58 @@ impl Sequence {
         score.filter(|score| !score.targets.is_empty())
     }
 
-    /// The next token of the answer. Ranks keep what a slot drew last, so it need not be known here yet.
-    pub(crate) fn plan_decode(&mut self, slot: u32) -> Slice {
-        self.plan(slot, Input::Last, true)
+    /// The next token of the answer, and behind it a draft of so many tokens of what was last offered. Ranks keep what a
+    /// slot drew last, so it need not be known here yet.
+    pub(crate) fn plan_decode(&mut self, slot: u32, draft_tokens: usize) -> Slice {
+        let draft = self.offer().map_or(Vec::new(), |Offer { proposal, under_way }| {
+            proposal.tokens()[under_way..][..draft_tokens].to_vec()
+        });
+        let draw = self.plan_draw(draft);
+        self.plan(slot, Input::Last, Some(draw))
     }
 
-    fn plan(&mut self, slot: u32, input: Input, draws: bool) -> Slice {
-        let start = self.positions_planned;
-        self.positions_planned += input.len() as u32;
+    /// Looks up how the answer may go on, if the next draw may have a draft and there is more than it left to draw.
+    pub(crate) fn propose(&mut self) {
+        let Request { prompt, sampling, stop_tokens, min_tokens, grammar, .. } = &self.request;
+        let banned = self.index_planned < *min_tokens && !stop_tokens.is_empty();
+        let alone = !sampling.looks_back() && !banned && grammar.is_none();
+        // The last index is left for the draw behind the draft.
+        let tokens = (self.index_end - self.index_committed).saturating_sub(1).min(PROPOSED_TOKENS_MAX);
+        let proposal = Proposal::look_up(prompt, &self.answer, tokens as usize).filter(|_| alone);
+        self.proposal = proposal.map(|proposal| (self.index_committed, proposal));
+    }
+
+    /// What was last looked up, if that was after the last token was committed.
+    pub(crate) fn offer(&self) -> Option<Offer<'_>> {
+        let (index, proposal) = self.proposal.as_ref().filter(|(index, _)| *index == self.index_committed)?;
+        Some(Offer { proposal, under_way: (self.index_planned - index) as usize })
+    }
+
+    /// So many tokens of its last draft did not come true: they are planned again.
+    pub(crate) fn take_back(&mut self, tokens: u32) {
+        self.positions_planned -= tokens;
+        self.index_planned -= tokens;
+    }
+
+    fn plan(&mut self, slot: u32, input: Input, draw: Option<Draw>) -> Slice {
+        let (start, first_block) = (self.positions_planned, self.first_block);
+        let mut slice = Slice { slot, start, input, first_block, blocks: Vec::new(), draw, score: None };
+        self.positions_planned += slice.tokens() as u32;
         self.steps_in_flight += 1;
-        let first_block = self.first_block;
-        let blocks = self.blocks[..(blocks_of(self.positions_planned) - first_block) as usize].to_vec();
-        Slice { slot, start, input, first_block, blocks, draw: draws.then(|| self.plan_draw()), score: None }
+        slice.blocks = self.blocks[..(blocks_of(self.positions_planned) - first_block) as usize].to_vec();
+        slice
     }
 
-    fn plan_draw(&mut self) -> Draw {
+    /// The next draw, and those behind it as if its draft came true.
+    fn plan_draw(&mut self, draft: Vec<TokenId>) -> Draw {
         let index = self.index_planned;
-        self.index_planned += 1;
+        self.index_planned += 1 + draft.len() as u32;
         let Request { id, sampling, stop_tokens, min_tokens, grammar, .. } = &self.request;
         let banned = if index < *min_tokens { stop_tokens.clone() } else { Vec::new() };
         let first = index == self.request.first_index;
         let history = (first && sampling.looks_back()).then(|| self.history());
         let grammar = grammar.is_some().then_some(*id);
-        Draw { sampling: sampling.clone(), index, banned, history, grammar }
+        Draw { sampling: sampling.clone(), index, banned, history, grammar, draft }
     }
 
     /// The prompt as the client sent it, and behind it what was generated before a replay.
@@ -216,8 +252,21 @@ impl Sequence {
     ///
     /// # Panics
     /// If `index` is not the one that is due.
-    pub(crate) fn commit_draw(&mut self, index: u32, token: TokenId) -> Option<FinishReason> {
+    pub(crate) fn commit_draw(
+        &mut self,
+        index: u32,
+        token: TokenId,
+        worth: &mut Worth,
+    ) -> Option<FinishReason> {
         assert_eq!(index, self.index_committed, "tokens of a request are committed in order");
+        if let Some((first, proposal)) = &self.proposal {
+            let at = (index - first) as usize;
+            let right = proposal.tokens().get(at).map(|&proposed| proposed == token);
+            if let Some(right) = right {
+                worth.learn(proposal, at, right);
+            }
+            self.proposal.take_if(|_| right != Some(true));
+        }
         self.index_committed += 1;
         self.answer.push(token);
         if self.request.stop_tokens.contains(&token) {

@@ -18,6 +18,7 @@ fn limits(machine: Machine) -> Limits {
         vocab: 100,
         waiting_max: 256,
         prefix_cache: false,
+        speculation: true,
         itl_target: None,
     }
 }
@@ -147,7 +148,7 @@ impl World {
         self.now_us = self.done_us;
         let token = |_| TokenOut::unreported(9);
         let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(token)).collect();
-        for event in self.scheduler.commit(&step, &Sampled { tokens, scores: Vec::new() }) {
+        for event in self.scheduler.commit(&step, &Sampled { tokens, ..Sampled::default() }) {
             match event {
                 Event::Token { request, .. } => {
                     let (tenant, submitted_us) = self.open.get_mut(&request).unwrap();

@@ -63,6 +63,7 @@ impl World {
             vocab: 100,
             waiting_max: 64,
             prefix_cache: false,
+            speculation: false,
             itl_target,
         };
         let mut world = Self {
@@ -88,7 +89,7 @@ impl World {
         self.scheduler.took(&step, took);
         let token = |_| TokenOut::unreported(9);
         let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(token)).collect();
-        let events = self.scheduler.commit(&step, &Sampled { tokens, scores: Vec::new() });
+        let events = self.scheduler.commit(&step, &Sampled { tokens, ..Sampled::default() });
         let ended = events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
         let answers = step.slices.iter().any(|slice| slice.input == Input::Last);
         let prompts = step.slices.iter().filter(|slice| slice.input != Input::Last);

@@ -1,11 +1,11 @@
 //! Prompts that begin as others did, against a rank that remembers what is written where: by examples, and in random
-//! schedules, in which every answer is the one that its request gets alone.
+//! schedules, in which every answer is the one that its request gets alone, also where it is run ahead.
 
 mod rank;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use galerne_sched::{Admitted, Limits, Scheduler};
+use galerne_sched::{Admitted, Cost, Limits, Scheduler};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{
     Epoch, Event, FinishReason, Input, Request, RequestId, Sampling, Step, TenantId, TokenId,
@@ -15,6 +15,10 @@ use proptest::test_runner::RngSeed;
 use rank::{Rank, VOCAB};
 
 const STOP: TokenId = 3;
+
+/// A step's weights take most of its time, so that drafts are worth theirs.
+const COST: Cost =
+    Cost { step_ns: 1_000_000, token_ns: 10_000, key_ns: 0, logits_ns: 0, window_tokens: None };
 
 fn limits() -> Limits {
     Limits {
@@ -26,6 +30,7 @@ fn limits() -> Limits {
         vocab: VOCAB,
         waiting_max: 8,
         prefix_cache: true,
+        speculation: true,
         itl_target: None,
     }
 }
@@ -61,6 +66,8 @@ struct Bench {
     admitted: BTreeMap<RequestId, Admitted>,
     /// Tokens of prompts that were run.
     prefilled: usize,
+    /// Tokens of drafts that were run, and those that came true.
+    drafted: (usize, usize),
 }
 
 impl Bench {
@@ -72,6 +79,7 @@ impl Bench {
             told: BTreeMap::new(),
             admitted: BTreeMap::new(),
             prefilled: 0,
+            drafted: (0, 0),
         }
     }
 
@@ -91,6 +99,9 @@ impl Bench {
     fn commit(&mut self) {
         let Some(step) = self.in_flight.pop_front() else { return };
         let sampled = self.rank.run(&step);
+        self.drafted.0 += step.slices.iter().map(|slice| slice.draft().len()).sum::<usize>();
+        self.drafted.1 += sampled.further.iter().map(Vec::len).sum::<usize>();
+        self.scheduler.took(&step, COST.predict(&step));
         for event in self.scheduler.commit(&step, &sampled) {
             match event {
                 Event::Token { request, index, token } => {
@@ -285,6 +296,16 @@ fn with_a_window_a_prompt_is_found_whose_beginning_is_gone() {
     bench.run(&Request { tenant: TenantId(1), ..request(1, prompt(33), 1) });
     assert_eq!(bench.run(&request(2, prompt(230), 1)), 224);
     assert_eq!(bench.run(&request(3, prompt(40), 1)), 0, "its first block made room for the other tenant's");
+}
+
+#[test]
+fn an_answer_that_repeats_itself_is_run_ahead_and_stays_the_same() {
+    let mut bench = Bench::new(&limits());
+    for id in 0..6 {
+        bench.run(&Request { stop_tokens: vec![8; (id % 3 == 2).into()], ..request(id, prompt(40), 150) });
+    }
+    let (run, true_ones) = bench.drafted;
+    assert!(true_ones > 100 && run > true_ones, "{true_ones} of {run} came true");
 }
 
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ fn limits() -> Limits {
         vocab: 100,
         waiting_max: 8,
         prefix_cache: true,
+        speculation: true,
         itl_target: None,
     }
 }
@@ -56,7 +57,8 @@ fn draws(step: &Step, token: TokenId) -> Sampled {
     let tokens = step.slices.iter().map(|slice| slice.draw.as_ref().map(|_| token.clone())).collect();
     let scores = step.slices.iter().filter_map(|slice| slice.score.as_ref());
     let told = |&id: &TokenId| TokenOut { logprob: -1.0, ..TokenOut::unreported(id) };
-    Sampled { tokens, scores: scores.map(|score| score.targets.iter().map(told).collect()).collect() }
+    let scores = scores.map(|score| score.targets.iter().map(told).collect()).collect();
+    Sampled { tokens, scores, ..Sampled::default() }
 }
 
 fn told(events: &[Event]) -> Vec<(u64, Result<u32, FinishReason>)> {

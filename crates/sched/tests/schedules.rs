@@ -57,6 +57,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             vocab: VOCAB,
             waiting_max,
             prefix_cache: false,
+            speculation: true,
             itl_target: None,
         },
     )

@@ -42,5 +42,8 @@ pub const TRACEPARENT_BYTES: usize = 55;
 /// Steps that may be under way at the ranks at once: one runs while the next is planned and sent.
 pub const STEPS_IN_FLIGHT_MAX: usize = 2;
 
+/// Tokens of one draft: of an answer, what is run ahead of being drawn.
+pub const DRAFT_TOKENS_MAX: usize = 15;
+
 /// Bytes of a model's header (safetensors JSON or GGUF metadata) before it is refused.
 pub const MODEL_HEADER_BYTES_MAX: u64 = 256 << 20;

@@ -39,7 +39,7 @@ pub struct Slice {
     /// The first of the sequence's KV blocks that any of the slice's positions sees, counted from position 0: those before
     /// it have left the window, and may hold something else by now.
     pub first_block: u32,
-    /// From that one on, the sequence's KV blocks up to position start + tokens - 1, in order.
+    /// From that one on, the sequence's KV blocks up to position start + tokens - 1, in order; a draft's are tokens, too.
     pub blocks: Vec<BlockId>,
     /// Draw a token from the logits of the slice's last position.
     pub draw: Option<Draw>,
@@ -91,6 +91,10 @@ pub struct Draw {
     pub history: Option<History>,
     /// The request whose grammar masks the vocabulary, if it has one.
     pub grammar: Option<RequestId>,
+    /// The tokens that are believed to be drawn, this one first. They are run behind the slice's own, and while they come
+    /// true one more token is drawn after each: the very tokens that would be drawn one step at a time. Empty for a draw
+    /// that looks back, that has banned tokens or a grammar.
+    pub draft: Vec<TokenId>,
 }
 
 /// The tokens of a sequence before a draw.
@@ -103,9 +107,14 @@ pub struct History {
 }
 
 impl Draw {
-    /// A draw without bans, penalties or grammar.
+    /// A draw without bans, penalties, grammar or draft.
     pub fn new(sampling: Sampling, index: u32) -> Self {
-        Self { sampling, index, banned: Vec::new(), history: None, grammar: None }
+        Self { sampling, index, banned: Vec::new(), history: None, grammar: None, draft: Vec::new() }
+    }
+
+    /// The draw of the token that stands so many behind this one: of an answer that may have a draft.
+    pub fn ahead(&self, by: u32) -> Self {
+        Self::new(self.sampling.clone(), self.index.saturating_add(by))
     }
 }
 
@@ -114,13 +123,28 @@ impl Draw {
 pub struct Sampled {
     /// One entry a slice, in the step's order; `None` where nothing was to be drawn.
     pub tokens: Vec<Option<TokenOut>>,
+    /// One entry a slice with a draft, in the step's order: what was drawn after its first token, one token for each of the
+    /// draft that came true.
+    pub further: Vec<Vec<TokenOut>>,
     /// At rank 0, one entry a slice that asked for scores, in the step's order: one score a target.
     pub scores: Vec<Vec<TokenOut>>,
+}
+
+impl Slice {
+    /// Its tokens, those of a draft included.
+    pub fn tokens(&self) -> usize {
+        self.input.len() + self.draft().len()
+    }
+
+    /// Its draft, if it has one.
+    pub fn draft(&self) -> &[TokenId] {
+        self.draw.as_ref().map_or(&[], |draw| &draw.draft)
+    }
 }
 
 impl Step {
     /// Tokens in all slices.
     pub fn tokens(&self) -> usize {
-        self.slices.iter().map(|slice| slice.input.len()).sum()
+        self.slices.iter().map(Slice::tokens).sum()
     }
 }

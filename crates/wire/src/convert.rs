@@ -317,6 +317,7 @@ impl From<&types::Slice> for v1::Slice {
                 answer: answer.clone(),
             }),
             grammar: draw.grammar.map(|request| request.0),
+            draft: draw.draft.clone(),
         });
         let score = score
             .as_ref()
@@ -332,10 +333,11 @@ impl TryFrom<v1::Slice> for types::Slice {
     fn try_from(slice: v1::Slice) -> Result<Self, WireError> {
         let v1::Slice { slot, start, tokens, first_block, blocks, draw, score } = slice;
         let input = if tokens.is_empty() { types::Input::Last } else { types::Input::Tokens(tokens) };
-        let draw = draw.map(|v1::Draw { sampling, index, banned, history, grammar }| {
+        let draw = draw.map(|v1::Draw { sampling, index, banned, history, grammar, draft }| {
             let sampling = sampling.ok_or(WireError::Missing("draw.sampling"))?.try_into()?;
             let history = history.map(|v1::History { prompt, answer }| types::History { prompt, answer });
-            Ok(types::Draw { sampling, index, banned, history, grammar: grammar.map(types::RequestId) })
+            let grammar = grammar.map(types::RequestId);
+            Ok(types::Draw { sampling, index, banned, history, grammar, draft })
         });
         let score = score.map(|v1::Score { top, targets }| types::Score { top, targets });
         Ok(Self { slot, start, input, first_block, blocks, draw: draw.transpose()?, score })
@@ -380,8 +382,10 @@ mod tests {
         let ids = || proptest::collection::vec(any::<u32>(), 1..5);
         let input = prop_oneof![Just(types::Input::Last), ids().prop_map(types::Input::Tokens)];
         let history = proptest::option::of((ids(), ids()));
-        let draw = (sampling(), any::<u32>(), ids(), history, proptest::option::of(any::<u64>())).prop_map(
-            |(sampling, index, banned, history, grammar)| types::Draw {
+        let (grammar, draft) = (proptest::option::of(any::<u64>()), ids());
+        let draw = (sampling(), any::<u32>(), ids(), history, grammar, draft).prop_map(
+            |(sampling, index, banned, history, grammar, draft)| types::Draw {
+                draft,
                 banned,
                 history: history.map(|(prompt, answer)| types::History { prompt, answer }),
                 grammar: grammar.map(types::RequestId),

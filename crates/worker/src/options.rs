@@ -63,6 +63,8 @@ pub struct RankOptions {
     pub waiting_requests_max: u32,
     /// KV blocks are kept for prompts to come.
     pub prefix_cache: bool,
+    /// Answers are run ahead where they seem to repeat something.
+    pub speculation: bool,
     /// Milliseconds between two tokens of an answer, as far as other prompts make them longer.
     pub itl_target_ms: Option<u32>,
     /// Run no model: take as long as this law says, and draw tokens by lot.
@@ -116,6 +118,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         step_tokens_max,
         waiting_requests_max,
         prefix_cache,
+        speculation,
         itl_target_ms,
         rehearse,
     } = &options.first;
@@ -156,6 +159,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     }
     if !prefix_cache {
         args.push("--no-prefix-cache".into());
+    }
+    if !speculation {
+        args.push("--no-speculation".into());
     }
     args
 }
@@ -210,6 +216,7 @@ pub(crate) mod tests {
                 step_tokens_max: 256,
                 waiting_requests_max: 1024,
                 prefix_cache: true,
+                speculation: true,
                 itl_target_ms: None,
                 rehearse: None,
             },
@@ -237,6 +244,7 @@ pub(crate) mod tests {
         options.first.compute = Some(Compute::F32);
         options.first.kv = KvSize::Blocks(9);
         options.first.prefix_cache = false;
+        options.first.speculation = false;
         options.first.itl_target_ms = Some(30);
         let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
         let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
@@ -268,6 +276,8 @@ pub(crate) mod tests {
         for pair in others {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
-        assert!(args.contains(&"--no-prefix-cache".into()), "{args:?}");
+        for flag in ["--no-prefix-cache", "--no-speculation"] {
+            assert!(args.contains(&flag.into()), "{flag} in {args:?}");
+        }
     }
 }

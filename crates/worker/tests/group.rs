@@ -5,6 +5,7 @@ mod authority;
 mod common;
 mod preemption;
 mod prefixes;
+mod speculation;
 mod structured;
 
 use authority::Authority;

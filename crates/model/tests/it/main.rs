@@ -1,5 +1,6 @@
 //! The engine against goldens, against a plain forward pass, and against itself.
 
+mod drafts;
 mod formats;
 mod golden;
 mod int8;

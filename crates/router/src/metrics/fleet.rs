@@ -34,6 +34,9 @@ struct Done {
     grammar_misses: u64,
     prefix_queries: u64,
     prefix_hits: u64,
+    drafts: u64,
+    draft_tokens: u64,
+    draft_tokens_accepted: u64,
     step_tokens: u64,
     /// Steps by their number of tokens, between the bounds of [`STEP_TOKENS`] and beyond the last.
     steps: [u64; STEP_TOKENS.len() + 1],
@@ -51,6 +54,10 @@ impl Loads {
         done.grammar_misses += report.grammar_misses.saturating_sub(before.grammar_misses);
         done.prefix_queries += report.prefix_cache_queries.saturating_sub(before.prefix_cache_queries);
         done.prefix_hits += report.prefix_cache_hits.saturating_sub(before.prefix_cache_hits);
+        done.drafts += report.drafts.saturating_sub(before.drafts);
+        done.draft_tokens += report.draft_tokens.saturating_sub(before.draft_tokens);
+        done.draft_tokens_accepted +=
+            report.draft_tokens_accepted.saturating_sub(before.draft_tokens_accepted);
         done.step_tokens += report.step_tokens.saturating_sub(before.step_tokens);
         for (power, now) in report.steps_by_tokens.iter().enumerate() {
             let was = before.steps_by_tokens.get(power).copied().unwrap_or(0);
@@ -162,6 +169,12 @@ fn write_models(page: &mut Page, models: &[&str], ready: &[Ready<'_>], done: &BT
     models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).prefix_queries));
     page.family("vllm:prefix_cache_hits_total", "counter", "Those of them that were found.");
     models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).prefix_hits));
+    page.family("vllm:spec_decode_num_drafts_total", "counter", "Times that an answer was run ahead.");
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).drafts));
+    page.family("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens that answers were run ahead.");
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).draft_tokens));
+    page.family("vllm:spec_decode_num_accepted_tokens_total", "counter", "Those of them that came true.");
+    models.iter().for_each(|m| page.sample(&[("model_name", m)], done(m).draft_tokens_accepted));
     page.family(
         "galerne_grammar_cache_hits_total",
         "counter",
@@ -216,6 +229,9 @@ mod tests {
             grammar_hits: 2 * steps,
             prefix_cache_queries: 100 * steps,
             prefix_cache_hits: 64 * steps,
+            drafts: 3 * steps,
+            draft_tokens: 12 * steps,
+            draft_tokens_accepted: 7 * steps,
             step_tokens: steps * 301,
             steps_by_tokens,
             ..LoadReport::default()
@@ -231,6 +247,7 @@ mod tests {
         let done = loads.lock().done["m"].clone();
         assert_eq!((done.preemptions, done.grammar_hits, done.step_tokens), (6, 12, 6 * 301));
         assert_eq!((done.prefix_queries, done.prefix_hits), (600, 6 * 64));
+        assert_eq!((done.drafts, done.draft_tokens, done.draft_tokens_accepted), (18, 72, 42));
         assert_eq!((done.steps[0], done.steps[7], done.steps.iter().sum::<u64>()), (6, 6, 12));
         loads.retain(|_, epoch| epoch == Epoch(1));
         assert!(loads.lock().latest.is_empty());

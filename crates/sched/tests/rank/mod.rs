@@ -3,7 +3,7 @@
 
 use galerne_sched::Limits;
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Draw, FinishReason, Input, Request, Sampled, Slice, Step, TokenId, TokenOut};
+use galerne_types::{Draw, FinishReason, Input, Request, Sampled, Sampling, Slice, Step, TokenId, TokenOut};
 
 pub(crate) const VOCAB: u32 = 60;
 
@@ -28,8 +28,11 @@ impl Rank {
     pub(crate) fn run(&mut self, step: &Step) -> Sampled {
         let mut sampled = Sampled::default();
         for slice in &step.slices {
-            let drawn = self.run_slice(slice);
-            sampled.tokens.push(drawn.map(TokenOut::unreported));
+            let mut drawn = self.run_slice(slice).into_iter().map(TokenOut::unreported);
+            sampled.tokens.push(drawn.next());
+            if !slice.draft().is_empty() {
+                sampled.further.push(drawn.collect());
+            }
             let scores =
                 slice.score.as_ref().map(|score| score.targets.iter().copied().map(TokenOut::unreported));
             sampled.scores.extend(scores.map(Iterator::collect));
@@ -37,24 +40,31 @@ impl Rank {
         sampled
     }
 
-    fn run_slice(&mut self, slice: &Slice) -> Option<TokenId> {
+    /// The tokens that are drawn: one, and one more for each of the draft that comes true.
+    fn run_slice(&mut self, slice: &Slice) -> Vec<TokenId> {
         let tokens = match &slice.input {
             Input::Tokens(tokens) => tokens.clone(),
             Input::Last => vec![self.last[slice.slot as usize]],
         };
-        let mut content = 0;
-        for (position, token) in (slice.start as usize..).zip(tokens) {
+        let (last, mut answer) = (slice.input.len() - 1, Vec::new());
+        let mut comes_true = true;
+        for (offset, &token) in tokens.iter().chain(slice.draft()).enumerate() {
+            let position = slice.start as usize + offset;
             let at = |position: usize| {
                 let block = slice.blocks[position / KV_BLOCK_TOKENS - slice.first_block as usize];
                 block as usize * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS
             };
             let seen = first_seen(position, &self.limits)..position;
-            content = computed(token, position, seen.map(|seen| self.memory[at(seen)]));
+            let content = computed(token, position, seen.map(|seen| self.memory[at(seen)]));
             self.memory[at(position)] = content;
+            let Some(draw) = slice.draw.as_ref().filter(|_| offset >= last) else { continue };
+            comes_true &= offset == last || answer.last() == Some(&token);
+            if comes_true {
+                answer.push(drawn(&draw.ahead((offset - last) as u32), content));
+            }
         }
-        let token = drawn(slice.draw.as_ref()?, content);
-        self.last[slice.slot as usize] = token;
-        Some(token)
+        self.last[slice.slot as usize] = answer.last().copied().unwrap_or_default();
+        answer
     }
 }
 
@@ -88,8 +98,14 @@ fn computed(token: TokenId, position: usize, seen: impl Iterator<Item = u64>) ->
     seen.fold(mix(u64::from(token), position as u64), mix)
 }
 
+/// Of an even seed some token, of an odd one mostly the first of two: such an answer repeats itself.
 fn drawn(draw: &Draw, content: u64) -> TokenId {
-    (mix(mix(content, draw.sampling.seed), draw.index.into()) % u64::from(VOCAB)) as TokenId
+    let Sampling { seed, .. } = draw.sampling;
+    let lot = mix(mix(content, seed), draw.index.into());
+    match seed % 2 {
+        0 => (lot % u64::from(VOCAB)) as TokenId,
+        _ => 7 + TokenId::from(lot.is_multiple_of(8)),
+    }
 }
 
 /// Two numbers stirred into one (SplitMix64: Steele, Lea, Flood, OOPSLA 2014).

@@ -242,7 +242,7 @@ mod tests {
             score: None,
         };
         let token = TokenOut::unreported(token);
-        let sampled = Sampled { tokens: vec![Some(token)], scores: Vec::new() };
+        let sampled = Sampled { tokens: vec![Some(token)], ..Sampled::default() };
         desk.drawn(&Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: vec![] }, &sampled);
     }
 

@@ -20,6 +20,8 @@ pub(crate) fn digest(step: &Step, sampled: &Sampled) -> u64 {
             Input::Last => word(u64::MAX),
             Input::Tokens(tokens) => tokens.iter().for_each(|&token| word(token.into())),
         }
+        word(slice.draft().len() as u64);
+        slice.draft().iter().for_each(|&token| word(token.into()));
         word(slice.first_block.into());
         word(slice.blocks.len() as u64);
         slice.blocks.iter().for_each(|&block| word(block.into()));
@@ -28,12 +30,16 @@ pub(crate) fn digest(step: &Step, sampled: &Sampled) -> u64 {
     for token in &sampled.tokens {
         word(token.as_ref().map_or(u64::MAX, |token| token.id.into()));
     }
+    for further in &sampled.further {
+        word(further.len() as u64);
+        further.iter().for_each(|token| word(token.id.into()));
+    }
     hash
 }
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Epoch, Score, Slice, TokenOut};
+    use galerne_types::{Draw, Epoch, Sampling, Score, Slice, TokenOut};
 
     use super::*;
 
@@ -45,14 +51,14 @@ mod tests {
             input: Input::Tokens(vec![3, 4]),
             first_block: 0,
             blocks: vec![5],
-            draw: None,
+            draw: Some(Draw::new(Sampling::greedy(), 3)),
             score: None,
         };
         let step = Step { epoch: Epoch(6), number: 7, slices: vec![slice], traces: Vec::new() };
-        let sampled = |id| Sampled { tokens: vec![Some(TokenOut::unreported(id))], scores: Vec::new() };
+        let sampled = |id| Sampled { tokens: vec![Some(TokenOut::unreported(id))], ..Sampled::default() };
         let base = digest(&step, &sampled(8));
         assert_eq!(base, digest(&step, &sampled(8)));
-        let changes: [fn(&mut Step); 9] = [
+        let changes: [fn(&mut Step); 10] = [
             |step| step.epoch = Epoch(0),
             |step| step.number = 0,
             |step| step.slices[0].slot = 0,
@@ -61,6 +67,7 @@ mod tests {
             |step| step.slices[0].first_block = 1,
             |step| step.slices[0].blocks.push(0),
             |step| step.slices[0].score = Some(Score { top: 0, targets: vec![1] }),
+            |step| step.slices[0].draw.as_mut().unwrap().draft.push(5),
             |step| step.slices.clear(),
         ];
         for change in changes {
@@ -69,6 +76,8 @@ mod tests {
             assert_ne!(base, digest(&other, &sampled(8)), "{other:?}");
         }
         assert_ne!(base, digest(&step, &sampled(9)));
-        assert_ne!(base, digest(&step, &Sampled { tokens: vec![None], scores: Vec::new() }));
+        assert_ne!(base, digest(&step, &Sampled { tokens: vec![None], ..Sampled::default() }));
+        let further = vec![vec![TokenOut::unreported(1)]];
+        assert_ne!(base, digest(&step, &Sampled { further, ..sampled(8) }));
     }
 }

@@ -59,6 +59,23 @@ impl Rehearsal {
         Ok(self.shown(id, draw.sampling.logprobs))
     }
 
+    /// The tokens behind a slice's first one, as far as its draft comes true.
+    fn further(&self, slice: &Slice, first: Option<&TokenOut>) -> Result<Vec<TokenOut>, EpochError> {
+        let (Some(draw), Some(mut last)) = (&slice.draw, first.map(|token| token.id)) else {
+            return Ok(Vec::new());
+        };
+        let mut further = Vec::new();
+        for (by, believed) in (1..).zip(&draw.draft) {
+            if last != *believed {
+                break;
+            }
+            let token = self.draw(&draw.ahead(by), &mut |_| None)?;
+            last = token.id;
+            further.push(token);
+        }
+        Ok(further)
+    }
+
     /// A token and its alternatives, all equally likely.
     fn shown(&self, id: TokenId, logprobs: Option<u32>) -> TokenOut {
         let logprob = -(self.vocab as f32).ln();
@@ -106,12 +123,15 @@ impl Execute for Rehearsal {
         };
         let mut tokens = step.slices.iter().map(draw).collect::<Result<Vec<_>, _>>()?;
         self.share(&mut tokens)?;
+        let drafts = step.slices.iter().zip(&tokens).filter(|(slice, _)| !slice.draft().is_empty());
+        let further = drafts.map(|(slice, token)| self.further(slice, token.as_ref()));
+        let further = further.collect::<Result<_, _>>()?;
         let scores = if leads {
             step.slices.iter().filter_map(|slice| self.scores(slice)).collect()
         } else {
             Vec::new()
         };
-        Ok(Sampled { tokens, scores })
+        Ok(Sampled { tokens, further, scores })
     }
 }
 
@@ -137,6 +157,10 @@ mod tests {
     }
 
     fn drawn(draw: Draw) -> TokenId {
+        run(draw).tokens[0].as_ref().unwrap().id
+    }
+
+    fn run(draw: Draw) -> Sampled {
         let slice = Slice {
             slot: 0,
             start: 0,
@@ -149,8 +173,7 @@ mod tests {
         let step = Step { epoch: Epoch(1), number: 1, slices: vec![slice], traces: Vec::new() };
         // Of all tokens 64 alone may be drawn under a grammar.
         let mask = |request: RequestId| (request.0 == 7).then(|| vec![0, 0, 1, 0].into());
-        let sampled = rehearsal().run(&step, &mut { mask }).unwrap();
-        sampled.tokens[0].as_ref().unwrap().id
+        rehearsal().run(&step, &mut { mask }).unwrap()
     }
 
     #[test]
@@ -159,6 +182,10 @@ mod tests {
         let answer: Vec<TokenId> = (0..500).map(|index| drawn(draw(1, index))).collect();
         assert_eq!(answer, (0..500).map(|index| drawn(draw(1, index))).collect::<Vec<_>>());
         assert_ne!(answer, (0..500).map(|index| drawn(draw(2, index))).collect::<Vec<_>>());
+        let draft = [&answer[10..13], &[VOCAB - 1, 1]].concat();
+        let sampled = run(Draw { draft, ..draw(1, 10) });
+        let further: Vec<TokenId> = sampled.further[0].iter().map(|token| token.id).collect();
+        assert_eq!(further, answer[11..14]);
         assert!(answer.iter().all(|id| *id < VOCAB && *id != 2));
         assert_eq!(drawn(Draw { grammar: Some(RequestId(7)), ..draw(1, 0) }), 64);
         let banned = (1..VOCAB).collect();

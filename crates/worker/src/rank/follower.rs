@@ -162,7 +162,7 @@ mod tests {
         let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
         tokio::spawn(async move {
             while let Some(step) = taken.recv().await {
-                let sampled = Sampled { tokens: vec![None; step.slices.len()], scores: Vec::new() };
+                let sampled = Sampled { tokens: vec![None; step.slices.len()], ..Sampled::default() };
                 if answer.send(Ok(sampled)).await.is_err() {
                     return;
                 }

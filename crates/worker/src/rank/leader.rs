@@ -213,6 +213,7 @@ impl Leader {
                     self.cancel(request);
                 }
             }
+            self.stats.drafted(&step, &sampled);
             self.stats.step_done(step.tokens());
         }
         Ok(())
@@ -283,6 +284,7 @@ mod tests {
         vocab: 1024,
         waiting_max: 64,
         prefix_cache: true,
+        speculation: true,
         itl_target: None,
     };
 
@@ -295,7 +297,7 @@ mod tests {
                 .iter()
                 .map(|slice| slice.draw.as_ref().map(|draw| token(draw.index)))
                 .collect(),
-            scores: Vec::new(),
+            ..Sampled::default()
         }
     }
 

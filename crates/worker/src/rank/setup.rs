@@ -57,6 +57,7 @@ impl Setup {
             vocab: narrow(config.vocab),
             waiting_max: options.waiting_requests_max as usize,
             prefix_cache: options.prefix_cache,
+            speculation: options.speculation,
             itl_target: options.itl_target_ms.map(|ms| Duration::from_millis(ms.into())),
         };
         let least = limits.kv_blocks_held(context_tokens_max);

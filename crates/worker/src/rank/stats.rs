@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use galerne_sched::{Admitted, Load};
-use galerne_types::Epoch;
+use galerne_types::{Epoch, Sampled, Slice, Step};
 use galerne_wire::v1;
 
 /// Buckets of a histogram of microseconds: bucket i counts values below 2^i.
@@ -22,6 +22,9 @@ pub(crate) struct StepStats {
     /// Tokens of prompts that were looked up among what is kept, and found.
     looked_up: u64,
     cached: u64,
+    drafts: u64,
+    draft_tokens: u64,
+    draft_tokens_accepted: u64,
     control: Duration,
     control_max: Duration,
     /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
@@ -51,6 +54,16 @@ impl StepStats {
         self.buckets[bucket.min(BUCKETS - 1)] += 1;
         let bucket = tokens.next_power_of_two().trailing_zeros() as usize;
         self.by_tokens[bucket.min(TOKEN_BUCKETS - 1)] += 1;
+    }
+
+    /// The drafts of a step were run, and some of their tokens came true.
+    pub(crate) fn drafted(&mut self, step: &Step, sampled: &Sampled) {
+        let drafts = step.slices.iter().map(Slice::draft).filter(|draft| !draft.is_empty());
+        for (draft, further) in drafts.zip(&sampled.further) {
+            self.drafts += 1;
+            self.draft_tokens += draft.len() as u64;
+            self.draft_tokens_accepted += further.len() as u64;
+        }
     }
 
     /// So many requests were sent back to the queue.
@@ -84,6 +97,9 @@ impl StepStats {
             prefix_cache_queries: self.looked_up,
             prefix_cache_hits: self.cached,
             prefix_cache: load.prefix_cache,
+            drafts: self.drafts,
+            draft_tokens: self.draft_tokens,
+            draft_tokens_accepted: self.draft_tokens_accepted,
         }
     }
 

@@ -70,6 +70,7 @@ impl Cluster {
             step_tokens_max: 64,
             waiting_requests_max: 1024,
             prefix_cache: true,
+            speculation: true,
             itl_target_ms: None,
             rehearse: None,
         }

@@ -1,6 +1,6 @@
 //! Runs a script on N ranks, one thread each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::thread;
 
@@ -37,20 +37,24 @@ pub(crate) fn solo(checkpoint: &Checkpoint, options: &Options) -> Rank {
 pub(crate) fn run(rank: &mut Rank, steps: &[Step]) -> Drawn {
     let mut drawn = Drawn::new();
     for step in steps {
-        let mut logits = BTreeMap::new();
+        let mut logits = BTreeMap::<usize, VecDeque<Vec<f32>>>::new();
         let sampled = rank
             .step_traced(step, &mut |_| None, &mut |trace| {
                 if let Trace::Logits { slice, row } = trace {
-                    logits.insert(slice, row.to_vec());
+                    logits.entry(slice).or_default().push_back(row.to_vec());
                 }
             })
             .unwrap();
+        let mut further = sampled.further.into_iter();
         for (index, (slice, token)) in step.slices.iter().zip(sampled.tokens).enumerate() {
-            if let (Some(draw), Some(token)) = (&slice.draw, token) {
-                let row = logits.remove(&index).unwrap_or_default();
-                drawn.insert((slice.slot, draw.index), (token.id, row));
+            let (Some(draw), Some(token)) = (&slice.draw, token) else { continue };
+            let more = if draw.draft.is_empty() { None } else { further.next() };
+            for (at, token) in (draw.index..).zip([token].into_iter().chain(more.into_iter().flatten())) {
+                let row = logits.get_mut(&index).and_then(VecDeque::pop_front).unwrap_or_default();
+                assert!(drawn.insert((slice.slot, at), (token.id, row)).is_none(), "drawn once");
             }
         }
+        assert!(further.next().is_none(), "one entry a draft");
     }
     drawn
 }

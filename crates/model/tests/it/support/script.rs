@@ -49,6 +49,32 @@ pub(crate) fn sequence(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize
     slices
 }
 
+/// The same with an answer whose tokens are known, run ahead by drafts of these lengths in turn; of every second one the
+/// token in the middle is wrong.
+pub(crate) fn drafted(slot: u32, prompt: &[TokenId], answer: &[TokenId], drafts: &[usize]) -> Vec<Slice> {
+    let mut slices = sequence(slot, prompt, prompt.len(), 1);
+    let (mut index, mut lengths) = (1, drafts.iter().copied().cycle());
+    while index < answer.len() {
+        let tokens = lengths.next().unwrap().min(answer.len() - index - 1);
+        let mut draft = answer[index..index + tokens].to_vec();
+        let wrong = if slices.len().is_multiple_of(2) { tokens / 2 } else { tokens };
+        draft.iter_mut().skip(wrong).take(1).for_each(|token| *token ^= 1);
+        let start = prompt.len() + index - 1;
+        let draw = greedy(index).map(|draw| Draw { draft, ..draw });
+        let blocks = blocks(slot, start + 1 + tokens);
+        slices.push(Slice { draw, blocks, input: Input::Last, ..known(slot, start, &[], None) });
+        index += 1 + wrong;
+    }
+    slices
+}
+
+/// The same, drawn otherwise.
+pub(crate) fn sampled(sampling: &Sampling, mut slices: Vec<Slice>) -> Vec<Slice> {
+    let draws = slices.iter_mut().filter_map(|slice| slice.draw.as_mut());
+    draws.for_each(|draw| draw.sampling = sampling.clone());
+    slices
+}
+
 /// The slices of a slot behind its first `prefix` positions, whose blocks are those of the slot `of`.
 pub(crate) fn sharing(slot: u32, of: u32, prefix: usize, mut slices: Vec<Slice>) -> Vec<Slice> {
     slices.retain(|slice| slice.start as usize >= prefix);
