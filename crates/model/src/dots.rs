@@ -379,7 +379,7 @@ mod tests {
             let mut y = vec![f32::NAN; tokens * stride];
             let to = Strided { start: y.as_mut_ptr(), stride };
             // SAFETY: the rows are as long as the strides say.
-            unsafe { linear(isa, &packed, 0..packed.panels(), tokens, inputs, to, &mut Vec::new()) };
+            unsafe { linear(isa, &packed, 0..packed.panels(), tokens, inputs, to) };
             for (token, y) in y.chunks(stride).enumerate() {
                 let values = &values[token * width..][..width];
                 let scales = &scales[token * blocks..][..blocks];

@@ -66,6 +66,13 @@ impl Layout {
         self.header + BLOCK / self.inputs * self.row
     }
 
+    /// Where a panel's block begins, and what its group shares.
+    pub(crate) const fn block_at(self, block: usize) -> (usize, usize) {
+        let group = block / GROUP_BLOCKS;
+        let shared = group * (self.group + GROUP_BLOCKS * self.block());
+        (shared + self.group + block % GROUP_BLOCKS * self.block(), shared)
+    }
+
     /// Bytes of so many blocks, whole groups if there are groups.
     const fn blocks(self, count: usize) -> usize {
         count / GROUP_BLOCKS * self.group + count * self.block()

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::linear::{Strided, TOKENS_DIRECT_MAX, linear};
 use crate::math::Swiglu;
-use crate::memory::SharedMut;
 use crate::packed::{PANEL, Packed};
 use crate::rows::{Rows, RowsMut};
 use crate::simd::Isa;
@@ -15,17 +14,15 @@ const FEW_TOKENS_PANELS: (usize, usize) = (2, 16);
 /// Ranges that a thread should find, so that all end at about the same time.
 const RANGES_PER_THREAD: usize = 8;
 
-/// The threads and what each of them widens weights into.
+/// The threads, and what their kernels are compiled for.
 pub(crate) struct Engine {
     pub(crate) isa: Isa,
     pub(crate) team: Team,
-    scratch: Vec<Vec<f32>>,
 }
 
 impl Engine {
     pub(crate) fn new(isa: Isa, team: Team) -> Self {
-        let scratch = vec![Vec::new(); team.threads()];
-        Self { isa, team, scratch }
+        Self { isa, team }
     }
 
     /// `y = x · wᵀ` for several matrices with the same input; each `y` is as wide as its matrix has outputs.
@@ -37,14 +34,14 @@ impl Engine {
     ) {
         let isa = self.isa;
         let panels = products.iter().map(|(weights, _)| weights.panels()).sum();
-        self.panels(panels, tokens, &|range, scratch| {
+        self.panels(panels, tokens, &|range| {
             let mut first = 0;
             for (weights, y) in &products {
                 let end = first + weights.panels();
                 let own = range.start.clamp(first, end) - first..range.end.clamp(first, end) - first;
                 check(weights, tokens, x, 0, y);
                 // SAFETY: shapes were checked; the columns of a panel are written by the range that it is in.
-                unsafe { linear(isa, weights, own, tokens, x.starting_at(0), y.strided(), scratch) };
+                unsafe { linear(isa, weights, own, tokens, x.starting_at(0), y.strided()) };
                 first = end;
             }
         });
@@ -59,15 +56,15 @@ impl Engine {
         (up_weights, up): (&Packed, RowsMut<'_>),
     ) {
         let isa = self.isa;
-        self.panels(gate_weights.panels(), tokens, &|range, scratch| {
+        self.panels(gate_weights.panels(), tokens, &|range| {
             check(gate_weights, tokens, x, 0, &gate);
             check(up_weights, tokens, x, 0, &up);
             let width = range.len() * PANEL;
             let column = range.start * PANEL;
             // SAFETY: shapes were checked; the columns of a panel, in both, are touched by the range that it is in.
             unsafe {
-                linear(isa, gate_weights, range.clone(), tokens, x.starting_at(0), gate.strided(), scratch);
-                linear(isa, up_weights, range, tokens, x.starting_at(0), up.strided(), scratch);
+                linear(isa, gate_weights, range.clone(), tokens, x.starting_at(0), gate.strided());
+                linear(isa, up_weights, range, tokens, x.starting_at(0), up.strided());
                 let up = Strided { start: up.strided().start.add(column).cast_const(), stride: up.width };
                 let both = Strided { start: gate.strided().start.add(column), stride: gate.width };
                 isa.run(Swiglu { gate: both, up, rows: tokens, width });
@@ -90,14 +87,14 @@ impl Engine {
         partials: RowsMut<'_>,
     ) {
         let isa = self.isa;
-        self.panels(shards[0].panels(), tokens, &|range, scratch| {
+        self.panels(shards[0].panels(), tokens, &|range| {
             let mut column = 0;
             for (shard, weights) in shards.iter().enumerate() {
                 let y = partials.skip(shard * tokens);
                 check(weights, tokens, x, column, &y);
                 // SAFETY: shapes were checked; the columns of a panel, in all shards' partials, belong to one range.
                 unsafe {
-                    linear(isa, weights, range.clone(), tokens, x.starting_at(column), y.strided(), scratch);
+                    linear(isa, weights, range.clone(), tokens, x.starting_at(column), y.strided());
                 };
                 column += weights.cols();
             }
@@ -110,18 +107,14 @@ impl Engine {
     }
 
     /// A job over panels.
-    fn panels(&mut self, panels: usize, tokens: usize, run: &(dyn Fn(Range<usize>, &mut Vec<f32>) + Sync)) {
+    fn panels(&mut self, panels: usize, tokens: usize, run: &(dyn Fn(Range<usize>) + Sync)) {
         let grain = if tokens > TOKENS_DIRECT_MAX {
             1
         } else {
             let (least, most) = FEW_TOKENS_PANELS;
             (panels / (self.team.threads() * RANGES_PER_THREAD)).clamp(least, most)
         };
-        let scratch = SharedMut::new(&mut self.scratch);
-        self.team.each(panels, grain, &|worker, range| {
-            // SAFETY: one worker, one scratch.
-            run(range, unsafe { &mut scratch.slice(worker..worker + 1)[0] });
-        });
+        self.team.each(panels, grain, &|_, range| run(range));
     }
 }
 
