@@ -117,7 +117,8 @@ pub struct Load {
 /// prompts than will keep it, by what steps have [`taken`](Self::took) so far; without one as many as a step may hold.
 ///
 /// **Prefixes** (`prefixes`): full blocks are found again by what stands in them and before them, within a tenant. Who
-/// begins as another did holds the same blocks, and runs what is left of its prompt, at least its last token.
+/// begins as another did holds the same blocks, and runs what is left of its prompt, at least its last token. Where that other
+/// one is just about to run the next block, it waits for it: several choices of one prompt run it once.
 ///
 /// **Speculation** (`draft`): while few answers run and no prompts, an answer whose end has stood before is run ahead by what
 /// followed there, as far as that is worth its time. What does not come true is planned again.
@@ -304,6 +305,10 @@ impl Scheduler {
             }
             let Some((tenant, needed)) = self.tenants.due(free, total) else { break };
             let found = if free.slots > 0 { self.find_prefix(tenant) } else { Prefix::default() };
+            if self.comes_soon(tenant, &found) {
+                self.tenants.put_off(tenant);
+                continue;
+            }
             let shared = self.needed_no_more(&found);
             if free.slots == 0 || free.kv_blocks < needed - shared {
                 match self.make_room(tenant, needed - shared) {

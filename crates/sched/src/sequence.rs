@@ -6,7 +6,7 @@ use galerne_types::limits::{DRAFT_TOKENS_MAX, KV_BLOCK_TOKENS, STEPS_IN_FLIGHT_M
 use galerne_types::{BlockId, Draw, FinishReason, History, Input, Request, Score, Slice, TokenId};
 
 use crate::blocks::BlockPool;
-use crate::chain::Chain;
+use crate::chain::{Chain, Key};
 use crate::draft::{Offer, Proposal, Worth};
 use crate::scheduler::{Limits, Prefix};
 use crate::tenants::Arrived;
@@ -155,6 +155,15 @@ impl Sequence {
             }
         }
         self.named = full;
+    }
+
+    /// Whether it will run the block of its prompt that has this key.
+    pub(crate) fn will_compute(&mut self, block: u32, key: &Key) -> bool {
+        let end = (block + 1) * KV_BLOCK_TOKENS as u32;
+        self.prefills()
+            && self.positions_planned < end
+            && end as usize <= self.request.prompt.len()
+            && self.chain.keys(&self.request, &[], block + 1).get(block as usize) == Some(key)
     }
 
     /// Gives back the blocks that no position sees from the next one on, and takes those that the next `tokens` need. Without

@@ -79,6 +79,8 @@ struct Account {
     peak: Held,
     /// The last step before which it had a request.
     seen: u64,
+    /// The last step for which its next request was put off.
+    put_off: Option<u64>,
 }
 
 /// A waiting request.
@@ -290,7 +292,7 @@ impl Tenants {
         for (&tenant, account) in &self.accounts {
             let Some(arrived) = account.waiting.front() else { continue };
             let turn = (account.service + account.outstanding, account.held.slots, arrived.number);
-            if turn < first && may_hold(account, arrived) {
+            if turn < first && account.put_off != Some(self.step) && may_hold(account, arrived) {
                 (first, due) = (turn, Some((tenant, arrived.kv_blocks)));
             }
         }
@@ -300,6 +302,13 @@ impl Tenants {
     /// The oldest request of a tenant.
     pub(crate) fn front(&mut self, tenant: TenantId) -> Option<&mut Arrived> {
         self.accounts.get_mut(&tenant)?.waiting.front_mut()
+    }
+
+    /// The oldest request of a tenant is not due in the step that is being planned.
+    pub(crate) fn put_off(&mut self, tenant: TenantId) {
+        if let Some(account) = self.accounts.get_mut(&tenant) {
+            account.put_off = Some(self.step);
+        }
     }
 
     /// Gives out the oldest request of a tenant, which from now on holds a slot and so many blocks; the first

@@ -46,6 +46,17 @@ impl Scheduler {
         Prefix { first_block: longest.start, blocks }
     }
 
+    /// Whether another one that runs is about to compute the block behind what was found for a tenant's next prompt.
+    pub(super) fn comes_soon(&mut self, tenant: TenantId, found: &Prefix) -> bool {
+        let Some(arrived) = self.tenants.front(tenant) else { return false };
+        let full =
+            looked_up_tokens(&arrived.request, &self.limits).saturating_sub(1) / KV_BLOCK_TOKENS as u32;
+        let next = found.tokens() / KV_BLOCK_TOKENS as u32;
+        let wanted = arrived.chain.keys(&arrived.request, &[], full).get(next as usize).copied();
+        let Some(wanted) = wanted else { return false };
+        self.slots.iter_mut().flatten().any(|other| other.will_compute(next, &wanted))
+    }
+
     /// Blocks of a prefix that are needed no more because others hold them already. With a window none counts: what others
     /// give back as they go on, this one may still hold.
     pub(super) fn needed_no_more(&self, found: &Prefix) -> u32 {
