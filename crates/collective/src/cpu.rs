@@ -181,18 +181,14 @@ impl CpuCollective {
     /// Sums what the ranks show. In the payload of a rank with so many pieces, the first begins at number
     /// `first(pieces)`, and they lie `stride` numbers apart.
     fn sum(&self, first: impl Fn(usize) -> usize, stride: usize, out: &mut [f32]) {
-        let payloads: Vec<&[f32]> = self
-            .pieces_of
-            .iter()
-            .enumerate()
-            .flat_map(|(rank, pieces)| {
-                let numbers = bytes::floats(self.mesh.payload(rank));
-                let first = first(pieces.len());
-                (0..pieces.len()).map(move |piece| &numbers[first + piece * stride..])
-            })
-            .collect();
         let len = out.len();
-        tree::sum_into(&self.pieces, |piece| &payloads[piece][..len], out);
+        let values = |piece: usize| {
+            let rank = self.pieces_of.partition_point(|pieces| pieces.end <= piece);
+            let pieces = &self.pieces_of[rank];
+            let start = first(pieces.len()) + (piece - pieces.start) * stride;
+            &bytes::floats(self.mesh.payload(rank))[start..start + len]
+        };
+        tree::sum_into(&self.pieces, values, out);
     }
 
     /// All-gather, or gather at `root`.

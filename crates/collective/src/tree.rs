@@ -53,22 +53,19 @@ pub fn sum_into<'a>(pieces: &[Range<usize>], source: impl Fn(usize) -> &'a [f32]
         panic!("a sum of no pieces");
     };
     let node = first.start..last.end;
-    let levels = node.len().next_power_of_two().trailing_zeros() as usize;
-    let mut scratch = vec![0.0; levels * BLOCK_ELEMS.min(out.len())];
     for (index, block) in out.chunks_mut(BLOCK_ELEMS).enumerate() {
         let start = index * BLOCK_ELEMS;
         let end = start + block.len();
-        sum_node(node.clone(), pieces, &|piece| &source(piece)[start..end], block, &mut scratch);
+        sum_node(node.clone(), pieces, &|piece| &source(piece)[start..end], block);
     }
 }
 
-/// `out` = the value of `node`. `scratch` holds one block for each level below it.
+/// `out` = the value of `node`, a block at most.
 fn sum_node<'a>(
     node: Range<usize>,
     pieces: &[Range<usize>],
     source: &impl Fn(usize) -> &'a [f32],
     out: &mut [f32],
-    scratch: &mut [f32],
 ) {
     if let Some(values) = piece_of(&node, pieces, source) {
         out.copy_from_slice(values);
@@ -84,13 +81,14 @@ fn sum_node<'a>(
             }
         }
         (None, Some(right)) => {
-            sum_node(left, pieces, source, out, scratch);
+            sum_node(left, pieces, source, out);
             add(out, right);
         }
         (_, None) => {
-            let (right_sum, deeper) = scratch.split_at_mut(out.len());
-            sum_node(left, pieces, source, out, deeper);
-            sum_node(right, pieces, source, right_sum, deeper);
+            let mut right_sum = [0.0; BLOCK_ELEMS];
+            let right_sum = &mut right_sum[..out.len()];
+            sum_node(left, pieces, source, out);
+            sum_node(right, pieces, source, right_sum);
             add(out, right_sum);
         }
     }

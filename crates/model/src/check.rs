@@ -42,7 +42,17 @@ pub(crate) struct Place {
     pub(crate) draw: Option<u32>,
 }
 
-/// The tokens of a step in order, written to `places`; `last` holds each slot's last drawn token.
+/// The tokens of a step in order, and room that is used again for working them out.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) all: Vec<Place>,
+    /// Slots that stand in the step.
+    seen: Vec<bool>,
+    /// Blocks that it writes.
+    written: Vec<BlockId>,
+}
+
+/// Puts the tokens of a step in `places`; `last` holds each slot's last drawn token.
 ///
 /// # Errors
 /// [`ModelError::Step`] for whatever does not fit `bounds`; nothing was changed but `places`.
@@ -50,9 +60,12 @@ pub(crate) fn place(
     step: &Step,
     bounds: &Bounds,
     last: &[Option<TokenId>],
-    places: &mut Vec<Place>,
+    Places { all: places, seen, written }: &mut Places,
 ) -> Result<(), ModelError> {
     places.clear();
+    written.clear();
+    seen.clear();
+    seen.resize(bounds.sequences_max, false);
     let refuse = |what: String| ModelError::Step { number: step.number, what };
     let tokens = step.tokens();
     if tokens > bounds.step_tokens_max {
@@ -61,11 +74,9 @@ pub(crate) fn place(
             bounds.step_tokens_max
         )));
     }
-    let mut seen = vec![false; bounds.sequences_max];
-    let mut written = Vec::new();
     for (index, slice) in step.slices.iter().enumerate() {
         let in_slice = |what: String| refuse(format!("slice {index}: {what}"));
-        check_slot(slice, bounds, &mut seen).map_err(in_slice)?;
+        check_slot(slice, bounds, seen).map_err(in_slice)?;
         check_blocks(slice, bounds).map_err(in_slice)?;
         let first = slice.start as usize / KV_BLOCK_TOKENS - slice.first_block as usize;
         written.extend_from_slice(&slice.blocks[first..]);
@@ -208,14 +219,14 @@ mod tests {
 
     fn run(slices: Vec<Slice>) -> Result<Vec<Place>, String> {
         let last = [None, Some(7), None, None];
-        let mut places = Vec::new();
+        let mut places = Places::default();
         match place(
             &Step { epoch: Epoch(1), number: 5, slices, traces: Vec::new() },
             &BOUNDS,
             &last,
             &mut places,
         ) {
-            Ok(()) => Ok(places),
+            Ok(()) => Ok(places.all),
             Err(error) => Err(error.to_string()),
         }
     }

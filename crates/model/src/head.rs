@@ -47,13 +47,15 @@ pub(crate) struct Head {
     /// Rows of each rank, and the same padded.
     widths: Vec<(usize, usize)>,
     counts: Vec<usize>,
+    /// What was read of each position.
+    read: Vec<Option<TokenOut>>,
 }
 
 /// What draws depend on besides the logits.
 pub(crate) struct How<'a> {
     /// By slot, where penalties look back.
     pub(crate) pasts: &'a [Option<Past>],
-    /// One for each row of the round, where a grammar constrains it.
+    /// One for each row of the round, where a grammar constrains it; empty if none does.
     pub(crate) masks: &'a [Option<Mask>],
 }
 
@@ -73,6 +75,7 @@ impl Head {
             logits: vec![0.0; at_root * weights.config.vocab],
             counts: Vec::with_capacity(widths.len()),
             widths,
+            read: Vec::with_capacity(at_root),
         }
     }
 
@@ -111,10 +114,10 @@ impl Head {
         round: &[Wanted],
         how: &How<'_>,
         trace: &mut Tracer<'_>,
-    ) -> Vec<TokenOut> {
+    ) -> impl Iterator<Item = TokenOut> {
         let vocab = weights.config.vocab;
-        let mut read = vec![None; round.len()];
-        let (results, logits) = (SharedMut::new(&mut read), SharedMut::new(&mut self.logits));
+        self.read.resize(round.len(), None);
+        let (results, logits) = (SharedMut::new(&mut self.read), SharedMut::new(&mut self.logits));
         let (gathered, widths) = (&self.gathered[..], &self.widths[..]);
         engine.team.each(round.len(), 1, &|_, range| {
             for index in range {
@@ -133,7 +136,7 @@ impl Head {
                 result[0] = match want {
                     Want::Draw(0) => slice.draw.as_ref().map(|draw| {
                         let past = how.pasts[slice.slot as usize].as_ref();
-                        sampler::draw(row, draw, past, how.masks[index].as_deref())
+                        sampler::draw(row, draw, past, how.masks.get(index).and_then(Option::as_deref))
                     }),
                     Want::Draw(by) => {
                         slice.draw.as_ref().map(|draw| sampler::draw(row, &draw.ahead(by), None, None))
@@ -151,6 +154,6 @@ impl Head {
                 }
             }
         }
-        read.into_iter().flatten().collect()
+        self.read.drain(..).flatten()
     }
 }

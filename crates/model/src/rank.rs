@@ -6,7 +6,7 @@ use galerne_collective::{AbortHandle, Collective};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Compute, Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
-use crate::check::{Bounds, Place, place};
+use crate::check::{Bounds, Place, Places, place};
 use crate::error::ModelError;
 use crate::forward::{Forward, Room, TILE_TOKENS_MAX};
 use crate::head::{Head, How, Want, Wanted};
@@ -99,8 +99,12 @@ pub struct Rank {
     last: Vec<Option<TokenId>>,
     /// At rank 0, the tokens before the next draw of each slot, where penalties look back on them.
     pasts: Vec<Option<Past>>,
-    places: Vec<Place>,
     head: Head,
+    places: Places,
+    wanted: Vec<Wanted>,
+    drawn: Vec<TokenOut>,
+    /// The drawn ids, as they go to the other ranks.
+    ids: Vec<u8>,
 }
 
 impl Rank {
@@ -147,7 +151,19 @@ impl Rank {
         let forward = Forward::new(&weights, engine, room);
         let head = Head::new(&weights, bounds.round_max(), options.compute);
         let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
-        Ok(Self { weights, collective, bounds, forward, last, pasts, places: Vec::new(), head })
+        Ok(Self {
+            weights,
+            collective,
+            bounds,
+            forward,
+            last,
+            pasts,
+            head,
+            places: Places::default(),
+            wanted: Vec::new(),
+            drawn: Vec::new(),
+            ids: Vec::new(),
+        })
     }
 
     /// Runs one step. Every rank returns the same token ids; log probabilities and scores are rank 0's alone.
@@ -190,11 +206,13 @@ impl Rank {
         place(step, &self.bounds, &self.last, &mut self.places)?;
         self.look_back(step)?;
         let (slices, collective) = (&step.slices, &mut *self.collective);
-        let draws = self.places.iter().filter(|place| place.draw.is_some()).count();
-        let (mut drawn, mut scored) = (Vec::with_capacity(draws), Vec::new());
-        for tile in self.places.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
+        let draws = self.places.all.iter().filter(|place| place.draw.is_some()).count();
+        let mut scored = Vec::new();
+        self.drawn.clear();
+        for tile in self.places.all.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
             self.forward.tile(&self.weights, slices, tile, collective, trace)?;
-            for round in wanted(slices, tile).chunks(self.bounds.round_max()) {
+            find_wanted(slices, tile, &mut self.wanted);
+            for round in self.wanted.chunks(self.bounds.round_max()) {
                 let (engine, normed) = self.forward.engine_and_normed();
                 self.head.project(&self.weights, engine, normed, round, collective)?;
                 if collective.rank() > 0 {
@@ -204,12 +222,12 @@ impl Rank {
                 let how = How { pasts: &self.pasts, masks: &masks };
                 let read = self.head.read(&self.weights, engine, slices, round, &how, trace);
                 for (Wanted { want, .. }, token) in round.iter().zip(read) {
-                    if let Want::Score(_) = want { scored.push(token) } else { drawn.push(token) }
+                    if let Want::Score(_) = want { scored.push(token) } else { self.drawn.push(token) }
                 }
             }
         }
-        let tokens = self.share(draws, drawn)?;
-        Ok(self.sampled(step, tokens, scored))
+        self.share(draws)?;
+        Ok(self.sampled(step, scored))
     }
 
     /// Takes in what the draws are told of the tokens before them; rank 0 alone draws.
@@ -240,25 +258,25 @@ impl Rank {
     }
 
     /// Tells every rank the ids that rank 0 has drawn.
-    fn share(&mut self, draws: usize, mut drawn: Vec<TokenOut>) -> Result<Vec<TokenOut>, ModelError> {
+    fn share(&mut self, draws: usize) -> Result<(), ModelError> {
+        let Self { ids, drawn, collective, .. } = self;
         if draws == 0 {
-            return Ok(drawn);
+            return Ok(());
         }
-        let mut ids = vec![0; draws * size_of::<TokenId>()];
-        for (bytes, token) in ids.chunks_exact_mut(size_of::<TokenId>()).zip(&drawn) {
-            bytes.copy_from_slice(&token.id.to_le_bytes());
-        }
-        self.collective.broadcast(0, &mut ids)?;
-        if self.collective.rank() > 0 {
+        ids.clear();
+        ids.extend(drawn.iter().flat_map(|token| token.id.to_le_bytes()));
+        ids.resize(draws * size_of::<TokenId>(), 0);
+        collective.broadcast(0, ids)?;
+        if collective.rank() > 0 {
             let (ids, _) = ids.as_chunks();
             drawn.extend(ids.iter().map(|id| TokenOut::unreported(TokenId::from_le_bytes(*id))));
         }
-        Ok(drawn)
+        Ok(())
     }
 
     /// Gives the tokens to their slices, and remembers the drawn ones by slot.
-    fn sampled(&mut self, step: &Step, drawn: Vec<TokenOut>, scored: Vec<TokenOut>) -> Sampled {
-        let (mut drawn, mut scored, mut further) = (drawn.into_iter(), scored.into_iter(), Vec::new());
+    fn sampled(&mut self, step: &Step, scored: Vec<TokenOut>) -> Sampled {
+        let (mut drawn, mut scored, mut further) = (self.drawn.drain(..), scored.into_iter(), Vec::new());
         let mut of_slice = |slice: &Slice| {
             let Draw { draft, .. } = slice.draw.as_ref()?;
             let token = drawn.next()?;
@@ -286,18 +304,17 @@ impl Rank {
 }
 
 /// The rows of a tile whose logits are wanted, in order.
-fn wanted(slices: &[Slice], tile: &[Place]) -> Vec<Wanted> {
-    let mut wanted = Vec::new();
+fn find_wanted(slices: &[Slice], tile: &[Place], wanted: &mut Vec<Wanted>) {
+    wanted.clear();
     for (row, &Place { position, slice, draw, .. }) in tile.iter().enumerate() {
         let Slice { start, score, .. } = &slices[slice];
         let target = score.as_ref().and_then(|score| score.targets.get(position - *start as usize));
         wanted.extend(target.map(|&target| Wanted { row, slice, want: Want::Score(target) }));
         wanted.extend(draw.map(|by| Wanted { row, slice, want: Want::Draw(by) }));
     }
-    wanted
 }
 
-/// The masks of a round's draws, where a grammar binds them.
+/// The masks of a round's draws, where a grammar binds them; empty if none does.
 fn masks_of(
     round: &[Wanted],
     slices: &[Slice],
@@ -308,7 +325,10 @@ fn masks_of(
         let request = draw.and_then(|draw| draw.grammar);
         request.map(|request| masks(request).ok_or(ModelError::Mask { request })).transpose()
     };
-    round.iter().map(mask).collect()
+    let bound = |&Wanted { slice, .. }: &Wanted| {
+        slices[slice].draw.as_ref().is_some_and(|draw| draw.grammar.is_some())
+    };
+    if round.iter().any(bound) { round.iter().map(mask).collect() } else { Ok(Vec::new()) }
 }
 
 /// The window in tokens, and whether the options can be met.
