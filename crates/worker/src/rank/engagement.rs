@@ -13,6 +13,7 @@ use super::desk::Desk;
 use super::error::EpochError;
 use super::execute::{Execute, Rehearsal};
 use super::setup::Setup;
+use super::stats::Gaps;
 use super::trace;
 
 /// How long the ranks may take to meet, once all hold their weights.
@@ -69,9 +70,19 @@ impl Engagement {
         let mut rank = execution(setup, weights, collective)?;
         rank.run(&self.warm_up(), &mut |_| None)?;
         self.phase.send_replace(Phase::Ready);
+        let mut gaps = Gaps::default();
+        let ended = self.run_steps(desk, rank.as_mut(), &mut gaps);
+        gaps.log(self.epoch);
+        ended
+    }
+
+    /// Runs step after step, as long as somebody plans them.
+    fn run_steps(&mut self, desk: &Desk, rank: &mut dyn Execute, gaps: &mut Gaps) -> Result<(), EpochError> {
         while let Some(step) = self.steps.blocking_recv() {
+            gaps.begin(&step);
             let _span = trace::step(&step, self.rank);
             let sampled = rank.run(&step, &mut |request| Some(desk.mask(request)))?;
+            gaps.end();
             if self.rank == 0 {
                 desk.drawn(&step, &sampled);
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use galerne_sched::{Admitted, Load};
-use galerne_types::{Epoch, Sampled, Slice, Step};
+use galerne_types::{Epoch, Input, Sampled, Slice, Step};
 use galerne_wire::v1;
 
 /// Buckets of a histogram of microseconds: bucket i counts values below 2^i.
@@ -12,11 +12,86 @@ const BUCKETS: usize = 24;
 /// Buckets of the steps by their tokens; the last takes all larger ones too.
 const TOKEN_BUCKETS: usize = 16;
 
+/// Durations, of which are known the number, the sum, the largest, and how many there are between two powers of 2.
+#[derive(Debug, Default)]
+pub(crate) struct Durations {
+    count: u64,
+    total: Duration,
+    max: Duration,
+    buckets: [u64; BUCKETS],
+}
+
+impl Durations {
+    pub(crate) fn record(&mut self, time: Duration) {
+        self.count += 1;
+        self.total += time;
+        self.max = self.max.max(time);
+        let bucket = (u128::BITS - time.as_micros().leading_zeros()) as usize;
+        self.buckets[bucket.min(BUCKETS - 1)] += 1;
+    }
+
+    pub(crate) fn mean(&self) -> Duration {
+        mean(self.total, self.count)
+    }
+
+    /// An upper bound, within a factor of two, of the shortest `percent` of all.
+    pub(crate) fn max_of(&self, percent: u64) -> Duration {
+        let mut longer = self.count * (100 - percent.min(100)) / 100;
+        for (bucket, &count) in self.buckets.iter().enumerate().rev() {
+            if count > longer {
+                return Duration::from_micros(1 << bucket).min(self.max);
+            }
+            longer -= count;
+        }
+        Duration::ZERO
+    }
+}
+
+fn mean(total: Duration, count: u64) -> Duration {
+    total.checked_div(u32::try_from(count).unwrap_or(u32::MAX)).unwrap_or_default()
+}
+
+/// How long a rank stood still between two steps although an answer was under way: until the leader had planned and sent
+/// the next one, and the thread that runs it had noticed.
+#[derive(Debug, Default)]
+pub(crate) struct Gaps {
+    gaps: Durations,
+    ended: Option<Instant>,
+}
+
+impl Gaps {
+    /// A step begins.
+    pub(crate) fn begin(&mut self, step: &Step) {
+        let goes_on = step.slices.iter().any(|slice| slice.input == Input::Last);
+        if let Some(ended) = self.ended.filter(|_| goes_on) {
+            self.gaps.record(ended.elapsed());
+        }
+    }
+
+    /// It has ended.
+    pub(crate) fn end(&mut self) {
+        self.ended = Some(Instant::now());
+    }
+
+    /// Tells the log.
+    pub(crate) fn log(&self, epoch: Epoch) {
+        let gaps = &self.gaps;
+        tracing::info!(
+            epoch = epoch.0,
+            steps = gaps.count,
+            mean_us = gaps.mean().as_micros(),
+            p50_us = gaps.max_of(50).as_micros(),
+            p99_us = gaps.max_of(99).as_micros(),
+            max_us = gaps.max.as_micros(),
+            "this rank stood still between steps"
+        );
+    }
+}
+
 /// Steps of one epoch and the leader's control time for each: taking in requests, planning, handing the step to
 /// all ranks, committing and sending out its tokens. Waiting is not in it, nor is the model's time.
 #[derive(Debug, Default)]
 pub(crate) struct StepStats {
-    steps: u64,
     tokens: u64,
     preemptions: u64,
     /// Tokens of prompts that were looked up among what is kept, and found.
@@ -25,11 +100,9 @@ pub(crate) struct StepStats {
     drafts: u64,
     draft_tokens: u64,
     draft_tokens_accepted: u64,
-    control: Duration,
-    control_max: Duration,
+    control: Durations,
     /// Processor time within `control`: the rest is waiting for a core that the model's threads hold.
     control_cpu: Duration,
-    buckets: [u64; BUCKETS],
     /// Entry i counts steps of more than 2^(i-1) and at most 2^i tokens.
     by_tokens: [u64; TOKEN_BUCKETS],
     /// Since the last step was done.
@@ -45,13 +118,8 @@ impl StepStats {
 
     /// A step is done, and so is the control work for it.
     pub(crate) fn step_done(&mut self, tokens: usize) {
-        let time = std::mem::take(&mut self.current);
-        self.steps += 1;
+        self.control.record(std::mem::take(&mut self.current));
         self.tokens += tokens as u64;
-        self.control += time;
-        self.control_max = self.control_max.max(time);
-        let bucket = (u128::BITS - time.as_micros().leading_zeros()) as usize;
-        self.buckets[bucket.min(BUCKETS - 1)] += 1;
         let bucket = tokens.next_power_of_two().trailing_zeros() as usize;
         self.by_tokens[bucket.min(TOKEN_BUCKETS - 1)] += 1;
     }
@@ -89,7 +157,7 @@ impl StepStats {
             kv_blocks: load.kv_blocks,
             kv_blocks_free: load.kv_blocks_free,
             preemptions: self.preemptions,
-            steps: self.steps,
+            steps: self.control.count,
             step_tokens: self.tokens,
             steps_by_tokens: self.by_tokens.to_vec(),
             grammar_hits: 0, // whoever compiles grammars puts them in
@@ -103,38 +171,17 @@ impl StepStats {
         }
     }
 
-    /// Mean control time of a step.
-    pub(crate) fn control_mean(&self) -> Duration {
-        self.mean(self.control)
-    }
-
-    fn mean(&self, total: Duration) -> Duration {
-        total.checked_div(u32::try_from(self.steps).unwrap_or(u32::MAX)).unwrap_or_default()
-    }
-
-    /// An upper bound, within a factor of two, of the control time of the fastest `percent` of all steps.
-    pub(crate) fn control_max_of(&self, percent: u64) -> Duration {
-        let mut slower = self.steps * (100 - percent.min(100)) / 100;
-        for (bucket, &count) in self.buckets.iter().enumerate().rev() {
-            if count > slower {
-                return Duration::from_micros(1 << bucket).min(self.control_max);
-            }
-            slower -= count;
-        }
-        Duration::ZERO
-    }
-
     /// Tells the log.
     pub(crate) fn log(&self, epoch: Epoch) {
         tracing::info!(
             epoch = epoch.0,
-            steps = self.steps,
+            steps = self.control.count,
             tokens = self.tokens,
-            control_mean_us = self.control_mean().as_micros(),
-            control_p50_us = self.control_max_of(50).as_micros(),
-            control_p99_us = self.control_max_of(99).as_micros(),
-            control_max_us = self.control_max.as_micros(),
-            control_cpu_mean_us = self.mean(self.control_cpu).as_micros(),
+            control_mean_us = self.control.mean().as_micros(),
+            control_p50_us = self.control.max_of(50).as_micros(),
+            control_p99_us = self.control.max_of(99).as_micros(),
+            control_max_us = self.control.max.as_micros(),
+            control_cpu_mean_us = mean(self.control_cpu, self.control.count).as_micros(),
             "steps of this epoch"
         );
     }
@@ -172,7 +219,7 @@ mod tests {
     #[test]
     fn means_and_percentiles() {
         let mut stats = StepStats::default();
-        assert_eq!((stats.control_mean(), stats.control_max_of(99)), (Duration::ZERO, Duration::ZERO));
+        assert_eq!((stats.control.mean(), stats.control.max_of(99)), (Duration::ZERO, Duration::ZERO));
         for _ in 0..98 {
             stats.worked(Duration::from_micros(10), Duration::ZERO);
             stats.worked(Duration::from_micros(20), Duration::ZERO);
@@ -180,11 +227,11 @@ mod tests {
         }
         stats.worked(Duration::from_micros(1000), Duration::ZERO);
         stats.step_done(1);
-        assert_eq!(stats.control_mean().as_micros(), (98 * 30 + 1000) / 99);
-        assert_eq!(stats.control_max_of(99).as_micros(), 1000, "the slowest counts below 100 steps");
+        assert_eq!(stats.control.mean().as_micros(), (98 * 30 + 1000) / 99);
+        assert_eq!(stats.control.max_of(99).as_micros(), 1000, "the slowest counts below 100 steps");
         stats.worked(Duration::from_micros(30), Duration::ZERO);
         stats.step_done(1);
-        assert_eq!(stats.control_max_of(99).as_micros(), 32);
+        assert_eq!(stats.control.max_of(99).as_micros(), 32);
     }
 
     #[test]
