@@ -63,6 +63,8 @@ pub(crate) struct Options {
     /// Only its tenant's requests with the same salt find the prompt among what is kept; `None`: nobody does, and it is
     /// computed whole.
     pub(crate) cache_salt: Option<u64>,
+    /// Before its tenant's waiting requests of a higher number.
+    pub(crate) priority: i32,
 }
 
 /// How many tokens of a prompt to keep.
@@ -276,6 +278,7 @@ impl Options {
             spelled_out: Vec::new(),
             truncate: None,
             cache_salt: Some(salt("")),
+            priority: 0,
         }
     }
 
@@ -410,6 +413,7 @@ impl Options {
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.clone(),
             cache_salt: self.cache_salt,
+            priority: self.priority,
             trace: None, // each call to a leader has a span of its own
         })
     }

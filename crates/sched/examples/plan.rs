@@ -28,6 +28,7 @@ fn request(id: u64, tenants: u64) -> Request {
         prompt_logprobs: None,
         grammar: None,
         cache_salt: Some(0),
+        priority: 0,
         trace: None,
     }
 }

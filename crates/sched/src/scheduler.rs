@@ -97,7 +97,7 @@ pub struct Load {
 
 /// Decides, step by step, which tokens of which requests the ranks of one epoch run.
 ///
-/// **Admission**: the oldest request of the tenant that was served least (`tenants`) is admitted once a slot and all
+/// **Admission**: the most urgent, and of these the oldest request of the tenant that was served least (`tenants`) is admitted once a slot and all
 /// blocks that it can need (prompt and `max_tokens`, at most the context) are free, and nobody overtakes it. With one
 /// tenant that is first come, first served. What was admitted never lacks a block: no deadlock, at the price of blocks
 /// that stay empty when an answer ends early. With a sliding window a request needs no more at once than the window and a
@@ -106,7 +106,7 @@ pub struct Load {
 /// and a quarter of all to whoever comes.
 ///
 /// **Preemption** (`preemption`): who was alone may hold all. If then one comes whose request fits an equal share, the
-/// youngest requests of the tenant that holds the most go back to the queue, each once at most, and later on as a replay.
+/// least urgent and youngest requests of the tenant that holds the most go back to the queue, each once at most, and later on as a replay.
 ///
 /// **A step** holds one token of every answer under way, and then chunks of prompts until `step_tokens_max`: those of the
 /// least served tenant first, within a tenant in order of admission. While several tenants are present, the prompts of

@@ -182,7 +182,7 @@ impl Tenants {
         self.accounts.values().filter(|account| !account.is_idle()).count()
     }
 
-    /// Puts a request that can need so many blocks at the end of its tenant's queue.
+    /// Puts a request that can need so many blocks in its tenant's queue, behind those that are as urgent.
     ///
     /// # Errors
     /// [`Refusal::Overloaded`] if none of `waiting_max` places is free, or too few for the tenant to take another one.
@@ -211,17 +211,19 @@ impl Tenants {
         self.waiting.insert(request.id, tenant);
         self.arrivals += 1;
         let (number, chain) = (self.arrivals, Chain::default());
-        account.waiting.push_back(Arrived { number, kv_blocks, resumes: false, request, chain });
+        let before = account.waiting.partition_point(|other| other.request.priority <= request.priority);
+        account.waiting.insert(before, Arrived { number, kv_blocks, resumes: false, request, chain });
         Ok(())
     }
 
-    /// Puts the rest of a request that gave its slot up at the head of its tenant's queue.
+    /// Puts the rest of a request that gave its slot up in its tenant's queue, before those that are as urgent.
     pub(crate) fn put_back(&mut self, request: Request, chain: Chain, kv_blocks: u32) {
         self.all = None;
         let account = self.accounts.entry(request.tenant).or_default();
         account.asked.add(Held::of_one(kv_blocks));
         self.waiting.insert(request.id, request.tenant);
-        account.waiting.push_front(Arrived { number: 0, kv_blocks, resumes: true, request, chain });
+        let before = account.waiting.partition_point(|other| other.request.priority < request.priority);
+        account.waiting.insert(before, Arrived { number: 0, kv_blocks, resumes: true, request, chain });
     }
 
     /// Whether a tenant's next request, which can need so many blocks, fits its equal share among those that have
@@ -434,6 +436,7 @@ mod tests {
             prompt_logprobs: None,
             grammar: None,
             cache_salt: None,
+            priority: 0,
             trace: None,
         }
     }

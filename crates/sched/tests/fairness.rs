@@ -112,6 +112,7 @@ impl World {
             prompt_logprobs: None,
             grammar: None,
             cache_salt: None,
+            priority: 0,
             trace: None,
         };
         let accepted = self.scheduler.submit(request).is_ok();

@@ -41,6 +41,7 @@ fn request(id: u64, prompt: usize, max_tokens: u32) -> Request {
         prompt_logprobs: None,
         grammar: None,
         cache_salt: None,
+        priority: 0,
         trace: None,
     }
 }

@@ -48,6 +48,7 @@ fn request(id: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Request {
         prompt_logprobs: None,
         grammar: None,
         cache_salt: Some(0),
+        priority: 0,
         trace: None,
     }
 }

@@ -39,6 +39,7 @@ fn request(id: u64, prompt_tokens: usize, max_tokens: u32) -> Request {
         prompt_logprobs: None,
         grammar: None,
         cache_salt: None,
+        priority: 0,
         trace: None,
     }
 }
@@ -292,6 +293,23 @@ fn nobody_overtakes_the_oldest_that_waits() {
     scheduler.cancel(RequestId(1));
     assert_eq!(shape(&scheduler.plan().unwrap()), [(0, 64, 64)]);
     assert_eq!(scheduler.load().waiting, 0, "the queue moves up when the oldest gives up");
+}
+
+#[test]
+fn the_urgent_come_first_within_a_tenant_and_take_from_no_other() {
+    let mut scheduler = Scheduler::new(Epoch(1), Limits { sequences_max: 1, ..limits() });
+    let urgent = |id, priority| Request { priority, ..request(id, 1, 1) };
+    let other = Request { tenant: TenantId(5), ..urgent(9, 100) };
+    for request in [urgent(0, 0), urgent(1, 3), urgent(2, 0), urgent(3, -1), urgent(4, 0), other] {
+        scheduler.submit(request).unwrap();
+    }
+    let mut begun = Vec::new();
+    while let Some(step) = scheduler.plan() {
+        begun.extend(admitted(&mut scheduler));
+        scheduler.commit(&step, &draws(&step, PLAIN));
+    }
+    assert_eq!(begun.iter().filter(|id| **id != 9).collect::<Vec<_>>(), [&3, &0, &2, &4, &1]);
+    assert!(begun[..2].contains(&9), "another tenant's turn comes all the same: {begun:?}");
 }
 
 /// Plans and commits until the request has its first token; says which requests were admitted on the way.

@@ -162,6 +162,7 @@ impl World {
             prompt_logprobs: None,
             grammar: None,
             cache_salt: None,
+            priority: 0,
             trace: None,
         };
         let Limits { context_tokens_max, kv_blocks, waiting_max, .. } = self.limits;

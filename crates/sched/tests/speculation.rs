@@ -37,7 +37,7 @@ fn babbles(id: RequestId, index: u32) -> TokenId {
 
 /// The one text in some hundred tokens, the other in the next.
 fn changes(id: RequestId, index: u32) -> TokenId {
-    if index / 120 % 2 == 0 { babbles(id, index) } else { repeats(id, index) }
+    if (index / 120).is_multiple_of(2) { babbles(id, index) } else { repeats(id, index) }
 }
 
 /// A number that looks random (SplitMix64: Steele, Lea, Flood, OOPSLA 2014).
@@ -76,6 +76,7 @@ fn request(id: u64, max_tokens: u32) -> Request {
         prompt_logprobs: None,
         grammar: None,
         cache_salt: None,
+        priority: 0,
         trace: None,
     }
 }

@@ -40,6 +40,8 @@ pub struct Request {
     /// Requests of one tenant with the same salt share the KV blocks of what their prompts have in common; `None` shares
     /// with no other.
     pub cache_salt: Option<u64>,
+    /// Of one tenant's waiting requests those of the lowest number come first, in order of arrival where it is equal.
+    pub priority: i32,
     /// The span that its steps belong to, as a W3C `traceparent`; `None` for nearly all requests, which nobody traces.
     pub trace: Option<String>,
 }

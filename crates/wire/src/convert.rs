@@ -198,6 +198,7 @@ impl v1::RunRequest {
             prompt_logprobs,
             grammar,
             cache_salt,
+            priority,
             trace: _, // the caller names its own span
         } = request;
         Self {
@@ -213,6 +214,7 @@ impl v1::RunRequest {
             grammar: grammar.as_ref().map(v1::Grammar::from),
             traceparent: String::new(),
             cache_salt: *cache_salt,
+            priority: *priority,
         }
     }
 
@@ -239,6 +241,7 @@ impl v1::RunRequest {
             prompt_logprobs: self.prompt_logprobs,
             grammar: self.grammar.map(types::Grammar::try_from).transpose()?,
             cache_salt: self.cache_salt,
+            priority: self.priority,
             trace: None,
         })
     }
@@ -415,7 +418,7 @@ mod tests {
                 id: types::RequestId(7), tenant: types::TenantId(9), prompt, first_index, sampling,
                 max_tokens: first_index + 5, min_tokens: 2, stop_tokens: vec![1, 2],
                 prompt_logprobs: Some(3), grammar: Some(types::Grammar::Choice(vec!["a".into(), "b".into()])),
-                cache_salt: Some(1 << 63), trace: None,
+                cache_salt: Some(1 << 63), priority: -3, trace: None,
             };
             let wire = v1::RunRequest::new(&request);
             prop_assert_eq!(wire.into_request(types::RequestId(7)), Ok(request));

@@ -75,6 +75,7 @@ fn frames() {
         prompt_logprobs: Some(1),
         grammar,
         cache_salt: Some(4),
+        priority: 0,
         trace: None,
     };
     let ask = v1::ask::Ask::Run(v1::RunRequest::new(&request));

@@ -119,6 +119,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         skip_special_tokens,
         include_stop,
         cache_salt,
+        priority,
     } = request;
     let prompt = match prompt {
         Some(WirePrompt::Text(text)) => Prompt::Text(text),
@@ -143,6 +144,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         skip_special: skip_special_tokens.unwrap_or(true),
         include_stop,
         cache_salt: Some(salt(&cache_salt)),
+        priority,
         ..Options::new(sampling, max_tokens)
     };
     Ok(Ask { model, prompt, options, caller: Caller::default() })

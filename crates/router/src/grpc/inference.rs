@@ -172,6 +172,7 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         grammar: decoding.structured_output.map(grammar).transpose()?.flatten(),
         truncate: Truncate::to_last(request.truncate_prompt_tokens),
         cache_salt: (!kv.bypass_prefix_cache).then(|| salt(&kv.cache_salt)),
+        priority: request.priority,
         ..Options::new(sampling, MaxTokens::UpTo(max_tokens))
     };
     Ok(Several {

@@ -12,7 +12,7 @@ use crate::tenants::Held;
 const HELD_PER_NEEDED: u32 = 2;
 
 impl Scheduler {
-    /// Sends requests of tenants that hold more than an equal share back to the queue, the youngest of the greediest first,
+    /// Sends requests of tenants that hold more than an equal share back to the queue, of the greediest the least urgent and youngest first,
     /// until there is room for the next request of `tenant`, which needs so many blocks: all that takes, or none. Returns
     /// whether anything is free at once; most have to wait for the steps that hold them.
     pub(super) fn make_room(&mut self, tenant: TenantId, needed: u32) -> bool {
@@ -78,9 +78,9 @@ impl Scheduler {
         let candidates = self.admitted.iter().filter(|slot| !chosen.contains(slot)).filter_map(|&slot| {
             let sequence = self.slots[slot as usize].as_ref().filter(|sequence| sequence.may_yield())?;
             let owner = Some(sequence.request.tenant).filter(|owner| *owner != tenant)?;
-            Some((excess(owner)?, slot))
+            Some((excess(owner)?, sequence.request.priority, slot))
         });
-        // Of equal ones the last, which is the youngest.
-        candidates.max_by_key(|&(held, _)| held).map(|(_, slot)| slot)
+        // Of equal ones the least urgent, and of these the last, which is the youngest.
+        candidates.max_by_key(|&(held, priority, _)| (held, priority)).map(|(.., slot)| slot)
     }
 }

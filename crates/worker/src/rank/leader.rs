@@ -357,6 +357,7 @@ mod tests {
             prompt_logprobs: None,
             grammar: None,
             cache_salt: Some(0),
+            priority: 0,
             trace: None,
         };
         let (link, events) = link();

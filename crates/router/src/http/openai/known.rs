@@ -15,7 +15,6 @@ const HARMLESS: &[&str] = &[
     "mm_payload",          // of endpoints that only render a prompt
     "parallel_tool_calls", // without tools there are no calls
     "prediction",          // for speed only
-    "priority",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",

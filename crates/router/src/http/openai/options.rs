@@ -62,6 +62,7 @@ pub(in crate::http) fn options(
         include_stop: fields.take_bool("include_stop_str_in_output")?,
         truncate,
         cache_salt: Some(salt(&fields.take::<String>("cache_salt", "a string")?.unwrap_or_default())),
+        priority: fields.take("priority", "an integer of 32 bits")?.unwrap_or(0),
         ..Options::new(sampling(fields, logprobs)?, max_tokens)
     })
 }
