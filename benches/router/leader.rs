@@ -10,7 +10,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, Formed, Registration, embedded};
-use galerne_types::{Compute, Epoch, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards};
+use galerne_types::{
+    Compute, Epoch, GroupId, Health, KvDtype, ModelCard, RankId, RankRecord, RankState, Shards,
+};
 use galerne_wire::v1;
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
@@ -114,6 +116,7 @@ fn record(model: &str, address: &str) -> RankRecord {
         vocab: checkpoint.config().vocab as u32,
         shards: Shards::new(1, 1).expect("one shard"),
         compute: Compute::F32,
+        kv: KvDtype::F32,
     };
     RankRecord {
         id: RankId("bench/0".to_owned()),

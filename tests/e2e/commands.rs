@@ -43,8 +43,8 @@ fn a_checkpoint_is_described() {
         report["cuts"].as_array().expect("cuts").iter().map(|cut| &cut["world_size"]).collect();
     assert_eq!(sizes, [1, 2, 3, 4, 6, 8, 12, 16]);
     assert_eq!(report["cuts"][2]["virtual_shards"], 6, "the smallest multiple of 3 with a shard a KV head");
-    // Keys of 16 and values of 16, padded to 32, of 4 layers and 4 heads, in f32.
-    assert_eq!(report["cuts"][0]["kv_bytes_per_token"], 4 * 4 * (16 + 32) * 4);
+    // Keys of 16 and values of 16, padded to 32, of 4 layers and 4 heads, in bf16.
+    assert_eq!(report["cuts"][0]["kv_bytes_per_token"], 4 * 4 * (16 + 32) * 2);
     let weights = |cut: usize| report["cuts"][cut]["weight_bytes"].as_u64().expect("bytes");
     assert!(weights(1) < weights(0) && weights(0) < 3_000_000);
 

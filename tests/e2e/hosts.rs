@@ -80,7 +80,17 @@ fn two_ranks_in_two_network_namespaces_answer_the_golden_tokens_over_tcp() {
     let mut workers = Vec::new();
     for place in [1, 2] {
         let mut command = network.on(place, galerne());
-        command.args(["worker", "--tp", "2", "--ranks", "1", "--bind", ADDRESSES[place]]);
+        command.args([
+            "worker",
+            "--tp",
+            "2",
+            "--ranks",
+            "1",
+            "--bind",
+            ADDRESSES[place],
+            "--kv-dtype",
+            "f32",
+        ]);
         command.args(["--etcd", &etcd.endpoint, "--model"]);
         workers.push(Process::start(command.arg(setup::bard())));
     }

@@ -49,21 +49,21 @@ fn the_same_tokens_and_log_probabilities_for_every_number_of_ranks() {
     let golden = setup::bard_golden();
     assert_eq!(golden.len(), 3);
     let prompt = [1, 93, 980, 253, 655, 339];
-    for (model, how, virtual_shards, sizes) in [
-        (setup::bard(), "f32", "4", &["1", "2", "4"][..]),
-        (setup::demo_model(), "f32", "3", &["1", "3"]),
-        (setup::demo_model(), "f32", "4", &["1", "2", "4"]),
-        (setup::demo_model(), "int8", "3", &["1", "3"]),
+    for (model, how, kv_dtype, virtual_shards, sizes) in [
+        (setup::bard(), "f32", "f32", "4", &["1", "2", "4"][..]),
+        (setup::demo_model(), "f32", "f32", "3", &["1", "3"]),
+        (setup::demo_model(), "f32", "bf16", "4", &["1", "2", "4"]),
+        (setup::demo_model(), "int8", "int8", "3", &["1", "3"]),
     ] {
         let mut first = None;
         for tp in sizes {
-            let cluster =
-                Cluster::up(&model, &["--tp", tp, "--virtual-shards", virtual_shards, "--compute", how]);
+            let numerics = ["--virtual-shards", virtual_shards, "--compute", how, "--kv-dtype", kv_dtype];
+            let cluster = Cluster::up(&model, &[&["--tp", tp][..], &numerics].concat());
             let drawn = [0.0, 1.0].map(|temperature| exactly(&cluster, &prompt, temperature));
             assert_eq!(
                 *first.get_or_insert(drawn.clone()),
                 drawn,
-                "{} in {how} with tp {tp}",
+                "{} in {how}, keys and values in {kv_dtype}, with tp {tp}",
                 model.display()
             );
             if model == setup::bard() {

@@ -9,7 +9,7 @@ use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
-use galerne_types::{Compute, GroupId, Shards};
+use galerne_types::{Compute, GroupId, KvDtype, Shards};
 use galerne_worker::{Cost, KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -130,6 +130,10 @@ pub(crate) struct EngineArgs {
     /// billion weights and more that are quantized.
     #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
     pub(crate) compute: ComputeChoice,
+    /// How keys and values are kept (part of the numerics, the same on all hosts of a group): `f32`, as they were computed;
+    /// `bf16`, half of that memory; `int8`, bytes with a scale for each KV head and token: a quarter of it, and less exact.
+    #[arg(long, default_value_t = KvDtype::Bf16, value_name = "HOW")]
+    pub(crate) kv_dtype: KvDtype,
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -187,7 +191,7 @@ impl EngineArgs {
         let shards = Shards::for_model(config.kv_heads, self.tp.into(), self.virtual_shards)?;
         Ok(format!(
             "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group; \
-             products in {}",
+             products in {}, keys and values in {}",
             model.model_name.as_deref().unwrap_or(checkpoint.name()),
             config.layers,
             config.heads,
@@ -195,6 +199,7 @@ impl EngineArgs {
             shards.virtual_shards(),
             shards.world_size(),
             self.compute.0.unwrap_or_else(|| galerne_model::compute_for(&checkpoint)),
+            self.kv_dtype,
         ))
     }
 
@@ -215,6 +220,7 @@ impl EngineArgs {
             world_size: self.tp.into(),
             virtual_shards: self.virtual_shards,
             compute: self.compute.0,
+            kv_dtype: self.kv_dtype,
             host: place.host,
             index: place.index,
             bind: place.bind,

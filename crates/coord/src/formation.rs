@@ -87,7 +87,7 @@ fn trouble(group: &Group, epoch: Epoch, member: &Member) -> Option<Ended> {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use galerne_types::{Compute, EpochRecord, GroupId, ModelCard, RankState, Shards};
+    use galerne_types::{Compute, EpochRecord, GroupId, KvDtype, ModelCard, RankState, Shards};
 
     use super::*;
 
@@ -114,6 +114,7 @@ pub(crate) mod fixtures {
                 vocab: 512,
                 shards: Shards::new(4, 2).unwrap(),
                 compute: Compute::F32,
+                kv: KvDtype::F32,
             },
             state: RankState::Waiting,
             memory_bytes: 0,
@@ -134,7 +135,7 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Compute, ModelCard};
+    use galerne_types::{Compute, KvDtype, ModelCard};
 
     use super::fixtures::{epoch_of, group_of, rank};
     use super::*;
@@ -178,6 +179,8 @@ mod tests {
         second.model.digest = "other".into();
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
         second.model = ModelCard { compute: Compute::Int8, ..first.model.clone() };
+        assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
+        second.model = ModelCard { kv: KvDtype::Int8, ..first.model.clone() };
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
     }
 

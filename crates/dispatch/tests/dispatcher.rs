@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use galerne_dispatch::{Choice, Dispatcher, Ticket};
 use galerne_types::{
-    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState,
-    Refusal, Shards,
+    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, ModelCard, RankId, RankRecord,
+    RankState, Refusal, Shards,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -21,6 +21,7 @@ fn card(name: &str) -> ModelCard {
         vocab: 10,
         shards,
         compute: Compute::F32,
+        kv: KvDtype::F32,
     }
 }
 

@@ -7,16 +7,19 @@
 //! m' = max(m, mᵢ)   a = exp(m - m')   b = exp(mᵢ - m')   l = fma(l, a, lᵢ·b)   o = fma(o, a, oᵢ·b)
 //! ```
 //!
-//! from m = -∞, l = 0, o = 0. A piece wholly outside the window would merge as the identity and is skipped. All
-//! this depends on the token's position and on nothing else, so prefill and decode agree to the last bit.
+//! from m = -∞, l = 0, o = 0. Where keys and values have scales, a key's multiplies the finished dot product, and a
+//! value's the weight exp(s - m) in o, not in l. A piece wholly outside the window would merge as the identity and is
+//! skipped. All this depends on the token's position and on nothing else, so prefill and decode agree to the last bit.
 
-use galerne_types::BlockId;
+use std::marker::PhantomData;
+
 use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{BlockId, KvDtype};
 
-use crate::kv::Tile;
+use crate::kv::{Bf16, F32, Format, Int8, Parts, Tile};
 use crate::linear::Strided;
 use crate::math::{SUM_LANES, exp, sum_of_lanes};
-use crate::simd::{Kernel, Vector};
+use crate::simd::{Isa, Kernel, Vector};
 
 /// Widest head that the kernel has room for.
 pub(crate) const HEAD_DIM_MAX: usize = 256;
@@ -35,8 +38,8 @@ pub(crate) struct Attend<'a> {
     pub(crate) tokens: usize,
     pub(crate) heads: usize,
     /// The KV head's tile in block 0.
-    pub(crate) tiles: *const f32,
-    /// Numbers from a block's tile to the next one's.
+    pub(crate) tiles: *const u8,
+    /// Bytes from a block's tile to the next one's.
     pub(crate) stride: usize,
     pub(crate) tile: Tile,
     /// The sequence's blocks, in order of positions.
@@ -49,22 +52,41 @@ pub(crate) struct Attend<'a> {
     pub(crate) out: Strided<*mut f32>,
 }
 
-/// # Safety
-/// Of `run`: `queries` and `out` hold what they say, `blocks` reaches to the last token, and every block has a tile
-/// whose positions up to that are stored.
-impl Kernel for Attend<'_> {
+impl Attend<'_> {
+    /// # Safety
+    /// `queries` and `out` hold what they say, `blocks` reaches to the last token, and every block has a tile whose
+    /// positions up to that are stored.
+    pub(crate) unsafe fn run_on(self, isa: Isa) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.tile.dtype {
+                KvDtype::F32 => isa.run(Over::<F32> { attend: self, format: PhantomData }),
+                KvDtype::Bf16 => isa.run(Over::<Bf16> { attend: self, format: PhantomData }),
+                KvDtype::Int8 => isa.run(Over::<Int8> { attend: self, format: PhantomData }),
+            }
+        }
+    }
+}
+
+/// Attention over tiles of one format.
+struct Over<'a, F> {
+    attend: Attend<'a>,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Kernel for Over<'_, F> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let (rows, mut row) = (self.tokens * self.heads, 0);
+        let (rows, mut row) = (self.attend.tokens * self.attend.heads, 0);
         while row < rows {
             // SAFETY: as many rows as are left.
             row += unsafe {
                 match rows - row {
-                    1 => self.rows_at::<V, 1>(row),
-                    2 => self.rows_at::<V, 2>(row),
-                    3 => self.rows_at::<V, 3>(row),
-                    4 | 5 => self.rows_at::<V, 4>(row),
-                    _ => self.rows_at::<V, 6>(row),
+                    1 => self.attend.rows_at::<V, F, 1>(row),
+                    2 => self.attend.rows_at::<V, F, 2>(row),
+                    3 => self.attend.rows_at::<V, F, 3>(row),
+                    4 | 5 => self.attend.rows_at::<V, F, 4>(row),
+                    _ => self.attend.rows_at::<V, F, 6>(row),
                 }
             };
         }
@@ -90,7 +112,7 @@ impl Attend<'_> {
     /// # Safety
     /// As [`Attend`]; rows `first … first + R` exist.
     #[inline(always)]
-    unsafe fn rows_at<V: Vector, const R: usize>(&self, first: usize) -> usize {
+    unsafe fn rows_at<V: Vector, F: Format, const R: usize>(&self, first: usize) -> usize {
         let dim = self.tile.head_dim;
         let mut merged = Merged { max: [f32::NEG_INFINITY; R], sum: [0.0; R], out: [[0.0; HEAD_DIM_MAX]; R] };
         let (mut queries, mut outs) = ([self.queries.start; R], [self.out.start; R]);
@@ -107,15 +129,16 @@ impl Attend<'_> {
         // SAFETY: the caller's; what the first row sees begins first, and what the last one sees ends last.
         unsafe {
             for piece in begin[0] / KV_BLOCK_TOKENS..end[R - 1].div_ceil(KV_BLOCK_TOKENS) {
-                let keys = self.tiles.add(self.blocks[piece] as usize * self.stride);
+                let tile = self.tiles.add(self.blocks[piece] as usize * self.stride);
+                let parts = self.tile.parts::<F>(tile.cast_mut());
                 let start = piece * KV_BLOCK_TOKENS;
                 let mut seen = Seen { from: [0; R], to: [0; R] };
                 for r in 0..R {
                     seen.to[r] = end[r].saturating_sub(start).min(KV_BLOCK_TOKENS);
                     seen.from[r] = begin[r].saturating_sub(start).min(seen.to[r]);
                 }
-                let mut scores = self.scores::<V, R>(&queries, keys);
-                self.merge::<V, R>(&mut scores, &seen, keys.add(self.tile.keys()), &mut merged);
+                let mut scores = self.scores::<V, F, R>(&queries, parts);
+                self.merge::<V, F, R>(&mut scores, &seen, parts, &mut merged);
             }
             for (r, out) in outs.into_iter().enumerate() {
                 let out = std::slice::from_raw_parts_mut(out, dim);
@@ -130,12 +153,12 @@ impl Attend<'_> {
     /// q · k for the 32 positions of a block, dimension after dimension.
     ///
     /// # Safety
-    /// `queries` are R heads, `keys` a tile's keys.
+    /// `queries` are R heads, `tile` is one.
     #[inline(always)]
-    unsafe fn scores<V: Vector, const R: usize>(
+    unsafe fn scores<V: Vector, F: Format, const R: usize>(
         &self,
         queries: &[*const f32; R],
-        keys: *const f32,
+        tile: Parts<F::Number>,
     ) -> [[f32; KV_BLOCK_TOKENS]; R] {
         const HALF: usize = KV_BLOCK_TOKENS / 2;
         let dim = self.tile.head_dim;
@@ -145,12 +168,18 @@ impl Attend<'_> {
             unsafe {
                 let mut sums = [[V::splat(0.0); 2]; R];
                 for d in 0..dim {
-                    let row = keys.add(d * KV_BLOCK_TOKENS + lane);
-                    let pair = [V::load(row), V::load(row.add(HALF))];
+                    let row = tile.keys.add(d * KV_BLOCK_TOKENS + lane);
+                    let pair = [F::load::<V>(row), F::load::<V>(row.add(HALF))];
                     for r in 0..R {
                         let query = V::splat(*queries[r].add(d));
                         sums[r][0] = pair[0].mul_add(query, sums[r][0]);
                         sums[r][1] = pair[1].mul_add(query, sums[r][1]);
+                    }
+                }
+                if F::SCALED {
+                    let scales = [V::load(tile.scales.add(lane)), V::load(tile.scales.add(lane + HALF))];
+                    for sums in &mut sums {
+                        *sums = [sums[0].mul(scales[0]), sums[1].mul(scales[1])];
                     }
                 }
                 for r in 0..R {
@@ -165,13 +194,13 @@ impl Attend<'_> {
     /// Merges what is seen of a piece. Rows that see nothing of it stay as they are.
     ///
     /// # Safety
-    /// `values` holds a tile's values.
+    /// `tile` is one.
     #[inline(always)]
-    unsafe fn merge<V: Vector, const R: usize>(
+    unsafe fn merge<V: Vector, F: Format, const R: usize>(
         &self,
         scores: &mut [[f32; KV_BLOCK_TOKENS]; R],
         seen: &Seen<R>,
-        values: *const f32,
+        tile: Parts<F::Number>,
         merged: &mut Merged<R>,
     ) {
         // exp of it: by what the old and the new part are multiplied.
@@ -209,10 +238,14 @@ impl Attend<'_> {
                 merged.sum[r] = merged.sum[r].mul_add(old[r], sum_of_lanes(scores[r]) * new[r]);
             }
         }
+        if F::SCALED {
+            // SAFETY: the scales of 32 values stand behind those of the keys.
+            unsafe { scale::<V, R>(scores, tile.scales.add(KV_BLOCK_TOKENS)) };
+        }
         for d in (0..self.tile.padded_dim).step_by(2 * V::LANES) {
             // SAFETY: value rows are padded to a multiple of 32, at most HEAD_DIM_MAX.
             unsafe {
-                let sums = self.weighted::<V, R>(scores, seen, values.add(d));
+                let sums = self.weighted::<V, F, R>(scores, seen, tile.values.add(d));
                 for r in 0..R {
                     if seen.from[r] == seen.to[r] {
                         continue;
@@ -233,11 +266,11 @@ impl Attend<'_> {
     /// # Safety
     /// `values` are those dimensions of a tile's values.
     #[inline(always)]
-    unsafe fn weighted<V: Vector, const R: usize>(
+    unsafe fn weighted<V: Vector, F: Format, const R: usize>(
         &self,
         scores: &[[f32; KV_BLOCK_TOKENS]; R],
         seen: &Seen<R>,
-        values: *const f32,
+        values: *const F::Number,
     ) -> [[V; 2]; R] {
         let (mut start, mut end) = (0, KV_BLOCK_TOKENS);
         for r in 0..R {
@@ -250,17 +283,17 @@ impl Attend<'_> {
             let mut sums = [[V::splat(0.0); 2]; R];
             for r in 0..R {
                 for position in seen.from[r]..start.min(seen.to[r]) {
-                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                    self.weigh::<V, F>(&mut sums[r], *scores[r].get_unchecked(position), values, position);
                 }
             }
             for position in start..end {
                 for r in 0..R {
-                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                    self.weigh::<V, F>(&mut sums[r], *scores[r].get_unchecked(position), values, position);
                 }
             }
             for r in 0..R {
                 for position in end.max(seen.from[r])..seen.to[r] {
-                    self.weigh(&mut sums[r], *scores[r].get_unchecked(position), values, position);
+                    self.weigh::<V, F>(&mut sums[r], *scores[r].get_unchecked(position), values, position);
                 }
             }
             sums
@@ -270,12 +303,36 @@ impl Attend<'_> {
     /// # Safety
     /// As [`weighted`](Attend::weighted).
     #[inline(always)]
-    unsafe fn weigh<V: Vector>(&self, sums: &mut [V; 2], weight: f32, values: *const f32, position: usize) {
+    unsafe fn weigh<V: Vector, F: Format>(
+        &self,
+        sums: &mut [V; 2],
+        weight: f32,
+        values: *const F::Number,
+        position: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe {
             let row = values.add(position * self.tile.padded_dim);
-            sums[0] = V::load(row).mul_add(V::splat(weight), sums[0]);
-            sums[1] = V::load(row.add(V::LANES)).mul_add(V::splat(weight), sums[1]);
+            sums[0] = F::load::<V>(row).mul_add(V::splat(weight), sums[0]);
+            sums[1] = F::load::<V>(row.add(V::LANES)).mul_add(V::splat(weight), sums[1]);
+        }
+    }
+}
+
+/// Multiplies the weights of 32 positions by the scales of their values.
+///
+/// # Safety
+/// `scales` holds 32.
+#[inline(always)]
+unsafe fn scale<V: Vector, const R: usize>(rows: &mut [[f32; KV_BLOCK_TOKENS]; R], scales: *const f32) {
+    for lane in (0..KV_BLOCK_TOKENS).step_by(V::LANES) {
+        // SAFETY: lanes stay within 32.
+        unsafe {
+            let scale = V::load(scales.add(lane));
+            for row in rows.iter_mut() {
+                let at = row.as_mut_ptr().add(lane);
+                V::load(at).mul(scale).store(at);
+            }
         }
     }
 }
@@ -292,3 +349,6 @@ fn max_of_lanes(mut lanes: [f32; SUM_LANES]) -> f32 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use galerne_collective::{Collective, tree};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Compute, Slice};
+use galerne_types::{Compute, KvDtype, Slice};
 
 use crate::attention::{Attend, TOKENS_TOGETHER};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::kv::KvMemory;
+use crate::kv::{KvMemory, Tile};
 use crate::linear::Strided;
 use crate::math::{AddNorm, RopeTable};
 use crate::products::Engine;
@@ -49,6 +49,7 @@ pub(crate) struct Room {
     /// Sliding window in tokens.
     pub(crate) window: Option<usize>,
     pub(crate) compute: Compute,
+    pub(crate) kv_dtype: KvDtype,
 }
 
 /// Activations of a tile.
@@ -107,10 +108,11 @@ impl Forward {
     pub(crate) fn new(weights: &Weights, engine: Engine, room: Room) -> Self {
         let (config, own) = (&weights.config, weights.own_shards());
         let kv_heads = weights.cut.kv_heads(own.clone()).len();
+        let tile = Tile::new(config.head_dim, room.kv_dtype);
         let pieces = tree::pieces(weights.shards.virtual_shards(), own.clone());
         Self {
             engine,
-            kv: KvMemory::new(config.layers, kv_heads, room.kv_blocks, config.head_dim),
+            kv: KvMemory::new(config.layers, kv_heads, room.kv_blocks, tile),
             rope: RopeTable::new(room.positions, config.head_dim, config.rope_theta),
             window: room.window,
             pieces: pieces.into_iter().map(|piece| piece.start - own.start..piece.end - own.start).collect(),
@@ -272,7 +274,7 @@ impl Forward {
                 // no later than what is seen and reach to the last position, and every position of them up to it has
                 // been stored, here or in an earlier step.
                 unsafe {
-                    isa.run(Attend {
+                    Attend {
                         queries: Strided {
                             start: q.strided().start.add(start).cast_const(),
                             stride: q.width,
@@ -286,7 +288,8 @@ impl Forward {
                         position: position - behind,
                         window,
                         out: Strided { start: attended.strided().start.add(start), stride: attended.width },
-                    });
+                    }
+                    .run_on(isa);
                     for token in run {
                         attended.quantize(isa, token, columns.clone());
                     }

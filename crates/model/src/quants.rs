@@ -12,11 +12,11 @@ use crate::packed::BLOCK;
 use crate::simd::{DotKernel, Dots, Isa, Vector};
 
 /// Largest value of a byte, of either sign.
-const QUANT_MAX: f32 = 127.0;
+pub(crate) const QUANT_MAX: f32 = 127.0;
 /// A block whose values are all smaller counts as zeros, so that neither d nor 1/d is beyond what f32 holds.
 const MAX_MIN: f32 = 1e-30;
 /// Adding it to |n| < 2^22 rounds n to the nearest integer and leaves it in the lowest bits.
-const ROUNDING_SHIFT: f32 = 12_582_912.0;
+pub(crate) const ROUNDING_SHIFT: f32 = 12_582_912.0;
 
 /// What a block's values share.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -4,7 +4,7 @@ use std::thread::available_parallelism;
 
 use galerne_collective::{AbortHandle, Collective};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Compute, Draw, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
+use galerne_types::{Compute, Draw, KvDtype, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
 use crate::check::{Bounds, Place, Places, place};
 use crate::error::ModelError;
@@ -31,6 +31,8 @@ pub struct Options {
     pub window: WindowChoice,
     /// How products are computed.
     pub compute: Compute,
+    /// How keys and values are kept.
+    pub kv_dtype: KvDtype,
     /// Instruction set of the kernels: it changes the speed, not a bit.
     pub isa: Isa,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
             step_tokens_max: 512,
             window: WindowChoice::AsModel,
             compute: Compute::default(),
+            kv_dtype: KvDtype::default(),
             isa: Isa::best(),
         }
     }
@@ -139,17 +142,18 @@ impl Rank {
         let team = Team::new(options.threads, options.threads * world_size > cores)?;
         let engine = Engine::new(options.isa, team);
         let tokens = options.step_tokens_max.min(TILE_TOKENS_MAX);
-        let room = Room { kv_blocks: options.kv_blocks, positions, tokens, window, compute: options.compute };
+        let &Options { kv_blocks, compute, kv_dtype, .. } = options;
+        let room = Room { kv_blocks, positions, tokens, window, compute, kv_dtype };
         let bounds = Bounds {
             vocab: config.vocab,
-            kv_blocks: options.kv_blocks,
+            kv_blocks,
             sequences_max: options.sequences_max,
             step_tokens_max: options.step_tokens_max,
             positions_max: positions,
             window,
         };
         let forward = Forward::new(&weights, engine, room);
-        let head = Head::new(&weights, bounds.round_max(), options.compute);
+        let head = Head::new(&weights, bounds.round_max(), compute);
         let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
         Ok(Self {
             weights,

@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::compute::Compute;
+use crate::kv::KvDtype;
 use crate::shards::Shards;
 use crate::step::Epoch;
 
@@ -47,6 +48,9 @@ pub struct ModelCard {
     /// How it computes; part of the numerics, too.
     #[serde(default)]
     pub compute: Compute,
+    /// How it keeps keys and values; so is this.
+    #[serde(default)]
+    pub kv: KvDtype,
 }
 
 /// A rank process's registration, written under its lease.

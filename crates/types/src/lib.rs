@@ -6,6 +6,7 @@
 mod compute;
 mod fleet;
 mod hex;
+mod kv;
 pub mod limits;
 mod request;
 mod shards;
@@ -16,6 +17,7 @@ pub use fleet::{
     Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
 };
 pub use hex::hex;
+pub use kv::KvDtype;
 pub use request::{
     Event, FinishReason, Grammar, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOut,
     TopToken,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_sched::Cost;
 use galerne_tls::ClusterFiles;
-use galerne_types::{Compute, GroupId, RankId};
+use galerne_types::{Compute, GroupId, KvDtype, RankId};
 
 /// How much KV memory a rank gets. All ranks of a group must be told the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct RankOptions {
     pub virtual_shards: Option<usize>,
     /// How products are computed, instead of the way that suits the weights.
     pub compute: Option<Compute>,
+    /// How keys and values are kept.
+    pub kv_dtype: KvDtype,
     /// Name of this machine: ranks of one host share memory.
     pub host: String,
     /// The rank's index among those of its host and group.
@@ -106,6 +108,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         world_size,
         virtual_shards,
         compute,
+        kv_dtype,
         host,
         index: _,
         bind,
@@ -137,6 +140,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     if let Some(compute) = compute {
         flag("--compute", compute.to_string().into());
     }
+    flag("--kv-dtype", kv_dtype.to_string().into());
     flag("--host", host.into());
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
@@ -204,6 +208,7 @@ pub(crate) mod tests {
                 world_size: 2,
                 virtual_shards: None,
                 compute: None,
+                kv_dtype: KvDtype::F32,
                 host: "h".into(),
                 index: 0,
                 bind: "127.0.0.1".parse().unwrap(),
@@ -231,8 +236,8 @@ pub(crate) mod tests {
         let line: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         assert_eq!(
             line.join(" "),
-            "rank --model /models/tiny --cluster c --group g --tp 2 --host h --index 1 --bind 127.0.0.1 \
-             --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256 --waiting-requests-max 1024"
+            "rank --model /models/tiny --cluster c --group g --tp 2 --kv-dtype f32 --host h --index 1 \
+             --bind 127.0.0.1 --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256 --waiting-requests-max 1024"
         );
     }
 
@@ -242,6 +247,7 @@ pub(crate) mod tests {
         options.first.model_name = Some("m".into());
         options.first.virtual_shards = Some(8);
         options.first.compute = Some(Compute::F32);
+        options.first.kv_dtype = KvDtype::Int8;
         options.first.kv = KvSize::Blocks(9);
         options.first.prefix_cache = false;
         options.first.speculation = false;
@@ -269,6 +275,7 @@ pub(crate) mod tests {
             ["--model-name", "m"],
             ["--virtual-shards", "8"],
             ["--compute", "f32"],
+            ["--kv-dtype", "int8"],
             ["--kv-blocks", "9"],
             ["--itl-target-ms", "30"],
             ["--index", "0"],

@@ -7,8 +7,8 @@ use clap::Args;
 use galerne_checkpoint::{Checkpoint, TokenizerAsset, Weight};
 use galerne_model::{Weights, kv_bytes_per_block};
 use galerne_text::{ChatFormat, Tokenizer};
-use galerne_types::Shards;
 use galerne_types::limits::{KV_BLOCK_TOKENS, WORLD_SIZE_MAX};
+use galerne_types::{KvDtype, Shards};
 use serde::Serialize;
 
 use super::bytes;
@@ -23,6 +23,9 @@ pub(super) struct Inspect {
     /// Virtual shards S; by default the smallest multiple of N that gives every KV head one.
     #[arg(long, value_name = "S")]
     virtual_shards: Option<usize>,
+    /// How keys and values are to be kept: `f32`, `bf16` or `int8`.
+    #[arg(long, default_value_t = KvDtype::Bf16, value_name = "HOW")]
+    kv_dtype: KvDtype,
     /// As JSON, bytes and tokens as numbers.
     #[arg(long)]
     json: bool,
@@ -48,6 +51,8 @@ struct Report {
     tied_head: bool,
     tokenizer: &'static str,
     chat_format: Option<String>,
+    /// How keys and values are kept.
+    kv_dtype: KvDtype,
     cuts: Vec<Cut>,
 }
 
@@ -66,7 +71,7 @@ struct Cut {
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let report = Report::new(&Checkpoint::open(&self.path)?, self.virtual_shards)?;
+        let report = Report::new(&Checkpoint::open(&self.path)?, self.virtual_shards, self.kv_dtype)?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {
@@ -77,7 +82,11 @@ impl Inspect {
 }
 
 impl Report {
-    fn new(checkpoint: &Checkpoint, virtual_shards: Option<usize>) -> anyhow::Result<Self> {
+    fn new(
+        checkpoint: &Checkpoint,
+        virtual_shards: Option<usize>,
+        kv_dtype: KvDtype,
+    ) -> anyhow::Result<Self> {
         let config = checkpoint.config();
         let mut stored_bytes = BTreeMap::<String, u64>::new();
         let mut parameters = 0;
@@ -92,7 +101,8 @@ impl Report {
         let (tokenizer, chat_format) = text(checkpoint)?;
         let cuts = [1, 2, 3, 4, 6, 8, 12, 16].into_iter().filter(|&n| n <= WORLD_SIZE_MAX);
         let cuts = cuts.filter_map(|n| Shards::for_model(config.kv_heads, n, virtual_shards).ok());
-        let cuts = cuts.map(|shards| Cut::new(checkpoint, shards)).collect::<anyhow::Result<Vec<_>>>()?;
+        let cuts =
+            cuts.map(|shards| Cut::new(checkpoint, shards, kv_dtype)).collect::<anyhow::Result<Vec<_>>>()?;
         anyhow::ensure!(
             !cuts.is_empty(),
             "{} virtual shards suit no number of ranks: S is at least the {} KV heads",
@@ -117,6 +127,7 @@ impl Report {
             tied_head: config.tied,
             tokenizer,
             chat_format,
+            kv_dtype,
             cuts,
         })
     }
@@ -137,11 +148,11 @@ fn text(checkpoint: &Checkpoint) -> anyhow::Result<(&'static str, Option<String>
 }
 
 impl Cut {
-    fn new(checkpoint: &Checkpoint, shards: Shards) -> anyhow::Result<Self> {
+    fn new(checkpoint: &Checkpoint, shards: Shards, kv_dtype: KvDtype) -> anyhow::Result<Self> {
         let (mut weight_bytes, mut block_bytes) = (0, 0);
         for rank in 0..shards.world_size() {
             weight_bytes = weight_bytes.max(Weights::bytes_of(checkpoint, shards, rank)?);
-            block_bytes = block_bytes.max(kv_bytes_per_block(checkpoint.config(), shards, rank)?);
+            block_bytes = block_bytes.max(kv_bytes_per_block(checkpoint.config(), shards, rank, kv_dtype)?);
         }
         let blocks = checkpoint.config().context_tokens_max.div_ceil(KV_BLOCK_TOKENS);
         Ok(Self {

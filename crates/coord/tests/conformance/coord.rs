@@ -6,7 +6,7 @@ use std::time::Duration;
 use etcd_client::{Client, PutOptions};
 use galerne_coord::{Coord, CoordError, Ended, Registration};
 use galerne_types::{
-    Compute, Epoch, Fleet, Group, GroupId, Health, ModelCard, RankId, RankRecord, RankState, Shards,
+    Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, ModelCard, RankId, RankRecord, RankState, Shards,
 };
 use tokio::sync::watch;
 
@@ -295,6 +295,7 @@ fn card(world_size: usize) -> ModelCard {
         vocab: 512,
         shards: Shards::new(4, world_size).unwrap(),
         compute: Compute::F32,
+        kv: KvDtype::F32,
     }
 }
 

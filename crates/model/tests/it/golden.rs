@@ -43,6 +43,11 @@ impl Golden {
         Self { name, json: serde_json::from_slice(&read("json")).unwrap(), tensors: read("safetensors") }
     }
 
+    /// The model, where it lies beside its values.
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(&folder().join(self.name)).unwrap()
+    }
+
     pub(crate) fn cases(&self) -> Vec<Case> {
         let ids = |value: &Value| -> Vec<TokenId> {
             value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as TokenId).collect()
@@ -127,7 +132,7 @@ impl Golden {
 
 fn each_case(name: &'static str, check: impl Fn(&Golden, &mut Rank, &Case)) {
     let golden = Golden::load(name);
-    let checkpoint = Checkpoint::open(&folder().join(name)).unwrap();
+    let checkpoint = golden.checkpoint();
     for case in golden.cases() {
         let mut rank = solo(&checkpoint, &Options { window: case.window, ..options() });
         check(&golden, &mut rank, &case);

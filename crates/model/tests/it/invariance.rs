@@ -2,7 +2,7 @@
 
 use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
-use galerne_types::{Compute, Epoch, Input, Slice, Step};
+use galerne_types::{Compute, Epoch, Input, KvDtype, Slice, Step};
 
 use crate::support::files::{Model, Noise, config, in_whole_blocks};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
@@ -31,10 +31,11 @@ fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
     let others = [Dtype::F16, Dtype::Bf16, Dtype::F32];
     let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8));
     let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32));
-    for (dtype, compute) in f32.chain(int8) {
+    // Each way to keep keys and values meets formats of every kind: the one does not see the other.
+    for ((dtype, compute), kv_dtype) in f32.chain(int8).zip(KvDtype::ALL.into_iter().cycle()) {
         let (_folder, checkpoint) = checkpoint(dtype);
-        let options = || Options { compute, ..options() };
-        let dtype = format!("{dtype} in {compute}");
+        let options = || Options { compute, kv_dtype, ..options() };
+        let dtype = format!("{dtype} in {compute}, keys and values in {kv_dtype}");
         let long = prompt(97, 1);
         let groups = [1, 2, 4].map(|world_size| load(&checkpoint, 4, world_size));
         let alone = run_group(&groups[0], &options(), &steps(vec![sequence(0, &long, 97, 12)]));
@@ -77,8 +78,9 @@ fn a_step_larger_than_a_tile_is_the_same_step() {
 
 #[test]
 fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
-    for dtype in [Dtype::Q4_1, Dtype::Bf16] {
+    for (dtype, kv_dtype) in [Dtype::Q4_1, Dtype::Bf16, Dtype::Q8_0].into_iter().zip(KvDtype::ALL) {
         let (_folder, checkpoint) = checkpoint(dtype);
+        let options = || Options { kv_dtype, ..options() };
         let first = prompt(97, 1);
         let other = [&first[..64], &prompt(40, 9)].concat();
         for world_size in [1, 2] {
@@ -89,7 +91,7 @@ fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
             let (before, beside) =
                 (steps(vec![computes[..2].to_vec()]), steps(vec![computes[2..].to_vec(), shares]));
             let found = run_group(&weights, &options(), &[before, beside].concat());
-            assert_same(&only(&found, 1), &alone, &format!("{dtype}: {world_size} ranks"));
+            assert_same(&only(&found, 1), &alone, &format!("{dtype}, {kv_dtype}: {world_size} ranks"));
         }
     }
 }
@@ -98,15 +100,19 @@ fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
 fn blocks_that_left_the_window_are_used_again() {
     let (_folder, checkpoint) = checkpoint(Dtype::Q8_0);
     let long = prompt(200, 1);
-    for window in [1, 16, 33, 64, 100] {
-        let options = Options { window: WindowChoice::Tokens(window), ..options() };
+    for (window, kv_dtype) in [1, 16, 33, 64, 100].into_iter().zip(KvDtype::ALL.into_iter().cycle()) {
+        let options = Options { window: WindowChoice::Tokens(window), kv_dtype, ..options() };
         let alone = run(&mut solo(&checkpoint, &options), &steps(vec![sequence(0, &long, 200, 40)]));
         for chunk in [1, 31, 32, 50] {
             let slides = [0, 1].map(|slot| sliding(window, chunk, sequence(slot, &long, chunk, 40)));
             let few = Options { kv_blocks: 2 * ring(window, chunk), ..options.clone() };
             let found = run(&mut solo(&checkpoint, &few), &steps(slides.to_vec()));
             for slot in [0, 1] {
-                assert_same(&only(&found, slot), &alone, &format!("window {window}, chunks of {chunk}"));
+                assert_same(
+                    &only(&found, slot),
+                    &alone,
+                    &format!("window {window}, chunks of {chunk}, {kv_dtype}"),
+                );
             }
         }
     }

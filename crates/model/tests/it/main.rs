@@ -5,6 +5,7 @@ mod formats;
 mod golden;
 mod int8;
 mod invariance;
+mod kv;
 mod sampling;
 mod smollm2;
 mod support;

@@ -97,6 +97,7 @@ fn group(listed: &Listed) -> Value {
         "same_weights": same_weights,
         "virtual_shards": model.map(|card| card.shards.virtual_shards()),
         "compute": model.map(|card| card.compute),
+        "kv_dtype": model.map(|card| card.kv),
         "world_size": model.map(|card| card.shards.world_size()),
         "requests": in_flight,
         "ranks": standing::in_rank_order(group).into_iter().map(rank).collect::<Vec<_>>(),

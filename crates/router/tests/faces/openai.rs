@@ -25,7 +25,7 @@ async fn a_chat_is_answered_whole() {
     assert!(reply.head.contains(&format!("x-request-id: {}", body["id"].as_str().unwrap())));
     assert_eq!(body["object"], "chat.completion");
     assert_eq!(body["model"], "bard");
-    assert_eq!(body["system_fingerprint"], format!("fp_{}_s4_f32", &BARD.card.digest[..12]));
+    assert_eq!(body["system_fingerprint"], format!("fp_{}_s4_f32_kvf32", &BARD.card.digest[..12]));
     assert!(body["created"].as_u64().unwrap() > 1_700_000_000);
     let message = json!({ "role": "assistant", "content": VERSE, "refusal": null });
     let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": "length", "stop_reason": null });

@@ -12,8 +12,8 @@ use galerne_router::{
 };
 use galerne_text::Tokenizer;
 use galerne_types::{
-    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord,
-    RankState, Shards,
+    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, Member, ModelCard, RankId,
+    RankRecord, RankState, Shards,
 };
 use galerne_wire::v1::galerne_client::GalerneClient;
 use serde_json::Value;
@@ -52,6 +52,7 @@ pub(crate) static BARD: LazyLock<Bard> = LazyLock::new(|| {
         vocab: 1024,
         shards: Shards::new(4, 2).unwrap(),
         compute: Compute::F32,
+        kv: KvDtype::F32,
     };
     let tokenizer = Tokenizer::load(checkpoint.text()).unwrap();
     Bard { dir, card, tokenizer }

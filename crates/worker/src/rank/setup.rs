@@ -45,7 +45,8 @@ impl Setup {
         // is computed from what all ranks are told alike, and from the rank that needs most.
         let mut block_bytes = 1;
         for rank in 0..options.world_size {
-            let bytes = kv_bytes_per_block(config, shards, rank).map_err(WorkerError::Model)?;
+            let bytes =
+                kv_bytes_per_block(config, shards, rank, options.kv_dtype).map_err(WorkerError::Model)?;
             block_bytes = block_bytes.max(bytes as u64);
         }
         let mut limits = Limits {
@@ -77,6 +78,7 @@ impl Setup {
             vocab: limits.vocab,
             shards,
             compute,
+            kv: options.kv_dtype,
         };
         let model = galerne_model::Options {
             threads: options.threads,
@@ -84,6 +86,7 @@ impl Setup {
             sequences_max: options.sequences_max as usize,
             step_tokens_max: options.step_tokens_max as usize,
             compute,
+            kv_dtype: options.kv_dtype,
             ..galerne_model::Options::default()
         };
         let listener = galerne_collective::listen(options.bind)

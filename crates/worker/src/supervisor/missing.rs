@@ -36,7 +36,7 @@ fn doing(state: RankState) -> String {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Compute, GroupId, ModelCard, RankRecord, Shards};
+    use galerne_types::{Compute, GroupId, KvDtype, ModelCard, RankRecord, Shards};
 
     use super::*;
     use crate::options::tests::options;
@@ -50,6 +50,7 @@ mod tests {
             vocab: 9,
             shards,
             compute: Compute::F32,
+            kv: KvDtype::F32,
         };
         RankRecord {
             id: RankId(id.into()),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_coord::{Coord, EtcdAccess, embedded};
-use galerne_types::{Compute, Epoch, Fleet, GroupId, Health, RankId, RankState, Sampling};
+use galerne_types::{Compute, Epoch, Fleet, GroupId, Health, KvDtype, RankId, RankState, Sampling};
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::run_event::Event;
@@ -58,6 +58,7 @@ impl Cluster {
             world_size,
             virtual_shards: None,
             compute: Some(Compute::F32),
+            kv_dtype: KvDtype::F32,
             host: host.into(),
             index,
             bind: "127.0.0.1".parse().unwrap(),

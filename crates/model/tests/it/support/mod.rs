@@ -4,6 +4,7 @@ pub(crate) mod files;
 pub(crate) mod group;
 pub(crate) mod k_quants;
 pub(crate) mod local;
+pub(crate) mod near;
 pub(crate) mod reference;
 pub(crate) mod script;
 
