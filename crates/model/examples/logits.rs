@@ -2,8 +2,9 @@
 //! standard input, its token ids separated by spaces; `[tokens][vocab]` of little-endian f32 to standard output.
 //!
 //! ```text
-//! cargo run --release -p galerne-model --example logits -- CHECKPOINT f32|int8
+//! cargo run --release -p galerne-model --example logits -- CHECKPOINT f32|int8 [f32|bf16|int8]
 //! ```
+//! The second of these says how keys and values are kept.
 
 use std::error::Error;
 use std::io::{BufRead as _, Write as _};
@@ -14,16 +15,17 @@ use galerne_checkpoint::Checkpoint;
 use galerne_collective::Solo;
 use galerne_model::{Options, Rank, Trace, Weights};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Draw, Epoch, Input, Sampling, Shards, Slice, Step};
+use galerne_types::{Draw, Epoch, Input, KvDtype, Sampling, Shards, Slice, Step};
 
-const USAGE: &str = "logits CHECKPOINT f32|int8";
+const USAGE: &str = "logits CHECKPOINT f32|int8 [f32|bf16|int8]";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let checkpoint = Checkpoint::open(&PathBuf::from(arguments.next().ok_or(USAGE)?))?;
     let compute = arguments.next().ok_or(USAGE)?.parse()?;
+    let kv_dtype = arguments.next().map_or(Ok(KvDtype::F32), |text| text.parse())?;
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None)?;
-    let options = Options { compute, kv_blocks: 64, ..Options::default() };
+    let options = Options { compute, kv_dtype, kv_blocks: 64, ..Options::default() };
     let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, &|_, _| {})?);
     let mut rank = Rank::new(weights, &options, Box::new(Solo::new(shards.virtual_shards())))?;
     let (mut number, mut out) = (0, std::io::stdout().lock());
