@@ -267,14 +267,12 @@ impl<F: Format, const M: usize> Tokens<F, M> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use galerne_checkpoint::{Block, SuperBlock};
     use proptest::prelude::*;
 
     use super::*;
     use crate::linear::linear;
-    use crate::memory::Buffer;
     use crate::packed::Shape;
     use crate::quants::Quantize;
     use crate::rows::Inputs;
@@ -357,9 +355,7 @@ mod tests {
         let blocks = units * dtype.block_elems() / BLOCK;
         let weights = rows(dtype, outputs, blocks * BLOCK, seed, extreme);
         let shape = Shape { dtype, rows: outputs, cols: blocks * BLOCK };
-        let mut memory = Buffer::zeroed(shape.bytes());
-        weights.iter().enumerate().for_each(|(row, encoded)| shape.set_row(&mut memory, row, encoded));
-        let packed = Packed::new(shape, Arc::new(memory), 0);
+        let packed = Packed::of_rows(shape, &weights);
         let width = blocks * BLOCK;
         let x: Vec<f32> = (0..tokens * width)
             .map(|i| {

@@ -338,10 +338,8 @@ impl<F: Format> Kernel for Widen<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
-    use crate::memory::Buffer;
     use crate::packed::{BLOCK, Shape};
 
     #[test]
@@ -356,9 +354,8 @@ mod tests {
             let (rows, tokens) = (70, 29);
             let cols = if dtype.is_k_quant() { 2 * GROUP_BLOCKS } else { 7 } * BLOCK;
             let shape = Shape { dtype, rows, cols };
-            let mut memory = Buffer::zeroed(shape.bytes());
             let elements = dtype.block_elems();
-            for row in 0..rows {
+            let mut row = || {
                 let mut encoded = Vec::new();
                 for _ in 0..cols / elements {
                     let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| byte()).collect();
@@ -374,9 +371,9 @@ mod tests {
                     }
                     encoded.extend(block);
                 }
-                shape.set_row(&mut memory, row, &encoded);
-            }
-            let packed = Packed::new(shape, Arc::new(memory), 0);
+                encoded
+            };
+            let packed = Packed::of_rows(shape, &(0..rows).map(|_| row()).collect::<Vec<_>>());
             let x: Vec<f32> = (0..tokens * cols).map(|_| f32::from(byte()) / 127.3 - 1.0).collect();
             let stride = packed.padded_rows();
             let on = |isa: Isa, batch: usize| {

@@ -115,49 +115,74 @@ impl Shape {
         self.panels() * self.panel_bytes()
     }
 
-    /// Writes one row from its encoding in a file to `memory`, which is all of the matrix and began as zeros.
-    pub(crate) fn set_row(self, memory: &mut [u8], row: usize, encoded: &[u8]) {
-        let (dtype, lane, bytes) = (self.dtype, row % PANEL, self.panel_bytes());
-        let layout = Layout::of(dtype);
-        let panel = &mut memory[row / PANEL * bytes..][..bytes];
-        if !dtype.is_quantized() {
-            let size = dtype.block_bytes();
-            for (to, from) in panel.chunks_exact_mut(layout.row).zip(encoded.chunks_exact(size)) {
-                to[lane * size..][..size].copy_from_slice(from);
+    /// Writes the rows of one panel from their encodings in a file to `memory`, which is all of the matrix and began as
+    /// zeros. A few columns of all rows at a time: what is read and written of them stays in the nearest cache.
+    pub(crate) fn set_panel(self, memory: &mut [u8], panel: usize, rows: &[&[u8]]) {
+        let (dtype, layout) = (self.dtype, Layout::of(self.dtype));
+        let panel = &mut memory[panel * self.panel_bytes()..][..self.panel_bytes()];
+        match dtype {
+            Dtype::F32 => set_floats::<4>(panel, rows),
+            Dtype::F16 | Dtype::Bf16 => set_floats::<2>(panel, rows),
+            Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 => {
+                set_units(panel, layout.block(), rows, dtype.block_bytes(), |to, lane, from| {
+                    set_block(layout, to, lane, dtype, from);
+                });
             }
-            return;
-        }
-        if dtype.is_k_quant() {
-            let blocks = encoded.chunks_exact(dtype.block_bytes());
-            for (to, from) in panel.chunks_exact_mut(layout.blocks(GROUP_BLOCKS)).zip(blocks) {
-                set_group(layout, to, lane, dtype, &SuperBlock::unpack(dtype, from));
-            }
-            return;
-        }
-        for (to, from) in
-            panel.chunks_exact_mut(layout.block()).zip(encoded.chunks_exact(dtype.block_bytes()))
-        {
-            to[2 * lane..][..2].copy_from_slice(&from[..2]);
-            let quants = match dtype {
-                Dtype::Q4_1 => {
-                    to[2 * (PANEL + lane)..][..2].copy_from_slice(&from[2..4]);
-                    &from[4..]
-                }
-                _ => &from[2..],
-            };
-            if dtype == Dtype::Q8_0 {
-                for (k, quant) in quants.iter().enumerate() {
-                    to[layout.quant(k, lane).0] = *quant;
-                }
-            } else {
-                for (k, pair) in quants.iter().enumerate() {
-                    for (k, nibble) in [(k, pair & 15), (k + BLOCK / 2, pair >> 4)] {
-                        let (at, shift) = layout.quant(k, lane);
-                        to[at] |= nibble << shift;
-                    }
-                }
+            Dtype::Q4K | Dtype::Q6K => {
+                set_units(panel, layout.blocks(GROUP_BLOCKS), rows, dtype.block_bytes(), |to, lane, from| {
+                    set_group(layout, to, lane, dtype, &SuperBlock::unpack(dtype, from));
+                });
             }
         }
+    }
+}
+
+/// Writes rows of elements of `SIZE` bytes.
+fn set_floats<const SIZE: usize>(panel: &mut [u8], rows: &[&[u8]]) {
+    let (inputs, _) = panel.as_chunks_mut::<SIZE>();
+    for (at, inputs) in inputs.chunks_mut(BLOCK * PANEL).enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            let (row, _) = row[at * BLOCK * SIZE..].as_chunks::<SIZE>();
+            for (outputs, element) in inputs.chunks_exact_mut(PANEL).zip(row) {
+                outputs[lane] = *element;
+            }
+        }
+    }
+}
+
+/// Calls `set` with each unit of the panel, a lane, and that row's part of `from_bytes` in it.
+fn set_units(
+    panel: &mut [u8],
+    unit_bytes: usize,
+    rows: &[&[u8]],
+    from_bytes: usize,
+    set: impl Fn(&mut [u8], usize, &[u8]),
+) {
+    for (at, unit) in panel.chunks_exact_mut(unit_bytes).enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            set(unit, lane, &row[at * from_bytes..][..from_bytes]);
+        }
+    }
+}
+
+/// Writes one output's part of a block, four inputs or four pairs of them at a time.
+fn set_block(layout: Layout, to: &mut [u8], lane: usize, dtype: Dtype, from: &[u8]) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let (header, values) = to.split_at_mut(layout.header);
+    let (scales, quants) = from.split_at(layout.header / PANEL);
+    for (to, scale) in header.chunks_exact_mut(2 * PANEL).zip(scales.chunks_exact(2)) {
+        to[2 * lane..][..2].copy_from_slice(scale);
+    }
+    let (quads, _) = quants.as_chunks::<QUAD>();
+    let quad = |at: usize| u32::from_le_bytes(quads[at]);
+    for (at, row) in values.chunks_exact_mut(QUADS).enumerate() {
+        let packed = match dtype {
+            Dtype::Q8_0 => quad(at),
+            // The file's byte i holds the inputs i and i + 16: the first two rows are of low halves.
+            _ if at < 2 => quad(2 * at) & LOW | (quad(2 * at + 1) & LOW) << 4,
+            _ => quad(2 * at - 4) >> 4 & LOW | quad(2 * at - 3) & !LOW,
+        };
+        row[lane * QUAD..][..QUAD].copy_from_slice(&packed.to_le_bytes());
     }
 }
 
@@ -200,6 +225,17 @@ impl Packed {
     pub(crate) fn new(shape: Shape, memory: Arc<Buffer<u8>>, start: usize) -> Self {
         assert!(start + shape.bytes() <= memory.len(), "{shape:?} at {start} of {}", memory.len());
         Self { shape, memory, start }
+    }
+
+    /// A matrix of its own memory, from its rows as a file has them.
+    #[cfg(test)]
+    pub(crate) fn of_rows(shape: Shape, rows: &[Vec<u8>]) -> Self {
+        let mut memory = Buffer::zeroed(shape.bytes());
+        for (panel, rows) in rows.chunks(PANEL).enumerate() {
+            let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+            shape.set_panel(&mut memory, panel, &rows);
+        }
+        Self::new(shape, Arc::new(memory), 0)
     }
 
     pub(crate) fn dtype(&self) -> Dtype {

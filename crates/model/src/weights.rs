@@ -13,7 +13,7 @@ use crate::memory::Buffer;
 use crate::packed::{PANEL, Packed, Shape};
 
 /// What one loading thread reads at a time; at least one panel. With packing's scratch, 16 threads stay under 64 MiB.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
 /// More threads than this gain nothing from any disk and would only hold more chunks.
 const LOADING_THREADS_MAX: usize = 16;
 
@@ -36,8 +36,8 @@ pub struct Weights {
 /// forgets the capital of France, as it does in llama.cpp), and are quick enough without.
 const INT8_WEIGHTS_MIN: usize = 500_000_000;
 
-/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized and there are
-/// half a billion of them.
+/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized, in its files or
+/// at load, and there are half a billion of them.
 pub fn compute_for(checkpoint: &Checkpoint) -> Compute {
     let tensors: Vec<_> = Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight)).collect();
     let weights = tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
@@ -85,6 +85,8 @@ impl Weights {
         let parts = share.parts()?;
         let mut loaded = load_parts(checkpoint, &parts, threads, progress)?.into_iter();
         let mut all = || loaded.next().unwrap_or_default();
+        let embedding = only(all());
+        let head = (!config.tied).then(|| only(all()));
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             layers.push(Layer {
@@ -99,8 +101,6 @@ impl Weights {
                 down: all(),
             });
         }
-        let embedding = only(all());
-        let head = (!config.tied).then(|| only(all()));
         let final_norm = norm(checkpoint, Weight::FinalNorm)?;
         let bytes = parts.iter().map(Part::packed_bytes).sum();
         Ok(Self { config, shards, rank, cut, bytes, layers, embedding, head, final_norm })
@@ -174,6 +174,7 @@ struct Share<'a> {
 /// consecutive.
 struct Part {
     weight: Weight,
+    /// As the checkpoint reads it.
     stored: Dtype,
     packed: Dtype,
     rows: Range<usize>,
@@ -181,7 +182,7 @@ struct Part {
 }
 
 impl Share<'_> {
-    /// In the order in which [`Weights::load`] takes them.
+    /// In the order in which [`Weights::load`] takes them: the largest first, so that no thread is left alone with one.
     fn parts(&self) -> Result<Vec<Part>, ModelError> {
         let config = self.checkpoint.config();
         let dim = config.head_dim;
@@ -193,7 +194,11 @@ impl Share<'_> {
         };
         let o_slices = by_shard(&|shard| of_heads(self.cut.heads(shard)));
         let down_slices = by_shard(&|shard| self.cut.mlp(shard));
-        let mut parts = Vec::new();
+        let vocab = self.cut.vocab(self.shards.clone());
+        let mut parts = vec![self.rows_of(Weight::Embedding, vocab.clone())?];
+        if !config.tied {
+            parts.push(self.rows_of(Weight::Head, vocab)?);
+        }
         for layer in 0..config.layers {
             parts.push(self.rows_of(Weight::Q(layer), of_heads(q.clone()))?);
             parts.push(self.rows_of(Weight::K(layer), of_heads(kv.clone()))?);
@@ -202,11 +207,6 @@ impl Share<'_> {
             parts.push(self.rows_of(Weight::Gate(layer), mlp.clone())?);
             parts.push(self.rows_of(Weight::Up(layer), mlp.clone())?);
             parts.push(self.part(Weight::Down(layer), 0..config.hidden, down_slices.clone())?);
-        }
-        let vocab = self.cut.vocab(self.shards.clone());
-        parts.push(self.rows_of(Weight::Embedding, vocab.clone())?);
-        if !config.tied {
-            parts.push(self.rows_of(Weight::Head, vocab)?);
         }
         Ok(parts)
     }
@@ -269,32 +269,41 @@ impl Part {
             return Ok(());
         }
         let chunk_rows = (CHUNK_BYTES / row_bytes / PANEL * PANEL).max(PANEL);
-        let (mut bytes, mut values, mut widened) = (Vec::new(), vec![0.0; columns.len()], Vec::new());
+        let (mut bytes, mut widened) = (Vec::new(), Vec::new());
         for first in (0..rows).step_by(chunk_rows) {
             let chunk = first..rows.min(first + chunk_rows);
             let in_file = self.rows.start + chunk.start..self.rows.start + chunk.end;
             checkpoint.read_rows(self.weight, in_file, columns.clone(), &mut bytes)?;
-            for (row, encoded) in chunk.zip(bytes.chunks_exact(row_bytes)) {
-                let encoded = if self.packed == self.stored {
-                    encoded
-                } else {
-                    dequantize(self.stored, encoded, &mut values);
-                    widened.clear();
-                    widened.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-                    &widened
-                };
-                let mut memory = &mut *memory;
-                for (slice, shape) in self.slices.iter().zip(self.shapes()) {
-                    let (matrix, rest) = memory.split_at_mut(shape.bytes());
-                    let start = self.packed.row_bytes(slice.start - columns.start);
-                    shape.set_row(matrix, row, &encoded[start..][..self.packed.row_bytes(slice.len())]);
-                    memory = rest;
+            let encoded = if self.packed == self.stored {
+                &bytes
+            } else {
+                widen(self.stored, &bytes, &mut widened);
+                &widened
+            };
+            let rows: Vec<&[u8]> = encoded.chunks_exact(self.packed.row_bytes(columns.len())).collect();
+            let mut memory = &mut *memory;
+            for (slice, shape) in self.slices.iter().zip(self.shapes()) {
+                let (matrix, rest) = memory.split_at_mut(shape.bytes());
+                let (start, end) = (slice.start - columns.start, slice.end - columns.start);
+                let within = self.packed.row_bytes(start)..self.packed.row_bytes(end);
+                for (panel, rows) in (chunk.start / PANEL..).zip(rows.chunks(PANEL)) {
+                    let rows: Vec<&[u8]> = rows.iter().map(|row| &row[within.clone()]).collect();
+                    shape.set_panel(matrix, panel, &rows);
                 }
+                memory = rest;
             }
             read(bytes.len() as u64);
         }
         Ok(())
     }
+}
+
+/// The values that whole blocks of `dtype` stand for, as bytes of f32.
+fn widen(dtype: Dtype, encoded: &[u8], out: &mut Vec<u8>) {
+    let mut values = vec![0.0; encoded.len() / dtype.block_bytes() * dtype.block_elems()];
+    dequantize(dtype, encoded, &mut values);
+    out.clear();
+    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
 /// Loads all parts into one memory; the threads take them from the first to the last. The first error ends the
