@@ -115,6 +115,7 @@ fn record(model: &str, address: &str) -> RankRecord {
         context_tokens_max: checkpoint.config().context_tokens_max as u32,
         vocab: checkpoint.config().vocab as u32,
         shards: Shards::new(1, 1).expect("one shard"),
+        quantize: None,
         compute: Compute::F32,
         kv: KvDtype::F32,
     };

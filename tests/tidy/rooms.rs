@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dispatch", &["types"]),
     ("workload", &[]),
     ("collective", &[]),
-    ("checkpoint", &[]),
+    ("checkpoint", &["types"]),
     ("model", &["types", "collective", "checkpoint"]),
     ("text", &["checkpoint"]),
     ("grammar", &["types"]),

@@ -3,6 +3,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use galerne_types::Quantize;
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
@@ -11,6 +12,7 @@ use crate::folder;
 use crate::gguf;
 use crate::layout::Header;
 use crate::naming::Naming;
+use crate::quantize::{quantize, target};
 use crate::rows::Pieces;
 use crate::source::{Source, io_error};
 use crate::table::{self, TensorInfo};
@@ -19,6 +21,8 @@ use crate::weight::Weight;
 
 /// Bytes from the middle of a tensor that go into the digest.
 const SAMPLE_BYTES_MAX: usize = 256;
+/// What is read at a time of weights that are quantized; at least one row. It stays in the processor's cache.
+const BATCH_BYTES: usize = 128 << 10;
 
 /// An open, checked checkpoint. Reading takes `&self` and is safe from several threads; share it by `Arc`.
 pub struct Checkpoint {
@@ -67,6 +71,20 @@ impl Checkpoint {
         Ok(Self { name, path: path.to_owned(), config, digest, naming, sources, tensors, text })
     }
 
+    /// The same with its matrices in the formats that `quantize` gives them, as if the files held these, quantized by
+    /// ggml. A matrix that is quantized already, or whose rows are no whole blocks, stays as it is, and so do norms.
+    pub fn quantized(mut self, quantize: Quantize) -> Self {
+        for (info, weight) in self.tensors.iter_mut().zip(Weight::all(&self.config)) {
+            info.dtype = target(weight, info.stored, info.cols, quantize);
+        }
+        self
+    }
+
+    /// Whether a matrix is quantized as it is read.
+    pub fn quantizes(&self) -> bool {
+        self.tensors.iter().any(|info| info.dtype != info.stored)
+    }
+
     /// The folder's name, or the file's without `.gguf`.
     pub fn name(&self) -> &str {
         &self.name
@@ -101,7 +119,7 @@ impl Checkpoint {
         &self.tensors[weight.index(&self.config)]
     }
 
-    /// Reads a part of a weight into `out` (resized to fit): encoded as in the file, row after row.
+    /// Reads a part of a weight into `out` (resized to fit): encoded as in the file, or quantized, row after row.
     ///
     /// Rows of [`Weight::Q`] and [`Weight::K`] are in Hugging Face's order, in which RoPE turns the pair
     /// `(i, i + head_dim / 2)` of a head, whatever the file's order is.
@@ -131,14 +149,26 @@ impl Checkpoint {
         if out.is_empty() {
             return Ok(());
         }
+        let stored_bytes = info.stored.row_bytes(cols.len());
         let pieces = Pieces {
             source: &self.sources[info.file],
-            offset: info.offset + info.dtype.row_bytes(cols.start) as u64,
-            row_bytes: info.row_bytes(),
-            piece_bytes,
+            offset: info.offset + info.stored.row_bytes(cols.start) as u64,
+            row_bytes: info.stored.row_bytes(info.cols),
+            piece_bytes: stored_bytes,
             paired_rows: (self.naming.adjacent_pairs && weight.is_rotated()).then_some(self.config.head_dim),
         };
-        pieces.read(rows, out)
+        if info.dtype == info.stored {
+            return pieces.read(rows, out);
+        }
+        let batch_rows = (BATCH_BYTES / stored_bytes).max(1);
+        let mut stored = Vec::new();
+        for (first, out) in rows.clone().step_by(batch_rows).zip(out.chunks_mut(batch_rows * piece_bytes)) {
+            let batch = first..rows.end.min(first + batch_rows);
+            stored.resize(batch.len() * stored_bytes, 0);
+            pieces.read(batch, &mut stored)?;
+            quantize(info.stored, &stored, info.dtype, out);
+        }
+        Ok(())
     }
 }
 

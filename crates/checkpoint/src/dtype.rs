@@ -27,7 +27,7 @@ pub enum Dtype {
 }
 
 /// Elements in a block of a quantized dtype.
-const QUANTIZED_ELEMS: usize = 32;
+pub(crate) const QUANTIZED_ELEMS: usize = 32;
 
 impl Dtype {
     /// Elements that are stored together: 256 for a K-quant, 32 for another quantized dtype, otherwise 1.

@@ -16,6 +16,7 @@ mod folder;
 mod gguf;
 mod layout;
 mod naming;
+mod quantize;
 mod rows;
 mod safetensors;
 mod sentencepiece;

@@ -15,8 +15,10 @@ pub struct TensorInfo {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// How an element is stored.
+    /// How an element is read: as it is stored, or as what it is quantized to.
     pub dtype: Dtype,
+    /// How an element is stored.
+    pub stored: Dtype,
     /// Index of its file.
     pub(crate) file: usize,
     /// Of its first byte in that file.
@@ -24,12 +26,12 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Encoded bytes of one whole row.
+    /// Encoded bytes of one whole row, as it is read.
     pub fn row_bytes(&self) -> usize {
         self.dtype.row_bytes(self.cols)
     }
 
-    /// Encoded bytes of the whole tensor.
+    /// Encoded bytes of the whole tensor, as it is read.
     pub fn bytes(&self) -> usize {
         self.rows * self.row_bytes()
     }
@@ -58,7 +60,14 @@ pub(crate) fn build(
             return Err(CheckpointError::tensor(&sources[0].path, &name, expected, "no tensor of this name"));
         };
         check(weight, &found, (rows, cols), &sources[file])?;
-        table.push(TensorInfo { rows, cols, dtype: found.dtype, file, offset: found.offset });
+        table.push(TensorInfo {
+            rows,
+            cols,
+            dtype: found.dtype,
+            stored: found.dtype,
+            file,
+            offset: found.offset,
+        });
     }
     match by_name.iter().find(|(name, _)| !naming.may_be_left_out(name, config)) {
         None => Ok(table),

@@ -9,7 +9,7 @@ use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
-use galerne_types::{Compute, GroupId, KvDtype, Shards};
+use galerne_types::{Compute, GroupId, KvDtype, Quantize, Shards};
 use galerne_worker::{Cost, KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -125,6 +125,10 @@ pub(crate) struct EngineArgs {
     /// smallest multiple of N that gives every KV head a shard of its own.
     #[arg(long, value_name = "S")]
     pub(crate) virtual_shards: Option<usize>,
+    /// Quantize matrices that the checkpoint holds in F32, F16 or BF16 as they are loaded (part of the numerics, the same on
+    /// all hosts of a group): `q8_0`; or `q4_0`, but for embedding and head, which become Q8_0.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantize: Option<Quantize>,
     /// How products are computed (part of the numerics, the same on all hosts of a group): `f32`, the reference; `int8`,
     /// quantized weights by activations rounded to bytes, which is faster and less exact; `auto`, `int8` for models of half a
     /// billion weights and more that are quantized.
@@ -186,11 +190,22 @@ pub(crate) struct Place<'a> {
 impl EngineArgs {
     /// Opens the model, so that a bad one is refused before anything is started, and tells how it is cut.
     pub(crate) fn cut(&self, model: &ModelArgs) -> anyhow::Result<String> {
-        let checkpoint = Checkpoint::open(&model.model)?;
+        let mut checkpoint = Checkpoint::open(&model.model)?;
+        let mut quantized = String::new();
+        if let Some(quantize) = self.quantize {
+            checkpoint = checkpoint.quantized(quantize);
+            quantized = format!(", quantized to {quantize}");
+            if !checkpoint.quantizes() {
+                eprintln!(
+                    "--quantize {quantize} changes nothing: no matrix of this checkpoint is in F32, F16 or BF16"
+                );
+                quantized.clear();
+            }
+        }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, self.tp.into(), self.virtual_shards)?;
         Ok(format!(
-            "{}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group; \
+            "{}{quantized}: {} layers, {} heads, {} KV heads; cut into S = {} virtual shards over N = {} ranks a group; \
              products in {}, keys and values in {}",
             model.model_name.as_deref().unwrap_or(checkpoint.name()),
             config.layers,
@@ -219,6 +234,7 @@ impl EngineArgs {
             group: place.group,
             world_size: self.tp.into(),
             virtual_shards: self.virtual_shards,
+            quantize: self.quantize,
             compute: self.compute.0,
             kv_dtype: self.kv_dtype,
             host: place.host,

@@ -113,6 +113,7 @@ pub(crate) mod fixtures {
                 context_tokens_max: 64,
                 vocab: 512,
                 shards: Shards::new(4, 2).unwrap(),
+                quantize: None,
                 compute: Compute::F32,
                 kv: KvDtype::F32,
             },
@@ -135,7 +136,7 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
-    use galerne_types::{Compute, KvDtype, ModelCard};
+    use galerne_types::{Compute, KvDtype, ModelCard, Quantize};
 
     use super::fixtures::{epoch_of, group_of, rank};
     use super::*;
@@ -177,6 +178,8 @@ mod tests {
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
         second.build = first.build.clone();
         second.model.digest = "other".into();
+        assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
+        second.model = ModelCard { quantize: Some(Quantize::Q8_0), ..first.model.clone() };
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);
         second.model = ModelCard { compute: Compute::Int8, ..first.model.clone() };
         assert_eq!(formation(&group_of(&[&first, &second]), &first.id), None);

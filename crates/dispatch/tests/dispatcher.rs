@@ -20,6 +20,7 @@ fn card(name: &str) -> ModelCard {
         context_tokens_max: 64,
         vocab: 10,
         shards,
+        quantize: None,
         compute: Compute::F32,
         kv: KvDtype::F32,
     }

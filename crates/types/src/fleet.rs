@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compute::Compute;
 use crate::kv::KvDtype;
+use crate::quantize::Quantize;
 use crate::shards::Shards;
 use crate::step::Epoch;
 
@@ -45,6 +46,9 @@ pub struct ModelCard {
     pub vocab: u32,
     /// The cut that the group was asked to make; S is part of the numerics.
     pub shards: Shards,
+    /// What its weights are quantized to at load; part of the numerics, too.
+    #[serde(default)]
+    pub quantize: Option<Quantize>,
     /// How it computes; part of the numerics, too.
     #[serde(default)]
     pub compute: Compute,

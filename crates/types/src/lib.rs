@@ -8,6 +8,7 @@ mod fleet;
 mod hex;
 mod kv;
 pub mod limits;
+mod quantize;
 mod request;
 mod shards;
 mod step;
@@ -18,6 +19,7 @@ pub use fleet::{
 };
 pub use hex::hex;
 pub use kv::KvDtype;
+pub use quantize::Quantize;
 pub use request::{
     Event, FinishReason, Grammar, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOut,
     TopToken,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_sched::Cost;
 use galerne_tls::ClusterFiles;
-use galerne_types::{Compute, GroupId, KvDtype, RankId};
+use galerne_types::{Compute, GroupId, KvDtype, Quantize, RankId};
 
 /// How much KV memory a rank gets. All ranks of a group must be told the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct RankOptions {
     pub world_size: usize,
     /// S, instead of the smallest that suits the model and N.
     pub virtual_shards: Option<usize>,
+    /// What weights that are not quantized become at load, if not what they are.
+    pub quantize: Option<Quantize>,
     /// How products are computed, instead of the way that suits the weights.
     pub compute: Option<Compute>,
     /// How keys and values are kept.
@@ -107,6 +109,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         group,
         world_size,
         virtual_shards,
+        quantize,
         compute,
         kv_dtype,
         host,
@@ -134,13 +137,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--cluster", cluster.into());
     flag("--group", group.0.clone().into());
     flag("--tp", world_size.to_string().into());
-    if let Some(count) = virtual_shards {
-        flag("--virtual-shards", count.to_string().into());
-    }
-    if let Some(compute) = compute {
-        flag("--compute", compute.to_string().into());
-    }
-    flag("--kv-dtype", kv_dtype.to_string().into());
+    numerics_args(*virtual_shards, *quantize, *compute, *kv_dtype, &mut flag);
     flag("--host", host.into());
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
@@ -168,6 +165,26 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         args.push("--no-speculation".into());
     }
     args
+}
+
+/// What the numbers depend on.
+fn numerics_args(
+    virtual_shards: Option<usize>,
+    quantize: Option<Quantize>,
+    compute: Option<Compute>,
+    kv_dtype: KvDtype,
+    flag: &mut impl FnMut(&str, OsString),
+) {
+    if let Some(count) = virtual_shards {
+        flag("--virtual-shards", count.to_string().into());
+    }
+    if let Some(quantize) = quantize {
+        flag("--quantize", quantize.to_string().into());
+    }
+    if let Some(compute) = compute {
+        flag("--compute", compute.to_string().into());
+    }
+    flag("--kv-dtype", kv_dtype.to_string().into());
 }
 
 /// How the rank is let in: at etcd, and by the other ranks.
@@ -207,6 +224,7 @@ pub(crate) mod tests {
                 group: GroupId("g".into()),
                 world_size: 2,
                 virtual_shards: None,
+                quantize: None,
                 compute: None,
                 kv_dtype: KvDtype::F32,
                 host: "h".into(),
@@ -246,6 +264,7 @@ pub(crate) mod tests {
         let mut options = options();
         options.first.model_name = Some("m".into());
         options.first.virtual_shards = Some(8);
+        options.first.quantize = Some(Quantize::Q4_0);
         options.first.compute = Some(Compute::F32);
         options.first.kv_dtype = KvDtype::Int8;
         options.first.kv = KvSize::Blocks(9);
@@ -274,6 +293,7 @@ pub(crate) mod tests {
         let others = [
             ["--model-name", "m"],
             ["--virtual-shards", "8"],
+            ["--quantize", "q4_0"],
             ["--compute", "f32"],
             ["--kv-dtype", "int8"],
             ["--kv-blocks", "9"],

@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use galerne_checkpoint::{Checkpoint, CheckpointError, Dtype, Weight};
+use galerne_types::Quantize;
 use serde_json::Value;
 
 use crate::support::gguf::{Gguf, Meta};
@@ -41,6 +42,63 @@ fn quantized_gguf_reads_whole_blocks() {
             assert!(matches!(cut, Err(CheckpointError::Range { block: 32, .. })), "{cut:?}");
         }
     }
+}
+
+#[test]
+fn floats_read_as_blocks_of_32_if_they_are_to_be_quantized() {
+    for dtype in FLOATS {
+        let model = Model::small(dtype);
+        let (config, tensors) = model.hugging_face();
+        let (checkpoint, _folder) = Folder::hugging_face(&config, &tensors).open_held();
+        let folder = Folder::new();
+        let paired = folder.open_gguf(model.gguf().encode()).expect("a sound file");
+        assert!(!checkpoint.quantizes());
+        let (checkpoint, paired) = (checkpoint.quantized(Quantize::Q4_0), paired.quantized(Quantize::Q4_0));
+        assert!(checkpoint.quantizes());
+        for weight in Weight::all(&model.config) {
+            let info = checkpoint.tensor(weight);
+            let expected = match weight {
+                Weight::Embedding | Weight::Head => Dtype::Q8_0,
+                norm if norm.is_norm() => model.dtype(norm),
+                _ => Dtype::Q4_0,
+            };
+            assert_eq!((info.dtype, info.stored), (expected, model.dtype(weight)), "{weight}");
+            let read = |checkpoint: &Checkpoint, rows: Range<usize>, cols: Range<usize>| {
+                let mut read = vec![0xEE; 3];
+                checkpoint.read_rows(weight, rows, cols, &mut read).expect("a part of a tensor");
+                read
+            };
+            let whole = read(&checkpoint, 0..info.rows, 0..info.cols);
+            assert_eq!(whole.len(), info.bytes(), "{weight}");
+            assert!(read(&paired, 0..info.rows, 0..info.cols) == whole, "{weight}");
+            let (row_bytes, block_bytes) = (info.row_bytes(), info.dtype.row_bytes(32));
+            for row in 0..info.rows {
+                let part = read(&paired, row..row + 1, 32..64);
+                assert_eq!(
+                    part,
+                    whole[row * row_bytes + block_bytes..][..block_bytes],
+                    "{weight}, row {row}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_quantized_or_no_whole_blocks_stays_as_it_is() {
+    let model = Model::small(Dtype::Q4_1);
+    let folder = Folder::new();
+    let checkpoint = folder.open_gguf(model.gguf().encode()).expect("a sound file");
+    let checkpoint = checkpoint.quantized(Quantize::Q8_0);
+    assert!(!checkpoint.quantizes());
+    assert_holds(&checkpoint, &model);
+    let mut ragged = Model::small(Dtype::Bf16);
+    ragged.config.intermediate = 90;
+    let (config, tensors) = ragged.hugging_face();
+    let (checkpoint, _folder) = Folder::hugging_face(&config, &tensors).open_held();
+    let checkpoint = checkpoint.quantized(Quantize::Q8_0);
+    let dtypes = [Weight::Down(0), Weight::Up(0)].map(|weight| checkpoint.tensor(weight).dtype);
+    assert_eq!(dtypes, [Dtype::Bf16, Dtype::Q8_0]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use galerne_checkpoint::{Checkpoint, Config, Dtype, TokenizerAsset, Weight, dequantize};
+use galerne_types::Quantize;
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
@@ -72,4 +73,34 @@ fn smollm2() {
     assert_eq!(text.bos_token.as_deref(), Some("<|im_start|>"));
     assert!(text.chat_template.as_deref().is_some_and(|template| template.contains("SmolLM")));
     assert!(!text.add_bos);
+}
+
+/// Half a step of the format, what f16 makes of its scale, and in Q4_0 a whole step where a value has the other sign than
+/// the largest.
+#[test]
+fn what_is_quantized_at_load_is_off_by_a_step_at_most() {
+    let path = repository("tests/golden/bard-1m");
+    let open = || Checkpoint::open(&path).expect("a golden checkpoint");
+    for (quantize, steps) in [(Quantize::Q8_0, 0.5 / 127.0), (Quantize::Q4_0, 1.0 / 8.0)] {
+        let (stored, quantized) = (open(), open().quantized(quantize));
+        let values = |checkpoint: &Checkpoint, weight: Weight| {
+            let info = checkpoint.tensor(weight);
+            let (mut bytes, mut values) = (Vec::new(), vec![0.0; info.rows * info.cols]);
+            checkpoint.read_rows(weight, 0..info.rows, 0..info.cols, &mut bytes).expect("a whole tensor");
+            dequantize(info.dtype, &bytes, &mut values);
+            values
+        };
+        for weight in Weight::all(stored.config()) {
+            let (expected, found) = (values(&stored, weight), values(&quantized, weight));
+            for (expected, found) in expected.chunks(32).zip(found.chunks(32)) {
+                let most = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let error = expected.iter().zip(found).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
+                assert!(
+                    error <= most * (steps + 0.0005) + 4e-6,
+                    "{weight} as {quantize}: off by {error} of {most}"
+                );
+                assert!(!weight.is_norm() || error == 0.0, "{weight}");
+            }
+        }
+    }
 }

@@ -294,6 +294,7 @@ fn card(world_size: usize) -> ModelCard {
         context_tokens_max: 64,
         vocab: 512,
         shards: Shards::new(4, world_size).unwrap(),
+        quantize: None,
         compute: Compute::F32,
         kv: KvDtype::F32,
     }

@@ -2,7 +2,7 @@
 
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight};
 use galerne_model::{ModelError, Options, Weights, WindowChoice};
-use galerne_types::Shards;
+use galerne_types::{Quantize, Shards};
 
 use crate::support::assert_close;
 use crate::support::files::{Model, Noise, config};
@@ -47,6 +47,28 @@ fn every_gguf_format_means_what_ggml_means() {
             let model = Model::random(config, 1).rounded(dtype);
             let (_folder, checkpoint) = model.gguf(dtype);
             check(&checkpoint, &model, (4, 2), None, &format!("{dtype}, head_dim {head_dim}"));
+        }
+    }
+}
+
+/// Heads as above; and rows of down that are no whole blocks, which stay as they are.
+#[test]
+fn a_model_quantized_at_load_is_the_one_that_its_blocks_say() {
+    for quantize in [Quantize::Q8_0, Quantize::Q4_0] {
+        for (heads, kv_heads, head_dim, intermediate, tied) in
+            [(4, 2, 16, 160, false), (8, 4, 8, 96, true), (4, 2, 16, 100, false)]
+        {
+            let config = Config { tied, ..config(heads, kv_heads, head_dim, intermediate, 100) };
+            let folder = tempfile::tempdir().unwrap();
+            Model::random(config, 1).write_folder(folder.path(), Dtype::Bf16);
+            let checkpoint = Checkpoint::open(folder.path()).unwrap().quantized(quantize);
+            let model = Model::read(&checkpoint);
+            let what = format!("{quantize}, head_dim {head_dim}, MLP {intermediate}");
+            let alone = check(&checkpoint, &model, (4, 1), None, &what);
+            for world_size in [2, 4] {
+                let cut = check(&checkpoint, &model, (4, world_size), None, &what);
+                assert_same(&cut, &alone, &format!("{what}, {world_size} ranks"));
+            }
         }
     }
 }

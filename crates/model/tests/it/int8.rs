@@ -1,8 +1,11 @@
-//! Products of bytes against the reference path: how far activations of eight bits move the logits.
+//! Products of bytes against the reference path: how far activations of eight bits move the logits; and how far weights do
+//! that are quantized at load.
+
+use std::path::Path;
 
 use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Options, WindowChoice, compute_for};
-use galerne_types::Compute;
+use galerne_types::{Compute, Quantize};
 
 use crate::golden::Golden;
 use crate::smollm2;
@@ -14,6 +17,9 @@ use crate::support::near::{assert_near, logits};
 const ERROR_MAX: f32 = 0.07;
 /// The same for the wide model of super-blocks; measured are up to 0.089, and of 32-blocks there up to 0.104.
 const WIDE_ERROR_MAX: f32 = 0.11;
+
+/// The same for weights quantized at load, in bard-1m; measured are up to 0.016 and 0.174.
+const AT_LOAD_ERROR_MAX: [(Quantize, f32); 2] = [(Quantize::Q8_0, 0.02), (Quantize::Q4_0, 0.2)];
 
 fn check(checkpoint: &Checkpoint, prompt: &[u32], error_max: f32, what: &str) {
     let [reference, found] = [Compute::F32, Compute::Int8]
@@ -41,5 +47,19 @@ fn the_demo_model_is_near_the_reference() {
     let cases = Golden::load("smollm2-135m").cases();
     for case in cases.iter().filter(|case| case.window == WindowChoice::Full) {
         check(&checkpoint, &case.prompt, ERROR_MAX, &case.key);
+    }
+}
+
+#[test]
+fn bard_quantized_at_load_is_near_the_reference() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bard-1m");
+    let cases = Golden::load("bard-1m").cases();
+    for (quantize, error_max) in AT_LOAD_ERROR_MAX {
+        let open = || Checkpoint::open(&path).unwrap();
+        for case in cases.iter().filter(|case| case.window == WindowChoice::Full) {
+            let reference = logits(&open(), &case.prompt, &options());
+            let found = logits(&open().quantized(quantize), &case.prompt, &options());
+            assert_near(&found, &reference, error_max, &format!("{quantize}, {}", case.key));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use galerne_checkpoint::{Checkpoint, Dtype};
 use galerne_model::{Isa, ModelError, Options, Trace, WindowChoice};
-use galerne_types::{Compute, Epoch, Input, KvDtype, Slice, Step};
+use galerne_types::{Compute, Epoch, Input, KvDtype, Quantize, Slice, Step};
 
 use crate::support::files::{Model, Noise, config, in_whole_blocks};
 use crate::support::group::{Drawn, assert_same, load, options, run, run_group, solo};
@@ -29,13 +29,19 @@ fn only(drawn: &Drawn, slot: u32) -> Drawn {
 fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
     let quantized = [Dtype::Q4_1, Dtype::Q4_0, Dtype::Q8_0, Dtype::Q4K, Dtype::Q6K];
     let others = [Dtype::F16, Dtype::Bf16, Dtype::F32];
-    let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8));
-    let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32));
+    let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8, None));
+    let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32, None));
+    let at_load = [(Dtype::Bf16, Compute::Int8, Some(Quantize::Q4_0))];
     // Each way to keep keys and values meets formats of every kind: the one does not see the other.
-    for ((dtype, compute), kv_dtype) in f32.chain(int8).zip(KvDtype::ALL.into_iter().cycle()) {
-        let (_folder, checkpoint) = checkpoint(dtype);
+    let ways = f32.chain(int8).chain(at_load).zip(KvDtype::ALL.into_iter().cycle());
+    for ((dtype, compute, quantize), kv_dtype) in ways {
+        let (_folder, mut checkpoint) = checkpoint(dtype);
+        let mut dtype = format!("{dtype} in {compute}, keys and values in {kv_dtype}");
+        if let Some(quantize) = quantize {
+            checkpoint = checkpoint.quantized(quantize);
+            dtype += &format!(", {quantize} at load");
+        }
         let options = || Options { compute, kv_dtype, ..options() };
-        let dtype = format!("{dtype} in {compute}, keys and values in {kv_dtype}");
         let long = prompt(97, 1);
         let groups = [1, 2, 4].map(|world_size| load(&checkpoint, 4, world_size));
         let alone = run_group(&groups[0], &options(), &steps(vec![sequence(0, &long, 97, 12)]));

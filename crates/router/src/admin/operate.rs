@@ -96,6 +96,7 @@ fn group(listed: &Listed) -> Value {
         "digest": model.map(|card| &card.digest),
         "same_weights": same_weights,
         "virtual_shards": model.map(|card| card.shards.virtual_shards()),
+        "quantize": model.map(|card| card.quantize),
         "compute": model.map(|card| card.compute),
         "kv_dtype": model.map(|card| card.kv),
         "world_size": model.map(|card| card.shards.world_size()),

@@ -51,6 +51,7 @@ pub(crate) static BARD: LazyLock<Bard> = LazyLock::new(|| {
         context_tokens_max: 2048,
         vocab: 1024,
         shards: Shards::new(4, 2).unwrap(),
+        quantize: None,
         compute: Compute::F32,
         kv: KvDtype::F32,
     };

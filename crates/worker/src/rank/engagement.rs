@@ -1,7 +1,7 @@
 //! One epoch on the compute thread: load, meet, try, then run steps.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Collective, Config, Peer, Secret, Solo, connect, tree};
 use galerne_model::{Rank, Weights};
@@ -99,6 +99,7 @@ impl Engagement {
             return Ok(Arc::clone(&held.weights));
         }
         *held = None; // before the new ones come: there may not be room for both
+        let began = Instant::now();
         let progress = |done: u64, total: u64| {
             let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
             let phase = Phase::Loading(u8::try_from(percent).unwrap_or(100));
@@ -106,6 +107,8 @@ impl Engagement {
         };
         let weights = Weights::load(&setup.checkpoint, shards, rank, setup.model.threads, &progress);
         let weights = Arc::new(weights.map_err(EpochError::Model)?);
+        let (bytes, ms) = (weights.bytes(), began.elapsed().as_millis());
+        tracing::info!(epoch = self.epoch.0, bytes, ms, "weights loaded");
         *held = Some(Held { shards, rank, weights: Arc::clone(&weights) });
         Ok(weights)
     }

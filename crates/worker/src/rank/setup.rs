@@ -37,7 +37,10 @@ impl Setup {
     pub(crate) fn open(options: RankOptions) -> Result<Self, WorkerError> {
         check(&options)?;
         let tls = options.cluster_tls.as_ref().map(galerne_tls::cluster).transpose()?;
-        let checkpoint = Checkpoint::open(&options.model)?;
+        let mut checkpoint = Checkpoint::open(&options.model)?;
+        if let Some(quantize) = options.quantize {
+            checkpoint = checkpoint.quantized(quantize);
+        }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
         let context_tokens_max = narrow(config.context_tokens_max);
@@ -77,6 +80,7 @@ impl Setup {
             context_tokens_max,
             vocab: limits.vocab,
             shards,
+            quantize: options.quantize,
             compute,
             kv: options.kv_dtype,
         };

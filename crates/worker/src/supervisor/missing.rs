@@ -49,6 +49,7 @@ mod tests {
             context_tokens_max: 9,
             vocab: 9,
             shards,
+            quantize: None,
             compute: Compute::F32,
             kv: KvDtype::F32,
         };

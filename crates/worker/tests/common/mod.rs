@@ -57,6 +57,7 @@ impl Cluster {
             group: self.group.clone(),
             world_size,
             virtual_shards: None,
+            quantize: None,
             compute: Some(Compute::F32),
             kv_dtype: KvDtype::F32,
             host: host.into(),

@@ -119,7 +119,8 @@ impl Form {
     ) -> Result<Self, Failure> {
         let fingerprint = choices.card().map_or_else(String::new, |card| {
             let digest = &card.digest[..card.digest.floor_char_boundary(DIGEST_CHARS)];
-            format!("fp_{digest}_s{}_{}_kv{}", card.shards.virtual_shards(), card.compute, card.kv)
+            let quantize = card.quantize.map_or_else(String::new, |quantize| format!("_{quantize}"));
+            format!("fp_{digest}{quantize}_s{}_{}_kv{}", card.shards.virtual_shards(), card.compute, card.kv)
         });
         Ok(Self {
             view,
