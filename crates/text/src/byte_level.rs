@@ -86,8 +86,8 @@ impl ByteLevel {
             return None;
         }
         let words = Words::of(serde_json::to_value(tokenizer.get_pre_tokenizer()?).ok()?)?;
-        let model =
-            serde_json::from_value::<Model>(serde_json::to_value(tokenizer.get_model()).ok()?).ok()?;
+        let model = serde_json::to_vec(tokenizer.get_model()).ok()?;
+        let model = serde_json::from_slice::<Model>(&model).ok()?;
         let affixed = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
         if model.r#type != "BPE"
             || model.dropout.is_some_and(|dropout| dropout > 0.0)
