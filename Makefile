@@ -52,10 +52,11 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 unit: ## unit, integration and process-level tests (needs `make build` first)
 	cargo test --release --workspace --locked
 
-bench: ## all-reduce latency; prefill and decode speed
+bench: build ## all-reduce latency; prefill and decode speed; what starting costs
 	cargo run --release -p galerne-collective --example latency
 	cargo run --release -p galerne-model --example speed -- "$(MODEL)" f32
 	cargo run --release -p galerne-model --example speed -- "$(MODEL)" int8
+	python3 benches/load/start.py target/release/galerne "$(MODEL)"
 
 fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS each, guided by coverage
 	@.ci/setup build
