@@ -8,7 +8,8 @@ use galerne_checkpoint::Checkpoint;
 use galerne_collective::Solo;
 use galerne_model::{Isa, Options, Rank, Weights, WindowChoice};
 use galerne_types::{
-    Compute, Draw, Epoch, History, Input, Request, RequestId, Sampling, Score, Shards, Slice, Step, TokenOut,
+    Compute, Draw, Epoch, History, Input, KvDtype, Request, RequestId, Sampling, Score, Shards, Slice, Step,
+    TokenOut,
 };
 use galerne_wire::v1;
 use prost::Message;
@@ -146,6 +147,7 @@ fn ranks() {
         step_tokens_max: 64,
         window: WindowChoice::AsModel,
         compute: Compute::F32,
+        kv_dtype: KvDtype::Int8,
         isa: Isa::best(),
     };
     let mut rank = Rank::new(weights, &options, Box::new(Solo::new(leaves))).expect("a rank");
