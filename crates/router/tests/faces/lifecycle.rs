@@ -65,7 +65,7 @@ async fn a_reader_that_stalls_is_cut_and_holds_up_no_other() {
     stalled.until("data: ").await;
     leader.play(tokens(&[id; 100], FinishReason::Length));
     let reply = stage.post(TEXT, &json!({ "prompt": "x", "max_tokens": 100 })).await;
-    assert_eq!(reply.json()["usage"]["completion_tokens"], 100);
+    assert_eq!(reply.json()["usage"]["completion_tokens"], 100, "{}", reply.body);
     patiently(leader.cancelled.recv()).await.unwrap();
     let reply = stalled.rest().await;
     assert!(reply.events().last().unwrap().contains("read too slowly"), "{:?}", reply.events().last());
