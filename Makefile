@@ -14,6 +14,9 @@ PROMPT ?= What is the mistral wind? Answer in two sentences.
 HTTP ?= 127.0.0.1:8000
 GRPC ?= 127.0.0.1:8001
 
+# make bench BENCH="--models smollm2 --peers llama.cpp,openvino --rounds 3"
+BENCH ?=
+
 # make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET=templates
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
@@ -52,11 +55,11 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 unit: ## unit, integration and process-level tests (needs `make build` first)
 	cargo test --release --workspace --locked
 
-bench: build ## all-reduce latency; prefill and decode speed; what starting costs
+bench: build ## all-reduce latency; what starting costs; the engine beside its peers, which are installed once (BENCH="--peers llama.cpp")
 	cargo run --release -p galerne-collective --example latency
-	cargo run --release -p galerne-model --example speed -- "$(MODEL)" f32
-	cargo run --release -p galerne-model --example speed -- "$(MODEL)" int8
 	python3 benches/load/start.py target/release/galerne "$(MODEL)"
+	cargo build --release --locked -p galerne-model --example speed --example bounds
+	python3 benches/peers/run.py $(BENCH)
 
 fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS each, guided by coverage
 	@.ci/setup build
