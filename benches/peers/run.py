@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -87,18 +88,24 @@ def main():
     say("bounds of the machine")
     start, watch = datetime.datetime.now(), Watch()
     bounds = measure_bounds()
-    results = {name: {"figures": {}, "titles": {}, "failed": {}} for name in asked.models}
+    results = {}
+
+    def write():
+        report = "\n".join(told(asked, start, watch, bounds, results))
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(report)
+        return report
+
     for name in asked.models:
+        results[name] = {"figures": {}, "titles": {}, "failed": {}}
         run_model(asked, MODELS[name], results[name], versions, missing)
+        write()  # whoever has no more time has this much
     say("bounds of the machine, again")
     for threads, again in measure_bounds().items():
         for key, value in again.items():
             if not isinstance(value, str):
                 bounds[threads][key] = max(value, bounds[threads][key])
-    report = "\n".join(told(asked, start, watch, bounds, results))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(report)
-    print(report)
+    print(write())
     say(f"written to {asked.out}")
 
 
@@ -295,7 +302,7 @@ def told(asked, start, watch, bounds, results):
     )
     yield ""
     yield "```sh"
-    yield f"python3 benches/peers/run.py {shlex.join(sys.argv[1:])}".rstrip()
+    yield f"python3 benches/peers/run.py {re.sub(r' ?--(out|venvs)[ =][^ ]+', '', shlex.join(sys.argv[1:]))}".rstrip()
     yield "```"
     yield ""
     yield (
