@@ -1,10 +1,13 @@
 //! More than a group can do, in virtual time: what it does stays as much, and nobody who was accepted is lost.
 
+mod requests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use galerne_sched::{Cost, Limits, Scheduler};
-use galerne_types::{Epoch, Event, Refusal, Request, RequestId, Sampled, Sampling, Step, TenantId, TokenOut};
+use galerne_types::{Epoch, Event, Refusal, Request, RequestId, Sampled, Step, TenantId, TokenOut};
+use requests::plain;
 
 /// Steps of a small model on a CPU.
 const COST: Cost =
@@ -68,21 +71,8 @@ impl World {
         let mut lots = |from: u64, to: u64| from + self.lots.below(to - from);
         let tenant = TenantId(lots(0, self.tenants));
         let (prompt, max_tokens) = (lots(10, 120), lots(5, 200) as u32);
-        let request = Request {
-            id: RequestId(id),
-            tenant,
-            prompt: (0..prompt).map(|_| lots(0, 100) as u32).collect(),
-            first_index: 0,
-            sampling: Sampling::greedy(),
-            max_tokens,
-            min_tokens: 0,
-            stop_tokens: Vec::new(),
-            prompt_logprobs: None,
-            grammar: None,
-            cache_salt: Some(0),
-            priority: 0,
-            trace: None,
-        };
+        let tokens = (0..prompt).map(|_| lots(0, 100) as u32).collect();
+        let request = Request { tenant, cache_salt: Some(0), ..plain(id, tokens, max_tokens) };
         match self.scheduler.submit(request) {
             Ok(()) => {
                 self.outcome.accepted += 1;

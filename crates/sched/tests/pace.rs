@@ -1,11 +1,14 @@
 //! What long prompts do to the answers under way, in virtual time: the scheduler as it is, and a machine whose steps take as
 //! long as a law says.
 
+mod requests;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use galerne_sched::{Cost, Limits, Scheduler};
-use galerne_types::{Epoch, Event, Input, Request, RequestId, Sampled, Sampling, Step, TenantId, TokenOut};
+use galerne_types::{Epoch, Event, Input, RequestId, Sampled, Step, TokenOut};
+use requests::plain;
 
 const STREAMS: u64 = 15;
 const LONG_TOKENS: usize = 2000;
@@ -27,24 +30,6 @@ const MACHINES: [Machine; 3] = [
     Machine { cost: cost(300_000_000, 9_000_000, 900), step_tokens_max: 512, target: Duration::from_secs(1) },
     Machine { cost: cost(8_000_000, 60_000, 2), step_tokens_max: 2048, target: Duration::from_millis(16) },
 ];
-
-fn request(id: u64, prompt: usize, max_tokens: u32) -> Request {
-    Request {
-        id: RequestId(id),
-        tenant: TenantId(0),
-        prompt: vec![7; prompt],
-        first_index: 0,
-        sampling: Sampling::greedy(),
-        max_tokens,
-        min_tokens: 0,
-        stop_tokens: Vec::new(),
-        prompt_logprobs: None,
-        grammar: None,
-        cache_salt: None,
-        priority: 0,
-        trace: None,
-    }
-}
 
 struct World {
     machine: Machine,
@@ -78,7 +63,7 @@ impl World {
     }
 
     fn submit(&mut self, prompt: usize, max_tokens: u32) {
-        self.scheduler.submit(request(self.next_id, prompt, max_tokens)).unwrap();
+        self.scheduler.submit(plain(self.next_id, vec![7; prompt], max_tokens)).unwrap();
         self.next_id += 1;
     }
 

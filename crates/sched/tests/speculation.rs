@@ -1,14 +1,16 @@
 //! What running answers ahead is worth, in virtual time: the scheduler as it is, and a machine whose steps take as long as a
 //! law says.
 
+mod requests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use galerne_sched::{Cost, Limits, Scheduler};
 use galerne_types::{
-    Draw, Epoch, Event, Grammar, Input, Request, RequestId, Sampled, Sampling, Slice, TenantId, TokenId,
-    TokenOut,
+    Draw, Epoch, Event, Grammar, Input, Request, RequestId, Sampled, Sampling, Slice, TokenId, TokenOut,
 };
+use requests::plain;
 
 const fn cost(step_ns: u64, token_ns: u64) -> Cost {
     Cost { step_ns, token_ns, key_ns: 20, logits_ns: 0, window_tokens: None }
@@ -64,21 +66,7 @@ fn limits(speculation: bool) -> Limits {
 }
 
 fn request(id: u64, max_tokens: u32) -> Request {
-    Request {
-        id: RequestId(id),
-        tenant: TenantId(0),
-        prompt: vec![7; 4],
-        first_index: 0,
-        sampling: Sampling::greedy(),
-        max_tokens,
-        min_tokens: 0,
-        stop_tokens: Vec::new(),
-        prompt_logprobs: None,
-        grammar: None,
-        cache_salt: None,
-        priority: 0,
-        trace: None,
-    }
+    plain(id, vec![7; 4], max_tokens)
 }
 
 struct World {
