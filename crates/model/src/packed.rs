@@ -68,8 +68,7 @@ impl Layout {
 
     /// Where a panel's block begins, and what its group shares.
     pub(crate) const fn block_at(self, block: usize) -> (usize, usize) {
-        let group = block / GROUP_BLOCKS;
-        let shared = group * (self.group + GROUP_BLOCKS * self.block());
+        let shared = self.blocks(block / GROUP_BLOCKS * GROUP_BLOCKS);
         (shared + self.group + block % GROUP_BLOCKS * self.block(), shared)
     }
 

@@ -1,12 +1,13 @@
 //! What a greedy tenant does to another one, in virtual time: the scheduler as it is, and a machine whose steps take as
 //! long as a simple law says.
 
+mod requests;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use galerne_sched::{Cost, Limits, Scheduler};
-use galerne_types::{
-    Epoch, Event, Input, Request, RequestId, Sampled, Sampling, Step, TenantId, TokenId, TokenOut,
-};
+use galerne_types::{Epoch, Event, Input, Request, RequestId, Sampled, Step, TenantId, TokenId, TokenOut};
+use requests::plain;
 
 fn limits(machine: Machine) -> Limits {
     Limits {
@@ -100,21 +101,8 @@ impl World {
 
     fn submit(&mut self, tenant: TenantId, size: Size) -> bool {
         let id = RequestId(self.next_id);
-        let request = Request {
-            id,
-            tenant,
-            prompt: vec![tenant.0 as TokenId; size.prompt as usize], // tells whose it is
-            first_index: 0,
-            sampling: Sampling::greedy(),
-            max_tokens: size.answer,
-            min_tokens: 0,
-            stop_tokens: Vec::new(),
-            prompt_logprobs: None,
-            grammar: None,
-            cache_salt: None,
-            priority: 0,
-            trace: None,
-        };
+        let prompt = vec![tenant.0 as TokenId; size.prompt as usize]; // tells whose it is
+        let request = Request { tenant, ..plain(id.0, prompt, size.answer) };
         let accepted = self.scheduler.submit(request).is_ok();
         if accepted {
             self.next_id += 1;

@@ -4,6 +4,8 @@ use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{BlockId, Request, TenantId};
 
 use super::{Limits, Scheduler};
+use crate::chain::Key;
+use crate::tenants::Arrived;
 
 /// The beginning of a prompt that need not be run.
 #[derive(Debug, Default)]
@@ -26,9 +28,7 @@ impl Scheduler {
     /// of it, because its logits are drawn from.
     pub(super) fn find_prefix(&mut self, tenant: TenantId) -> Prefix {
         let Some(arrived) = self.tenants.front(tenant) else { return Prefix::default() };
-        let full =
-            looked_up_tokens(&arrived.request, &self.limits).saturating_sub(1) / KV_BLOCK_TOKENS as u32;
-        let keys = arrived.chain.keys(&arrived.request, &[], full);
+        let keys = keys_looked_up(arrived, &self.limits);
         let (mut run, mut longest) = (Prefix::default(), 0..0);
         for (block, key) in (0..).zip(keys) {
             match self.pool.find(key) {
@@ -49,10 +49,8 @@ impl Scheduler {
     /// Whether another one that runs is about to compute the block behind what was found for a tenant's next prompt.
     pub(super) fn comes_soon(&mut self, tenant: TenantId, found: &Prefix) -> bool {
         let Some(arrived) = self.tenants.front(tenant) else { return false };
-        let full =
-            looked_up_tokens(&arrived.request, &self.limits).saturating_sub(1) / KV_BLOCK_TOKENS as u32;
         let next = found.tokens() / KV_BLOCK_TOKENS as u32;
-        let wanted = arrived.chain.keys(&arrived.request, &[], full).get(next as usize).copied();
+        let wanted = keys_looked_up(arrived, &self.limits).get(next as usize).copied();
         let Some(wanted) = wanted else { return false };
         self.slots.iter_mut().flatten().any(|other| other.will_compute(next, &wanted))
     }
@@ -63,6 +61,12 @@ impl Scheduler {
         let held = |block: &&BlockId| self.limits.window_tokens.is_none() && self.pool.holders(**block) > 0;
         found.blocks.iter().filter(held).count() as u32
     }
+}
+
+/// The keys of the blocks of a prompt that may be found: the full ones, but for one that ends in its last token.
+fn keys_looked_up<'a>(arrived: &'a mut Arrived, limits: &Limits) -> &'a [Key] {
+    let full = looked_up_tokens(&arrived.request, limits).saturating_sub(1) / KV_BLOCK_TOKENS as u32;
+    arrived.chain.keys(&arrived.request, &[], full)
 }
 
 /// Tokens of a prompt that are looked up among what is kept: all, unless every one of them is to be scored, or its request
