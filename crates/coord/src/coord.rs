@@ -1,10 +1,12 @@
 //! The cluster as etcd holds it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
-use galerne_types::{Epoch, EpochRecord, Fleet, Group, GroupId, RankId, RankRecord};
+use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
+use galerne_types::limits::PAST_EPOCHS_MAX;
+use galerne_types::{Epoch, EpochRecord, Fleet, Group, GroupId, Past, RankId, RankRecord, RankState};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -12,8 +14,9 @@ use crate::access::EtcdAccess;
 use crate::error::CoordError;
 use crate::etcd::{Etcd, Listing};
 use crate::fleet::{fleet_of, follow};
-use crate::formation::formation;
+use crate::formation::{Formation, formation};
 use crate::keys::{Keys, check_name, check_rank};
+use crate::limits::DEAD_TTL_S;
 use crate::registration::Registration;
 
 /// A cluster's records in etcd. Clones share one connection.
@@ -61,8 +64,8 @@ impl Coord {
         Registration::new(self.clone(), view, record).await
     }
 
-    /// Takes a dead process out at once rather than when its lease ends, and with it the health of an epoch
-    /// that it was a member of. For the supervisor that saw it die.
+    /// Says of a dead process that it is dead, rather than that its lease ends some time, and takes the health of an epoch
+    /// away that it was a member of. For the supervisor that saw it die.
     ///
     /// Returns false when process `pid` is not registered there.
     ///
@@ -70,11 +73,14 @@ impl Coord {
     /// When etcd cannot be reached.
     pub async fn evict(&self, group: &GroupId, rank: &RankId, pid: u32) -> Result<bool, CoordError> {
         let seen = self.group(group).await?;
-        if seen.group.ranks.get(rank).is_none_or(|record| record.pid != pid) {
-            return Ok(false);
-        }
+        let record =
+            seen.group.ranks.get(rank).filter(|record| record.pid == pid && record.state != RankState::Dead);
+        let Some(record) = record else { return Ok(false) };
+        let grant = |mut client: Client| async move { client.lease_grant(DEAD_TTL_S, None).await };
+        let lease = self.etcd.call("get a lease", grant).await?.id();
         let key = self.keys.rank(group, rank);
-        let mut ops = vec![TxnOp::delete(&*key, None)];
+        let dead = RankRecord { state: RankState::Dead, memory_bytes: 0, ..record.clone() };
+        let mut ops = vec![TxnOp::put(&*key, json(&dead), Some(PutOptions::new().with_lease(lease)))];
         let mut members = seen.group.epoch.iter().flat_map(|(_, record)| &record.members);
         if members.any(|member| member.id == *rank && member.pid == pid) {
             ops.push(TxnOp::delete(self.keys.health(group), None));
@@ -83,7 +89,8 @@ impl Coord {
         Ok(self.etcd.txn("evict a rank", &txn).await?.succeeded())
     }
 
-    /// Writes the group's next epoch if `me` is the rank to do so: see [`formation`]. One transaction, which
+    /// Writes the group's next epoch if `me` is the rank to do so, when the group has been in need of it for `waited`: see
+    /// [`formation`]. One transaction, which
     /// holds only if nobody else wrote an epoch meanwhile and every member's registration still stands; it
     /// takes the last epoch's health away. Its revision is the epoch.
     ///
@@ -95,16 +102,16 @@ impl Coord {
         &self,
         group: &GroupId,
         me: &RankId,
+        waited: Duration,
     ) -> Result<Option<(Epoch, EpochRecord)>, CoordError> {
         let seen = self.group(group).await?;
-        let Some(members) = formation(&seen.group, me) else { return Ok(None) };
-        let shards = seen.group.ranks[me].model.shards;
+        let Some(formed) = formation(&seen.group, me, waited) else { return Ok(None) };
         let epoch_key = self.keys.epoch(group);
         let unchanged = Compare::mod_revision(&*epoch_key, CompareOp::Equal, seen.modified(&epoch_key));
         let standing =
-            members.iter().map(|member| seen.same_registration(&self.keys.rank(group, &member.id)));
+            formed.members.iter().map(|member| seen.same_registration(&self.keys.rank(group, &member.id)));
         let compares: Vec<Compare> = std::iter::once(unchanged).chain(standing).collect();
-        let record = EpochRecord { group: group.clone(), shards, members, secret: secret()? };
+        let record = next(&seen.group, group, formed, now_ms())?;
         let txn = Txn::new().when(compares).and_then([
             TxnOp::put(epoch_key, json(&record), None),
             TxnOp::delete(self.keys.health(group), None),
@@ -134,6 +141,34 @@ impl Coord {
         let group = fleet_of(&self.keys, &listing).groups.remove(group).unwrap_or_default();
         Ok(Seen { group, listing })
     }
+}
+
+/// The record of a group's next epoch.
+fn next(seen: &Group, group: &GroupId, formed: Formation, now_ms: u64) -> Result<EpochRecord, CoordError> {
+    let Formation { shards, members, loss } = formed;
+    let (mut past, mut reformations) = (Vec::new(), BTreeMap::new());
+    if let Some(((epoch, before), loss)) = seen.epoch.as_ref().zip(loss) {
+        (past, reformations) = (before.past.clone(), before.reformations.clone());
+        *reformations.entry(loss.kind).or_default() += 1;
+        let ranks = before.shards.world_size() as u16;
+        past.push(Past { epoch: *epoch, ranks, began_ms: before.began_ms, ended_ms: now_ms, loss });
+        past.drain(..past.len().saturating_sub(PAST_EPOCHS_MAX));
+    }
+    Ok(EpochRecord {
+        group: group.clone(),
+        shards,
+        members,
+        secret: secret()?,
+        began_ms: now_ms,
+        past,
+        reformations,
+    })
+}
+
+/// Unix time by this machine's clock.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A group at one moment, with what a transaction compares.

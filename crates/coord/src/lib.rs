@@ -28,5 +28,5 @@ mod view;
 pub use access::{EtcdAccess, EtcdLogin, EtcdTls};
 pub use coord::Coord;
 pub use error::CoordError;
-pub use formation::{Ended, formation};
+pub use formation::{Ended, Formation, Need, formation, need};
 pub use registration::{Formed, Registration};

@@ -5,6 +5,16 @@ use std::time::Duration;
 /// A rank that does not renew its lease for so long is gone, in seconds. Supervisors evict a dead child at
 /// once; this is for hosts that die or are cut off.
 pub const LEASE_TTL_S: i64 = 3;
+/// A rank that its supervisor saw die is shown as dead for so long, in seconds, unless it is back before.
+pub const DEAD_TTL_S: i64 = 10;
+/// So long a group waits for a member whose registration is gone, before it goes on without it.
+pub const GONE_AFTER: Duration = Duration::from_secs(1);
+/// So long survivors wait for a rank to come back, before they go on with fewer.
+pub const SHRINK_AFTER: Duration = Duration::from_secs(1);
+/// So long more ranks than a group has must stand before it grows: it begins anew for it.
+pub const GROW_AFTER: Duration = Duration::from_secs(3);
+/// A rank that waits for time to pass looks again so often.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause between two renewals of a lease; two may fail before the lease is at risk.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// A call to etcd, repetitions included, is given up after so long.

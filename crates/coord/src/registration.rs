@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, RankRecord, RankState};
+use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, Loss, RankRecord, RankState};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::backoff::Backoff;
 use crate::coord::Coord;
 use crate::error::CoordError;
-use crate::formation::{Ended, ended, formation};
+use crate::formation::{Ended, Need, ended, formation, need};
+use crate::limits::LOOK_INTERVAL;
 use crate::place::Place;
 
 /// A registered rank. A task renews the lease, writes changes, and registers anew when the lease was lost.
@@ -59,19 +60,25 @@ impl Registration {
     pub async fn form(&self) -> Result<Formed, CoordError> {
         let mut view = self.view.clone();
         let mut backoff = Backoff::new();
+        let mut needed: (Option<(Need, Option<Epoch>)>, Instant) = (None, Instant::now());
         loop {
             let me = self.place.record();
             let group = last(&mut view, &me);
             if let Some(formed) = membership(&group, &me) {
                 return Ok(formed);
             }
-            let campaigns = formation(&group, &me.id).is_some();
-            if campaigns && let Err(error) = self.place.coord.propose(&me.group, &me.id).await {
+            let now = need(&group).map(|need| (need, group.epoch.as_ref().map(|(epoch, _)| *epoch)));
+            if now != needed.0 {
+                needed = (now, Instant::now());
+            }
+            let waited = needed.1.elapsed();
+            let campaigns = formation(&group, &me.id, waited).is_some();
+            if campaigns && let Err(error) = self.place.coord.propose(&me.group, &me.id, waited).await {
                 tracing::warn!(%error, group = %me.group, "the group cannot be formed yet");
             }
             tokio::select! {
                 Ok(()) = view.changed() => {}
-                () = sleep(backoff.pause()), if campaigns => {}
+                () = sleep(if campaigns { backoff.pause() } else { LOOK_INTERVAL }), if now.is_some() => {}
                 () = self.replaced() => return Err(self.place.replaced_error()),
             }
         }
@@ -93,10 +100,11 @@ impl Registration {
 
     /// Gives `epoch` up: its health is withdrawn, the rank waits, and the group must form again. A rank that
     /// cannot join should pause before it leaves: each leave makes the others form anew.
-    pub fn leave(&self, epoch: Epoch) {
+    pub fn leave(&self, epoch: Epoch, loss: Loss) {
         self.place.change(|record, health| {
             record.state = RankState::Waiting;
             record.left = record.left.max(epoch);
+            record.loss = Some(loss);
             *health = None;
         });
     }

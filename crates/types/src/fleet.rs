@@ -84,9 +84,15 @@ pub struct RankRecord {
     pub state: RankState,
     /// Its resident memory, in bytes.
     pub memory_bytes: u64,
+    /// The fewest ranks of a group that it can be one of: with fewer, its share would not fit its memory.
+    #[serde(default)]
+    pub ranks_min: u16,
     /// The last epoch that it has given up, or that was there before it: it is in none up to this one.
     #[serde(default)]
     pub left: Epoch,
+    /// Why it has given that one up.
+    #[serde(default)]
+    pub loss: Option<Loss>,
 }
 
 /// What a rank process is doing.
@@ -104,6 +110,77 @@ pub enum RankState {
     Joining,
     /// Runs steps.
     Ready,
+    /// Its process has ended, and was not there to say so: its supervisor did.
+    Dead,
+}
+
+/// Why an epoch ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// In a word.
+    pub kind: LossKind,
+    /// Whose fault it was, as far as that is known.
+    #[serde(default)]
+    pub rank: Option<RankId>,
+}
+
+/// Kinds of [`Loss`], the most telling first: of what several ranks say of one epoch's end, the first counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// A rank computed something else than the others.
+    Diverged,
+    /// A rank took ten times as long as the others.
+    Slow,
+    /// A rank lives and does not answer.
+    Hung,
+    /// A rank's process ended.
+    Died,
+    /// A rank's lease ended, and nobody knows why.
+    Vanished,
+    /// The ranks did not meet, or one of them failed at something.
+    Failed,
+    /// The group is drained.
+    Drained,
+    /// More ranks stand than it had.
+    Grown,
+}
+
+impl LossKind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Diverged,
+        Self::Slow,
+        Self::Hung,
+        Self::Died,
+        Self::Vanished,
+        Self::Failed,
+        Self::Drained,
+        Self::Grown,
+    ];
+
+    /// As records and metrics say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Diverged => "diverged",
+            Self::Slow => "slow",
+            Self::Hung => "hung",
+            Self::Died => "died",
+            Self::Vanished => "vanished",
+            Self::Failed => "failed",
+            Self::Drained => "drained",
+            Self::Grown => "grown",
+        }
+    }
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.rank {
+            Some(rank) => write!(f, "{} ({rank})", self.kind.name()),
+            None => f.write_str(self.kind.name()),
+        }
+    }
 }
 
 /// One incarnation of a group; the revision of the transaction that wrote it is its [`Epoch`].
@@ -117,12 +194,36 @@ pub struct EpochRecord {
     pub members: Vec<Member>,
     /// Hex of 32 random bytes: authenticates this epoch's collective and step connections, once.
     pub secret: String,
+    /// When it was written, in milliseconds of Unix time by its writer's clock.
+    #[serde(default)]
+    pub began_ms: u64,
+    /// The epochs before it, the oldest first: the last [`PAST_EPOCHS_MAX`](crate::limits::PAST_EPOCHS_MAX) of them.
+    #[serde(default)]
+    pub past: Vec<Past>,
+    /// How often the group has been formed anew, and why.
+    #[serde(default)]
+    pub reformations: BTreeMap<LossKind, u64>,
+}
+
+/// An epoch that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// Which.
+    pub epoch: Epoch,
+    /// N.
+    pub ranks: u16,
+    /// When it began, in milliseconds of Unix time.
+    pub began_ms: u64,
+    /// When the next one was written.
+    pub ended_ms: u64,
+    /// Why it ended.
+    pub loss: Loss,
 }
 
 /// Without the secret: logs show records.
 impl std::fmt::Debug for EpochRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { group, shards, members, secret: _ } = self;
+        let Self { group, shards, members, secret: _, began_ms: _, past: _, reformations: _ } = self;
         let mut record = f.debug_struct("EpochRecord");
         record.field("group", group).field("shards", shards).field("members", members).finish_non_exhaustive()
     }
@@ -185,36 +286,52 @@ impl Member {
     }
 }
 
-/// Why a member no longer stands for its epoch.
+/// Why a member does not stand for its epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absence {
-    /// Its process is gone.
+    /// It is not registered. It may live all the same: a lease can be lost without its holder.
     Gone,
+    /// Its process has ended, or another one has its place.
+    Dead,
     /// Its process has given the epoch up.
     Left,
 }
 
 impl Group {
-    /// The leader's word, if it is of the last incarnation and all of its members stand: a word that is older, or
-    /// that a dead rank makes untrue, is not to be believed.
+    /// The leader's word, if it is of the last incarnation and that is not over: a word that is older, or that a dead
+    /// rank makes untrue, is not to be believed.
     pub fn serving(&self) -> Option<&Health> {
         let (epoch, _) = self.epoch.as_ref()?;
         self.health.as_ref().filter(|health| health.epoch == *epoch && self.stands())
     }
 
-    /// True while the last epoch's members all live, are the processes they were, and have not left it.
+    /// True while the last epoch can go on: none of its members is dead or has left it.
     pub fn stands(&self) -> bool {
-        let Some((epoch, record)) = &self.epoch else { return false };
-        record.members.iter().all(|member| self.absence(*epoch, member).is_none())
+        let mut absences = self.absences();
+        self.epoch.is_some() && absences.all(|(_, absence)| absence == Absence::Gone)
+    }
+
+    /// True while all members of the last epoch are registered and stand for it.
+    pub fn is_whole(&self) -> bool {
+        self.epoch.is_some() && self.absences().next().is_none()
+    }
+
+    /// The members of the last epoch that do not stand for it.
+    pub fn absences(&self) -> impl Iterator<Item = (&Member, Absence)> {
+        let members = self
+            .epoch
+            .iter()
+            .flat_map(|(epoch, record)| record.members.iter().map(|member| (*epoch, member)));
+        members.filter_map(|(epoch, member)| Some((member, self.absence(epoch, member)?)))
     }
 
     /// Why `member` does not stand for `epoch`; `None` when it does.
     pub fn absence(&self, epoch: Epoch, member: &Member) -> Option<Absence> {
-        match self.ranks.get(&member.id) {
-            Some(rank) if member.is(rank) && rank.left < epoch => None,
-            Some(rank) if member.is(rank) => Some(Absence::Left),
-            _ => Some(Absence::Gone),
+        let Some(rank) = self.ranks.get(&member.id) else { return Some(Absence::Gone) };
+        if !member.is(rank) || rank.state == RankState::Dead {
+            return Some(Absence::Dead);
         }
+        (rank.left >= epoch).then_some(Absence::Left)
     }
 }
 

@@ -15,7 +15,8 @@ mod step;
 
 pub use compute::Compute;
 pub use fleet::{
-    Absence, EpochRecord, Fleet, Group, GroupId, Health, Member, ModelCard, RankId, RankRecord, RankState,
+    Absence, EpochRecord, Fleet, Group, GroupId, Health, Loss, LossKind, Member, ModelCard, Past, RankId,
+    RankRecord, RankState,
 };
 pub use hex::hex;
 pub use kv::KvDtype;

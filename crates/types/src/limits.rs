@@ -6,6 +6,9 @@ pub const KV_BLOCK_TOKENS: usize = 32;
 /// Ranks in one group.
 pub const WORLD_SIZE_MAX: usize = 16;
 
+/// Ended epochs that a group remembers.
+pub const PAST_EPOCHS_MAX: usize = 16;
+
 /// Virtual shards of one model (= KV heads, padded up).
 pub const VIRTUAL_SHARDS_MAX: usize = 128;
 

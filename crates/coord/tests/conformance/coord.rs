@@ -6,11 +6,16 @@ use std::time::Duration;
 use etcd_client::{Client, PutOptions};
 use galerne_coord::{Coord, CoordError, Ended, Registration};
 use galerne_types::{
-    Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, ModelCard, RankId, RankRecord, RankState, Shards,
+    Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, Loss, LossKind, ModelCard, RankId, RankRecord,
+    RankState, Shards,
 };
 use tokio::sync::watch;
 
 use crate::server::{Server, free_address};
+
+const NOW: Duration = Duration::ZERO;
+
+const FAILED: Loss = Loss { kind: LossKind::Failed, rank: None };
 
 pub(crate) async fn ranks_come_and_go(server: Rc<Server>) {
     let coord = server.coord().await;
@@ -64,9 +69,31 @@ pub(crate) async fn a_dead_rank_is_evicted_with_its_groups_health(server: Rc<Ser
     drop(follower);
     assert!(coord.evict(&group_id(), &rank_id(1), pid).await.unwrap());
     assert!(!coord.evict(&group_id(), &rank_id(1), pid).await.unwrap(), "it is gone already");
-    let group = seen(&mut fleet, |group| group.ranks.len() == 1).await;
+    let dead = |group: &Group| group.ranks[&rank_id(1)].state == RankState::Dead;
+    let group = seen(&mut fleet, dead).await;
     assert_eq!(group.health, None);
-    assert_eq!(leader.ended(formed.epoch).await, Ended::Gone(rank_id(1)));
+    assert_eq!(leader.ended(formed.epoch).await, Ended::Dead(rank_id(1)));
+}
+
+pub(crate) async fn a_survivor_goes_on_alone_and_the_group_grows_again(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let first = coord.register(rank(0, 2)).await.unwrap();
+    let second = coord.register(rank(1, 2)).await.unwrap();
+    let formed = form(&first, &second).await;
+    drop(second);
+    coord.evict(&group_id(), &rank_id(1), rank(1, 2).pid).await.unwrap();
+    first.leave(formed, first.ended(formed).await.loss());
+    let alone = first.form().await.unwrap();
+    assert_eq!((alone.record.members.len(), alone.record.members[0].shards.clone()), (1, 0..4));
+
+    let second = coord.register(RankRecord { pid: 9_999, ..rank(1, 2) }).await.unwrap();
+    let grown = second.form().await.unwrap();
+    assert_eq!((grown.rank, grown.record.members.len()), (1, 2));
+    assert_eq!(first.ended(alone.epoch).await, Ended::Superseded(grown.epoch));
+    let told: Vec<_> =
+        grown.record.past.iter().map(|past| (past.epoch, past.ranks, past.loss.to_string())).collect();
+    assert_eq!(told, [(formed, 2, "died (host/1)".into()), (alone.epoch, 1, "grown".into())]);
+    assert_eq!(grown.record.reformations, [(LossKind::Died, 1), (LossKind::Grown, 1)].into());
 }
 
 pub(crate) async fn of_two_proposers_one_wins(server: Rc<Server>) {
@@ -76,12 +103,13 @@ pub(crate) async fn of_two_proposers_one_wins(server: Rc<Server>) {
     let _first = coord.register(rank(0, 1)).await.unwrap();
     let _second = coord.register(other).await.unwrap();
     let (ids, group) = ([rank_id(0), rank_id(1)], group_id());
-    let (first, second) = tokio::join!(coord.propose(&group, &ids[0]), coord.propose(&group, &ids[1]));
+    let (first, second) =
+        tokio::join!(coord.propose(&group, &ids[0], NOW), coord.propose(&group, &ids[1], NOW));
     let won: Vec<_> = first.unwrap().into_iter().chain(second.unwrap()).collect();
     assert_eq!(won.len(), 1);
     assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].epoch.as_ref(), won.first());
     for id in &ids {
-        assert_eq!(coord.propose(&group, id).await.unwrap(), None, "the epoch stands");
+        assert_eq!(coord.propose(&group, id, NOW).await.unwrap(), None, "the epoch stands");
     }
 }
 
@@ -96,14 +124,15 @@ pub(crate) async fn a_group_forms_again_after_a_restart_and_after_a_leave(server
     let restarted = RankRecord { pid: 9_999, ..rank(1, 2) };
     coord.evict(&group_id(), &rank_id(1), rank(1, 2).pid).await.unwrap();
     let second = coord.register(restarted).await.unwrap();
-    assert!(matches!(first.ended(formed).await, Ended::Gone(_) | Ended::Superseded(_)));
-    first.leave(formed);
+    assert!(matches!(first.ended(formed).await, Ended::Dead(_)));
+    first.leave(formed, Ended::Dead(rank_id(1)).loss());
     let again = form(&first, &second).await;
     assert!(again > formed);
 
     // It cannot join, and says so.
-    second.leave(again);
-    assert!(matches!(first.ended(again).await, Ended::Left(_) | Ended::Superseded(_)));
+    second.leave(again, FAILED);
+    assert!(matches!(first.ended(again).await, Ended::Left(_)));
+    first.leave(again, FAILED);
     assert!(form(&first, &second).await > again);
 }
 
@@ -118,7 +147,7 @@ pub(crate) async fn only_the_last_epoch_declares_health(server: Rc<Server>) {
     seen(&mut fleet, |group| group.health.is_none()).await;
     leader.declare(health(old)).await.unwrap();
 
-    leader.leave(old);
+    leader.leave(old, FAILED);
     let new = leader.form().await.unwrap().epoch;
     assert!(new > old);
     let refused = leader.declare(health(old)).await;
@@ -283,7 +312,9 @@ pub(crate) fn rank(index: u16, world_size: usize) -> RankRecord {
         model: card(world_size),
         state: RankState::Waiting,
         memory_bytes: 0,
+        ranks_min: 1,
         left: Epoch::default(),
+        loss: None,
     }
 }
 

@@ -53,6 +53,7 @@ const TOGETHER: &[Case] = cases![
     coord::ranks_come_and_go,
     coord::a_rank_that_falls_silent_is_gone,
     coord::a_dead_rank_is_evicted_with_its_groups_health,
+    coord::a_survivor_goes_on_alone_and_the_group_grows_again,
     coord::of_two_proposers_one_wins,
     coord::a_group_forms_again_after_a_restart_and_after_a_leave,
     coord::only_the_last_epoch_declares_health,
