@@ -111,6 +111,14 @@ impl Checkpoint {
         &self.text
     }
 
+    /// Asks the system to have the files in its cache, so that reading them later takes no more than that.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] if the system does not know how.
+    pub fn warm(&self) -> Result<(), CheckpointError> {
+        self.sources.iter().try_for_each(Source::warm)
+    }
+
     /// Shape and dtype of a weight; for a tied head the embedding's.
     ///
     /// # Panics

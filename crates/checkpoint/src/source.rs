@@ -1,8 +1,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Advice, fadvise};
 use serde::de::DeserializeOwned;
 
 use crate::error::{CheckpointError, clip};
@@ -20,6 +22,12 @@ impl Source {
         let file = open_regular(path)?;
         let bytes = file.metadata().map_err(|source| io_error(path, "inspect it", source))?.len();
         Ok(Self { path: path.to_owned(), bytes, file })
+    }
+
+    /// Asks the system to have the file in its cache.
+    pub(crate) fn warm(&self) -> Result<(), CheckpointError> {
+        let asked = fadvise(&self.file, 0, NonZeroU64::new(self.bytes), Advice::WillNeed);
+        asked.map_err(|errno| io_error(&self.path, "have it cached", errno.into()))
     }
 
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), CheckpointError> {

@@ -70,6 +70,7 @@ fn describe(state: RankState) -> (&'static str, u64) {
         RankState::Loading { percent } => ("loads weights", percent.into()),
         RankState::Joining => ("joins the collective", 100),
         RankState::Ready => ("ready", 100),
+        RankState::Dead => ("dead", 0),
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) struct Up {
     /// Groups: replicas of the model, each of N ranks.
     #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     replicas: u16,
+    /// Ranks of each group beyond its N that stand by: one takes the place of a rank that is lost.
+    #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=16))]
+    spares: u16,
     /// etcd's endpoints, separated by commas; without it, a store inside this process.
     #[arg(long, value_name = "ENDPOINTS", value_delimiter = ',')]
     etcd: Vec<String>,
@@ -132,7 +135,7 @@ impl Up {
         };
         let first = self.engine.rank(&self.model, place);
         let start_timeout = Duration::from_secs(self.start_timeout_s);
-        SupervisorOptions { first, ranks: self.engine.tp, start_timeout }
+        SupervisorOptions { first, ranks: self.engine.tp + self.spares, start_timeout }
     }
 
     /// Waits for the groups, shows an answer and the fleet, then serves until the end.

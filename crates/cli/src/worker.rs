@@ -27,6 +27,9 @@ pub(crate) struct WorkerCommand {
     /// Ranks on this host; by default all N of the group.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
+    /// Ranks beyond them that stand by on this host: one takes the place of a rank of the group that is lost.
+    #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=16))]
+    spares: u16,
     /// Index of the first of them among the group's ranks on this host: for a second worker beside this one.
     #[arg(long, default_value_t = 0, value_name = "INDEX", value_parser = clap::value_parser!(u16).range(..=1024))]
     first_index: u16,
@@ -94,11 +97,11 @@ impl WorkerCommand {
         let first = self.engine.rank(&self.model, self.place.place(&self.etcd, self.first_index, ranks));
         println!("{}", self.engine.cut(&self.model)?);
         println!(
-            "{} of {} ranks of group {} on host {}",
-            ranks, self.engine.tp, self.place.group, first.host
+            "{} of {} ranks of group {} and {} spare(s) on host {}",
+            ranks, self.engine.tp, self.place.group, self.spares, first.host
         );
         let start_timeout = Duration::from_secs(self.start_timeout_s);
-        let options = SupervisorOptions { first, ranks, start_timeout };
+        let options = SupervisorOptions { first, ranks: ranks + self.spares, start_timeout };
         galerne_worker::supervise(options, args::shutdown_on_signal()?).await?;
         Ok(())
     }

@@ -196,6 +196,14 @@ impl Rank {
         self.run(step, masks, &mut Some(trace))
     }
 
+    /// Meets the other ranks, and does nothing else.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if other ranks were lost or the epoch was aborted: the rank is of no further use.
+    pub fn meet(&mut self) -> Result<(), ModelError> {
+        Ok(self.collective.barrier()?)
+    }
+
     /// Ends a step that waits for other ranks, from any thread.
     pub fn abort_handle(&self) -> AbortHandle {
         self.collective.abort_handle()

@@ -60,5 +60,6 @@ pub(crate) fn rank_state(state: RankState) -> String {
         RankState::Loading { percent } => format!("loading {percent}%"),
         RankState::Joining => "joining".to_owned(),
         RankState::Ready => "ready".to_owned(),
+        RankState::Dead => "dead".to_owned(),
     }
 }

@@ -227,10 +227,16 @@ impl Scheduler {
         Some(Step { epoch: self.epoch, number: self.steps_planned, slices, traces })
     }
 
+    /// A step without work: all ranks meet in it, and show that they can.
+    pub fn beat(&mut self) -> Step {
+        self.steps_planned += 1;
+        Step { epoch: self.epoch, number: self.steps_planned, slices: Vec::new(), traces: Vec::new() }
+    }
+
     /// Takes in what a step drew; says what to tell of it, in the order of the step's slices.
     ///
     /// # Panics
-    /// If `step` is not the oldest uncommitted step of [`plan`](Self::plan), or `sampled` is not an answer to it.
+    /// If `step` is not the oldest uncommitted step of [`plan`](Self::plan) or [`beat`](Self::beat), or `sampled` is not an answer to it.
     pub fn commit(&mut self, step: &Step, sampled: &Sampled) -> Vec<Event> {
         assert_eq!(step.epoch, self.epoch, "a step is committed to the epoch that planned it");
         assert_eq!(step.number, self.steps_committed + 1, "steps are committed in order, each once");

@@ -68,6 +68,12 @@ pub enum WorkerError {
     /// The compute thread does not come back from an epoch that was aborted.
     #[error("the compute thread did not end its epoch within {} s", .0.as_secs())]
     Hung(Duration),
+    /// The compute thread does not get on with its step.
+    #[error("the compute thread has not met the other ranks for {} ms", .0.as_millis())]
+    Stuck(Duration),
+    /// All other ranks waited for this one.
+    #[error("this rank took more than ten times as long as the others: it starts again")]
+    Slow,
     /// A process or thread cannot be started.
     #[error("cannot start a process or thread: {0}")]
     Spawn(std::io::Error),
@@ -111,6 +117,8 @@ impl WorkerError {
             | Self::Server(_)
             | Self::Panicked(_)
             | Self::Hung(_)
+            | Self::Stuck(_)
+            | Self::Slow
             | Self::Spawn(_)
             | Self::StartTimeout { .. } => EXIT_FAILURE,
         }

@@ -136,7 +136,7 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
         page.sample(&[("state", state.name())], listed.iter().filter(|l| l.standing == state).count());
     }
     page.family("galerne_ranks", "gauge", "Live ranks of the fleet, by state.");
-    for state in ["waiting", "loading", "joining", "ready"] {
+    for state in ["waiting", "loading", "joining", "ready", "dead"] {
         let ranks = listed.iter().flat_map(|listed| listed.group.ranks.values());
         page.sample(&[("state", state)], ranks.filter(|rank| rank_state(rank.state) == state).count());
     }
@@ -212,6 +212,7 @@ fn rank_state(state: RankState) -> &'static str {
         RankState::Waiting => "waiting",
         RankState::Loading { .. } => "loading",
         RankState::Joining => "joining",
+        RankState::Dead => "dead",
         RankState::Ready => "ready",
     }
 }

@@ -2,6 +2,7 @@
 //! for it, nor it for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use galerne_collective::AbortHandle;
 use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Desk;
 use super::engagement::{Engagement, Held};
 use super::error::EpochError;
+use super::pulse::Pulse;
 use super::setup::Setup;
 use crate::error::WorkerError;
 
@@ -19,6 +21,7 @@ use crate::error::WorkerError;
 pub(crate) struct Compute {
     engagements: mpsc::Sender<Engagement>,
     ended: CancellationToken,
+    pulse: Pulse,
 }
 
 /// How far the thread is with an epoch.
@@ -37,7 +40,14 @@ pub(crate) enum Phase {
 /// Steps to the compute thread and what they drew, in order.
 pub(crate) struct Steps {
     pub(crate) to: mpsc::Sender<Step>,
-    pub(crate) answers: mpsc::Receiver<Result<Sampled, EpochError>>,
+    pub(crate) answers: mpsc::Receiver<Result<Done, EpochError>>,
+}
+
+/// What a step drew, and how long this rank computed for it.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) sampled: Sampled,
+    pub(crate) busy: Duration,
 }
 
 /// One epoch as the compute thread runs it. Dropping it aborts the collective, here and at the peers.
@@ -55,15 +65,18 @@ impl Compute {
         let (engagements, mut queue) = mpsc::channel::<Engagement>(1);
         let ended = CancellationToken::new();
         let ends = ended.clone().drop_guard();
+        let pulse = Pulse::new();
+        let felt = pulse.clone();
         let body = move || {
             let _tells_of_a_panic = ends;
             let mut held: Option<Held> = None;
             while let Some(engagement) = queue.blocking_recv() {
-                engagement.run(&setup, &desk, &mut held);
+                engagement.run(&setup, &desk, &felt, &mut held);
+                felt.waits_uncounted();
             }
         };
         std::thread::Builder::new().name("compute".into()).spawn(body).map_err(WorkerError::Spawn)?;
-        Ok(Self { engagements, ended })
+        Ok(Self { engagements, ended, pulse })
     }
 
     /// Begins the work of rank `rank` in an epoch. The thread must have let go of the one before.
@@ -89,6 +102,11 @@ impl Compute {
             tracing::error!(epoch = epoch.0, "the compute thread takes no more epochs");
         }
         Engaged { phase, meet: Some(meet), steps: Some(Steps { to, answers }), abort }
+    }
+
+    /// What the thread is doing.
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Cancelled when the thread has ended, which only a panic brings about.
@@ -135,7 +153,7 @@ impl Steps {
     }
 
     /// What the oldest unanswered step drew, or what broke the epoch.
-    pub(crate) async fn answer(&mut self) -> Result<Sampled, EpochError> {
+    pub(crate) async fn answer(&mut self) -> Result<Done, EpochError> {
         self.answers.recv().await.unwrap_or(Err(EpochError::Ended))
     }
 }

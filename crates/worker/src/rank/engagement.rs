@@ -8,16 +8,17 @@ use galerne_model::{Rank, Weights};
 use galerne_types::{Draw, Epoch, EpochRecord, Input, Sampled, Sampling, Shards, Slice, Step};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::compute::Phase;
+use super::compute::{Done, Phase};
 use super::desk::Desk;
 use super::error::EpochError;
 use super::execute::{Execute, Rehearsal};
-use super::setup::Setup;
+use super::pulse::{Pulse, Watched};
+use super::setup::{Setup, Shape};
 use super::stats::Gaps;
 use super::trace;
 
 /// How long the ranks may take to meet, once all hold their weights.
-const MEET_TIMEOUT: Duration = Duration::from_secs(10);
+const MEET_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a rank waits for its peers in one collective operation.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ pub(crate) struct Engagement {
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) may_meet: Option<oneshot::Receiver<()>>,
     pub(crate) steps: mpsc::Receiver<Step>,
-    pub(crate) answers: mpsc::Sender<Result<Sampled, EpochError>>,
+    pub(crate) answers: mpsc::Sender<Result<Done, EpochError>>,
     pub(crate) abort: AbortHandle,
 }
 
@@ -47,8 +48,8 @@ pub(crate) struct Held {
 
 impl Engagement {
     /// Works until the epoch is over. Its error is the last answer.
-    pub(crate) fn run(mut self, setup: &Setup, desk: &Desk, held: &mut Option<Held>) {
-        let outcome = self.work(setup, desk, held);
+    pub(crate) fn run(mut self, setup: &Setup, desk: &Desk, pulse: &Pulse, held: &mut Option<Held>) {
+        let outcome = self.work(setup, desk, pulse, held);
         self.abort.abort();
         if let Err(error) = outcome {
             // Nobody listens when the epoch was given up from outside.
@@ -56,7 +57,17 @@ impl Engagement {
         }
     }
 
-    fn work(&mut self, setup: &Setup, desk: &Desk, held: &mut Option<Held>) -> Result<(), EpochError> {
+    fn work(
+        &mut self,
+        setup: &Setup,
+        desk: &Desk,
+        pulse: &Pulse,
+        held: &mut Option<Held>,
+    ) -> Result<(), EpochError> {
+        let ranks = self.record.members.len();
+        let shape = setup
+            .shape(ranks)
+            .ok_or_else(|| record_error(format!("this rank has no room in a group of {ranks}")))?;
         let weights = match setup.options.rehearse {
             None => Some(self.load(setup, held)?),
             Some(_) => None,
@@ -66,27 +77,51 @@ impl Engagement {
         self.phase.send_replace(Phase::Joining);
         let mut collective = self.join(setup)?;
         self.check_sum(collective.as_mut())?;
-        check_options(collective.as_mut(), setup)?;
-        let mut rank = execution(setup, weights, collective)?;
+        check_options(collective.as_mut(), setup, shape)?;
+        let watched = Box::new(Watched { inner: collective, pulse: pulse.clone() });
+        let mut rank = execution(setup, shape, weights, watched)?;
+        pulse.begins(1);
         rank.run(&self.warm_up(), &mut |_| None)?;
+        pulse.waits_uncounted();
         self.phase.send_replace(Phase::Ready);
         let mut gaps = Gaps::default();
-        let ended = self.run_steps(desk, rank.as_mut(), &mut gaps);
+        let ended = self.run_steps(desk, pulse, rank.as_mut(), &mut gaps);
         gaps.log(self.epoch);
         ended
     }
 
     /// Runs step after step, as long as somebody plans them.
-    fn run_steps(&mut self, desk: &Desk, rank: &mut dyn Execute, gaps: &mut Gaps) -> Result<(), EpochError> {
+    fn run_steps(
+        &mut self,
+        desk: &Desk,
+        pulse: &Pulse,
+        rank: &mut dyn Execute,
+        gaps: &mut Gaps,
+    ) -> Result<(), EpochError> {
+        let mut mask = |request| {
+            pulse.waits_uncounted();
+            let mask = desk.mask(request);
+            pulse.computes();
+            Some(mask)
+        };
         while let Some(step) = self.steps.blocking_recv() {
-            gaps.begin(&step);
-            let _span = trace::step(&step, self.rank);
-            let sampled = rank.run(&step, &mut |request| Some(desk.mask(request)))?;
-            gaps.end();
+            pulse.take_busy();
+            pulse.begins(step.tokens());
+            let sampled = if step.slices.is_empty() {
+                rank.meet()?;
+                Sampled::default()
+            } else {
+                gaps.begin(&step);
+                let _span = trace::step(&step, self.rank);
+                let sampled = rank.run(&step, &mut mask)?;
+                gaps.end();
+                sampled
+            };
+            pulse.waits_uncounted();
             if self.rank == 0 {
                 desk.drawn(&step, &sampled);
             }
-            if self.answers.blocking_send(Ok(sampled)).is_err() {
+            if self.answers.blocking_send(Ok(Done { sampled, busy: pulse.take_busy() })).is_err() {
                 break;
             }
         }
@@ -105,7 +140,7 @@ impl Engagement {
             let phase = Phase::Loading(u8::try_from(percent).unwrap_or(100));
             self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
         };
-        let weights = Weights::load(&setup.checkpoint, shards, rank, setup.model.threads, &progress);
+        let weights = Weights::load(&setup.checkpoint, shards, rank, setup.options.threads, &progress);
         let weights = Arc::new(weights.map_err(EpochError::Model)?);
         let (bytes, ms) = (weights.bytes(), began.elapsed().as_millis());
         tracing::info!(epoch = self.epoch.0, bytes, ms, "weights loaded");
@@ -129,7 +164,7 @@ impl Engagement {
             peers: self.record.members.iter().map(peer).collect::<Result<_, EpochError>>()?,
             secret: secret(&self.record.secret)?,
             epoch: self.epoch.0,
-            threads: setup.model.threads,
+            threads: setup.options.threads,
             meet_timeout: MEET_TIMEOUT,
             timeout: COLLECTIVE_TIMEOUT,
         };
@@ -173,6 +208,7 @@ impl Engagement {
 /// What runs the steps: the model on its weights, or else a rehearsal.
 fn execution(
     setup: &Setup,
+    shape: &Shape,
     weights: Option<Arc<Weights>>,
     collective: Box<dyn Collective>,
 ) -> Result<Box<dyn Execute>, EpochError> {
@@ -180,12 +216,12 @@ fn execution(
         let (cost, config) = (setup.options.rehearse.unwrap_or_default(), setup.checkpoint.config());
         return Ok(Box::new(Rehearsal::new(cost, setup.card.vocab, config.eos.clone(), collective)));
     };
-    Ok(Box::new(Rank::new(weights, &setup.model, collective).map_err(EpochError::Model)?))
+    Ok(Box::new(Rank::new(weights, &shape.model, collective).map_err(EpochError::Model)?))
 }
 
 /// The leader's limits decide what steps look like: every rank must have made room for as much.
-fn check_options(collective: &mut dyn Collective, setup: &Setup) -> Result<(), EpochError> {
-    let model = &setup.model;
+fn check_options(collective: &mut dyn Collective, setup: &Setup, shape: &Shape) -> Result<(), EpochError> {
+    let model = &shape.model;
     let rehearses = usize::from(setup.options.rehearse.is_some());
     let limits = [model.kv_blocks, model.sequences_max, model.step_tokens_max, rehearses];
     let mut bytes: Vec<u8> = limits.iter().flat_map(|&limit| (limit as u64).to_le_bytes()).collect();

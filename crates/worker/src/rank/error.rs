@@ -5,6 +5,7 @@ use std::time::Duration;
 use galerne_collective::CollectiveError;
 use galerne_coord::CoordError;
 use galerne_model::ModelError;
+use galerne_types::{Loss, LossKind, Member};
 
 /// Why this rank gives up an epoch; a newer one may follow with the weights kept.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,35 @@ pub(crate) enum EpochError {
         /// How long.
         deadline: Duration,
     },
-    /// A follower cannot be reached or has ended its stream.
+    /// A rank's process ended, or it cannot be reached.
+    #[error("rank {rank} is lost: {reason}")]
+    Lost {
+        /// Which rank.
+        rank: usize,
+        /// What the connection says.
+        reason: String,
+    },
+    /// A rank lives, as far as is known, and does not say so.
+    #[error("rank {rank} has said nothing for {} ms", silence.as_millis())]
+    Silent {
+        /// Which rank.
+        rank: usize,
+        /// How long.
+        silence: Duration,
+    },
+    /// All others wait for a rank.
+    #[error("rank {rank} takes more than ten times as long as the others")]
+    Slow {
+        /// Which rank.
+        rank: usize,
+    },
+    /// A rank's registration is gone before the ranks have met.
+    #[error("rank {rank} is not registered any more")]
+    Vanished {
+        /// Which rank.
+        rank: usize,
+    },
+    /// A follower has ended its stream.
     #[error("follower {rank}: {reason}")]
     Follower {
         /// Which rank.
@@ -72,4 +101,31 @@ pub(crate) enum EpochError {
     /// etcd refuses.
     #[error(transparent)]
     Coord(#[from] CoordError),
+}
+
+impl EpochError {
+    /// What this rank says of the epoch's end, and whom it blames.
+    pub(crate) fn loss(&self, members: &[Member]) -> Loss {
+        let (kind, rank) = match self {
+            Self::Collective(error) | Self::Step(ModelError::Collective(error)) => of_collective(error),
+            Self::Lost { rank, .. } => (LossKind::Died, Some(*rank)),
+            Self::Silent { rank, .. } => (LossKind::Hung, Some(*rank)),
+            Self::Slow { rank } => (LossKind::Slow, Some(*rank)),
+            Self::Vanished { rank } => (LossKind::Vanished, Some(*rank)),
+            Self::Diverged { rank, .. } => (LossKind::Diverged, Some(*rank)),
+            _ => (LossKind::Failed, None),
+        };
+        let rank = rank.and_then(|rank| members.get(rank)).map(|member| member.id.clone());
+        Loss { kind, rank }
+    }
+}
+
+fn of_collective(error: &CollectiveError) -> (LossKind, Option<usize>) {
+    match error {
+        CollectiveError::Lost { rank } => (LossKind::Died, Some(*rank)),
+        CollectiveError::Timeout { rank, .. } | CollectiveError::NotMet { rank, .. } => {
+            (LossKind::Hung, Some(*rank))
+        }
+        _ => (LossKind::Failed, None),
+    }
 }

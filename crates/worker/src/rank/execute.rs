@@ -16,11 +16,21 @@ pub(crate) trait Execute {
     /// # Errors
     /// Whatever ends the epoch at this rank.
     fn run(&mut self, step: &Step, masks: &mut Masks<'_>) -> Result<Sampled, EpochError>;
+
+    /// Meets the other ranks, and does nothing else.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    fn meet(&mut self) -> Result<(), EpochError>;
 }
 
 impl Execute for Rank {
     fn run(&mut self, step: &Step, masks: &mut Masks<'_>) -> Result<Sampled, EpochError> {
         self.step(step, masks).map_err(EpochError::Step)
+    }
+
+    fn meet(&mut self) -> Result<(), EpochError> {
+        Self::meet(self).map_err(EpochError::Step)
     }
 }
 
@@ -132,6 +142,10 @@ impl Execute for Rehearsal {
             Vec::new()
         };
         Ok(Sampled { tokens, further, scores })
+    }
+
+    fn meet(&mut self) -> Result<(), EpochError> {
+        Ok(self.collective.barrier()?)
     }
 }
 

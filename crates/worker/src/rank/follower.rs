@@ -9,14 +9,15 @@ use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
 use galerne_types::{Epoch, Step};
 use galerne_wire::{shows_secret, v1};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::compute::Steps;
+use super::compute::{Done, Steps};
 use super::digest::digest;
 use super::door::Door;
 use super::error::EpochError;
+use super::followers::{BEAT_INTERVAL, FRAMES_MAX, QUIET_BEATS_MAX};
 
 /// How long the leader may take to open its stream once the ranks have met.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -51,7 +52,7 @@ impl v1::rank_server::Rank for RankService {
         // The same answer for no epoch, another epoch and a wrong secret: a stranger learns nothing.
         let seat = self.door.enter().filter(|seat| shows_secret(&request, &seat.secret));
         let seat = seat.ok_or_else(|| Status::unauthenticated("not the secret of this rank's epoch"))?;
-        let (done, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        let (done, answers) = mpsc::channel(FRAMES_MAX);
         let visit = Visit { steps: request.into_inner().boxed(), done };
         seat.visits.try_send(visit).map_err(|_| Status::failed_precondition("this epoch has its leader"))?;
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -71,7 +72,10 @@ pub(crate) async fn follow(
     };
     visited.close(); // an epoch has one leader: a second visitor is refused
     let Visit { steps: orders, done } = visit.ok_or(EpochError::Ended)?;
-    let mut follower = Follower { epoch, orders, done, steps, last: 0, running: VecDeque::new() };
+    let mut beat_due = interval(BEAT_INTERVAL);
+    beat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let running = VecDeque::new();
+    let mut follower = Follower { epoch, orders, done, steps, last: 0, running, beat_due, quiet: 0 };
     loop {
         if let Err(error) = follower.turn().await {
             let status = match &error {
@@ -93,45 +97,67 @@ struct Follower {
     /// Number of the last step that was taken in.
     last: u64,
     running: VecDeque<Step>,
+    beat_due: Interval,
+    /// Intervals since the leader was last heard.
+    quiet: usize,
 }
 
 impl Follower {
     async fn turn(&mut self) -> Result<(), EpochError> {
-        let room = self.running.len() < STEPS_IN_FLIGHT_MAX;
         tokio::select! {
-            order = self.orders.next(), if room => {
-                let step = self.check(order)?;
+            order = self.orders.next() => {
+                self.quiet = 0;
+                let Some(step) = self.check(order)? else { return Ok(()) };
                 self.running.push_back(step.clone());
                 self.steps.submit(step)
             }
-            sampled = self.steps.answer() => {
-                let sampled = sampled?;
+            done = self.steps.answer() => {
+                let Done { sampled, busy } = done?;
                 let step = self.running.pop_front().ok_or(EpochError::Ended)?;
-                let answer = v1::StepDone { number: step.number, hash: digest(&step, &sampled) };
+                let busy_us = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
+                let answer = v1::StepDone { number: step.number, hash: digest(&step, &sampled), busy_us };
                 let sent = self.done.try_send(Ok(answer));
                 sent.map_err(|_| EpochError::Leader("nobody takes this rank's answers".into()))
             }
+            _ = self.beat_due.tick() => self.beat(),
         }
     }
 
-    /// The step, if it is the next one of this epoch.
-    fn check(&mut self, order: Option<Result<v1::Step, Status>>) -> Result<Step, EpochError> {
+    /// Tells that this rank lives; finds out when the leader has not been heard for too long.
+    fn beat(&mut self) -> Result<(), EpochError> {
+        self.quiet += 1;
+        if self.quiet > QUIET_BEATS_MAX {
+            return Err(EpochError::Silent { rank: 0, silence: BEAT_INTERVAL * QUIET_BEATS_MAX as u32 });
+        }
+        // Answers that it has not read yet tell as much.
+        let _ = self.done.try_send(Ok(v1::StepDone::default()));
+        Ok(())
+    }
+
+    /// The step, if it is the next one of this epoch; none if the leader only lives.
+    fn check(&mut self, order: Option<Result<v1::Step, Status>>) -> Result<Option<Step>, EpochError> {
         let order = match order {
             None => return Err(EpochError::Leader("it has closed its stream".into())),
             Some(Err(status)) => return Err(EpochError::Leader(status.message().into())),
             Some(Ok(order)) => order,
         };
+        if order.number == 0 {
+            return Ok(None);
+        }
         let step = Step::try_from(order).map_err(|error| EpochError::Leader(error.to_string()))?;
         if step.epoch != self.epoch {
             let says = format!("a step of epoch {} in epoch {}", step.epoch.0, self.epoch.0);
             return Err(EpochError::Leader(says));
+        }
+        if self.running.len() == STEPS_IN_FLIGHT_MAX {
+            return Err(EpochError::Leader(format!("more than {STEPS_IN_FLIGHT_MAX} steps at once")));
         }
         if step.number != self.last + 1 {
             let says = format!("step {} after step {}", step.number, self.last);
             return Err(EpochError::Leader(says));
         }
         self.last = step.number;
-        Ok(step)
+        Ok(Some(step))
     }
 }
 
@@ -163,7 +189,7 @@ mod tests {
         tokio::spawn(async move {
             while let Some(step) = taken.recv().await {
                 let sampled = Sampled { tokens: vec![None; step.slices.len()], ..Sampled::default() };
-                if answer.send(Ok(sampled)).await.is_err() {
+                if answer.send(Ok(Done { sampled, busy: Duration::ZERO })).await.is_err() {
                     return;
                 }
             }
@@ -206,6 +232,34 @@ mod tests {
             assert_eq!((status.code(), status.message()), (tonic::Code::FailedPrecondition, says));
             assert!(error.to_string().contains(says), "{error}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_falls_silent_ends_the_epoch_within_a_second() {
+        let (visits, visited) = mpsc::channel(1);
+        let (done, mut told) = mpsc::channel(FRAMES_MAX);
+        let (orders, orders_in) = mpsc::channel(FRAMES_MAX);
+        visits.send(Visit { steps: ReceiverStream::new(orders_in).boxed(), done }).await.unwrap();
+        let (to, _taken) = mpsc::channel(1);
+        let (_answer, answers) = mpsc::channel(1);
+        let began = tokio::time::Instant::now();
+        let beats = async {
+            for _ in 0..50 {
+                tokio::time::sleep(BEAT_INTERVAL).await;
+                orders.send(Ok(order(5, 0))).await.unwrap();
+                assert_eq!(told.recv().await.unwrap().unwrap().number, 0);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcome = follow(EPOCH, visited, Steps { to, answers }) => {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, EpochError::Silent { rank: 0, .. }), "{error}");
+            }
+            () = beats => {}
+        }
+        let silence = began.elapsed() - 50 * BEAT_INTERVAL;
+        assert!(silence < Duration::from_secs(1), "{silence:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::stream::{BoxStream, Stream as _, StreamExt as _};
 use galerne_tls::Client;
 use galerne_types::limits::{GRPC_MESSAGE_BYTES_MAX, STEPS_IN_FLIGHT_MAX};
-use galerne_types::{EpochRecord, Step};
+use galerne_types::{Epoch, EpochRecord, Step};
 use galerne_wire::{show_secret, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +20,16 @@ use crate::grpc;
 
 /// How long a follower may take to open its stream: it has met all others in the collective by then.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often leader and followers tell each other that they live.
+pub(crate) const BEAT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Who has heard nothing for so many of its own intervals takes the other one for lost. Time in which this process did not
+/// run does not count.
+pub(crate) const QUIET_BEATS_MAX: usize = 8;
+
+/// Room for steps and beats that the other side has not read yet.
+pub(crate) const FRAMES_MAX: usize = STEPS_IN_FLIGHT_MAX + QUIET_BEATS_MAX + 1;
 
 /// All followers of one epoch.
 #[derive(Default)]
@@ -34,6 +44,8 @@ pub(crate) struct Link {
     pub(crate) rank: usize,
     pub(crate) steps: mpsc::Sender<v1::Step>,
     pub(crate) done: BoxStream<'static, Result<v1::StepDone, Status>>,
+    /// Intervals since it was last heard.
+    pub(crate) quiet: usize,
 }
 
 impl Followers {
@@ -69,6 +81,22 @@ impl Followers {
         })
     }
 
+    /// Tells all that the leader lives; finds out who has not been heard for too long.
+    pub(crate) fn beat(&mut self, epoch: Epoch) -> Result<(), EpochError> {
+        self.links.iter_mut().try_for_each(|link| {
+            link.quiet += 1;
+            if link.quiet > QUIET_BEATS_MAX {
+                return Err(EpochError::Silent {
+                    rank: link.rank,
+                    silence: BEAT_INTERVAL * QUIET_BEATS_MAX as u32,
+                });
+            }
+            // Steps that are under way tell as much.
+            let _ = link.steps.try_send(v1::Step { epoch: epoch.0, ..Default::default() });
+            Ok(())
+        })
+    }
+
     /// The next answer of any follower; waits for ever when there are none. An ended stream is an error.
     pub(crate) async fn answer(&mut self) -> Result<(usize, v1::StepDone), EpochError> {
         poll_fn(|context| self.poll_answer(context)).await
@@ -80,12 +108,22 @@ impl Followers {
             let index = (self.turn + offset) % count;
             let link = &mut self.links[index];
             if let Poll::Ready(answer) = Pin::new(&mut link.done).poll_next(context) {
-                self.turn = index + 1;
-                return Poll::Ready(match answer {
-                    Some(Ok(done)) => Ok((link.rank, done)),
-                    Some(Err(status)) => Err(ended(link.rank, status.message())),
-                    None => Err(ended(link.rank, "it has ended its stream")),
-                });
+                link.quiet = 0;
+                match answer {
+                    // It lives, no more; there may be more to read.
+                    Some(Ok(v1::StepDone { number: 0, .. })) => {
+                        context.waker().wake_by_ref();
+                        continue;
+                    }
+                    answer => {
+                        self.turn = index + 1;
+                        return Poll::Ready(match answer {
+                            Some(Ok(done)) => Ok((link.rank, done)),
+                            Some(Err(status)) => Err(broken(link.rank, &status)),
+                            None => Err(ended(link.rank, "it has ended its stream")),
+                        });
+                    }
+                }
             }
         }
         Poll::Pending
@@ -98,15 +136,23 @@ async fn open(
     secret: &str,
     tls: Option<&Arc<Client>>,
 ) -> Result<Link, EpochError> {
-    let channel = grpc::connect(address, tls).await.map_err(|reason| ended(rank, &reason))?;
+    let channel = grpc::connect(address, tls).await.map_err(|reason| EpochError::Lost { rank, reason })?;
     let mut client = v1::rank_client::RankClient::new(channel)
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-    let (steps, receiver) = mpsc::channel(STEPS_IN_FLIGHT_MAX);
+    let (steps, receiver) = mpsc::channel(FRAMES_MAX);
     let mut request = Request::new(ReceiverStream::new(receiver));
     show_secret(&mut request, secret).map_err(|status| EpochError::Record(status.message().into()))?;
     let answer = client.follow(request).await.map_err(|status| ended(rank, status.message()))?;
-    Ok(Link { rank, steps, done: answer.into_inner().boxed() })
+    Ok(Link { rank, steps, done: answer.into_inner().boxed(), quiet: 0 })
+}
+
+/// A stream that broke is a process that died, unless the follower itself said why.
+fn broken(rank: usize, status: &Status) -> EpochError {
+    match std::error::Error::source(status) {
+        Some(_) => EpochError::Lost { rank, reason: status.message().into() },
+        None => ended(rank, status.message()),
+    }
 }
 
 fn ended(rank: usize, reason: &str) -> EpochError {

@@ -11,12 +11,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::{Code, Status};
 
-use super::compute::Steps;
+use super::compute::{Done, Steps};
 use super::desk::Desk;
 use super::digest::digest;
 use super::engine::{Call, Run, refused};
 use super::error::EpochError;
-use super::followers::Followers;
+use super::followers::{BEAT_INTERVAL, Followers};
+use super::paces::Paces;
 use super::stats::{StepStats, Work};
 use super::streams::Streams;
 
@@ -28,6 +29,12 @@ const STEP_TOKEN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often routers are told the load.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the ranks may have nothing to do before they meet all the same.
+const IDLE_MAX: Duration = Duration::from_millis(500);
+
+/// How long they may take for that.
+const MEET_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The leader of one epoch. It plans the next step while one runs; a step is committed when all ranks have run
 /// it and agree on what it drew. Dropping it fails the open streams.
@@ -41,6 +48,8 @@ pub(crate) struct Leader {
     in_flight: VecDeque<InFlight>,
     /// Since when the oldest step in flight has been the oldest.
     oldest_since: tokio::time::Instant,
+    paces: Paces,
+    beat_due: Interval,
     stats: StepStats,
     reports: watch::Sender<v1::LoadReport>,
     report_due: Interval,
@@ -58,8 +67,9 @@ struct InFlight {
 /// What the loop waits for.
 enum News {
     Call(Call),
-    Own(Sampled),
+    Own(Done),
     Follower(usize, v1::StepDone),
+    BeatDue,
     ReportDue,
 }
 
@@ -72,12 +82,17 @@ impl Leader {
         desk: Desk,
     ) -> Self {
         let stats = StepStats::default();
-        let mut report_due = interval(REPORT_INTERVAL);
-        report_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut due = interval(period);
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            due
+        };
         Self {
             epoch,
             reports: watch::Sender::new(stats.report(&scheduler.load())),
-            report_due,
+            report_due: every(REPORT_INTERVAL),
+            beat_due: every(BEAT_INTERVAL),
+            paces: Paces::new(1 + followers.count()),
             scheduler,
             steps,
             followers,
@@ -112,6 +127,7 @@ impl Leader {
             Some(call) = calls.recv() => Ok(News::Call(call)),
             own = self.steps.answer() => own.map(News::Own),
             done = self.followers.answer() => done.map(|(rank, done)| News::Follower(rank, done)),
+            _ = self.beat_due.tick() => Ok(News::BeatDue),
             _ = self.report_due.tick() => Ok(News::ReportDue),
             () = tokio::time::sleep_until(due), if deadline.is_some() => {
                 Err(EpochError::Deadline { what: "a step".into(), deadline: deadline.unwrap_or_default() })
@@ -123,7 +139,8 @@ impl Leader {
     fn work(&mut self, news: News, calls: &mut mpsc::Receiver<Call>) -> Result<(), EpochError> {
         match news {
             News::Call(call) => self.call(call),
-            News::Own(sampled) => self.own_answer(sampled)?,
+            News::Own(done) => self.own_answer(done)?,
+            News::BeatDue => self.followers.beat(self.epoch)?,
             News::Follower(rank, done) => self.follower_answer(rank, &done)?,
             News::ReportDue => {
                 self.reports.send_replace(self.stats.report(&self.scheduler.load()));
@@ -135,7 +152,8 @@ impl Leader {
         self.end_failed();
         self.commit()?;
         self.streams.flush();
-        self.plan()
+        self.plan()?;
+        self.meet_if_idle()
     }
 
     fn call(&mut self, call: Call) {
@@ -172,7 +190,8 @@ impl Leader {
         }
     }
 
-    fn own_answer(&mut self, sampled: Sampled) -> Result<(), EpochError> {
+    fn own_answer(&mut self, Done { sampled, busy }: Done) -> Result<(), EpochError> {
+        self.paces.computed(0, busy);
         let entry = self.in_flight.iter_mut().find(|entry| entry.own.is_none()).ok_or(EpochError::Ended)?;
         let digest = digest(&entry.step, &sampled);
         entry.own = Some((sampled, digest));
@@ -187,6 +206,7 @@ impl Leader {
             reason: format!("it answers step {}, which it was not asked", done.number),
         })?;
         entry.theirs.push((rank, done.hash));
+        self.paces.computed(rank, Duration::from_micros(done.busy_us));
         Ok(())
     }
 
@@ -200,8 +220,7 @@ impl Leader {
                 break;
             };
             let now = tokio::time::Instant::now();
-            self.scheduler.took(&step, now - self.oldest_since);
-            self.oldest_since = now;
+            let took = now - std::mem::replace(&mut self.oldest_since, now);
             if let Some(&(rank, _)) = theirs.iter().find(|(_, hash)| *hash != digest) {
                 return Err(EpochError::Diverged { rank, number: step.number });
             }
@@ -213,8 +232,15 @@ impl Leader {
                     self.cancel(request);
                 }
             }
+            if step.slices.is_empty() {
+                continue; // the ranks have met: there is nothing to learn of it
+            }
+            self.scheduler.took(&step, took);
             self.stats.drafted(&step, &sampled);
             self.stats.step_done(step.tokens());
+            if let Some(rank) = self.paces.step(took) {
+                return Err(EpochError::Slow { rank });
+            }
         }
         Ok(())
     }
@@ -239,13 +265,27 @@ impl Leader {
             self.stats.admitted(&admitted);
             self.streams.admitted(&admitted);
             self.stats.preempted(self.scheduler.take_preempted().len());
-            if self.in_flight.is_empty() {
-                self.oldest_since = tokio::time::Instant::now();
-            }
-            self.followers.send(&step)?;
-            self.steps.submit(step.clone())?;
-            self.in_flight.push_back(InFlight { step, own: None, theirs: Vec::new() });
+            self.send(step)?;
         }
+        Ok(())
+    }
+
+    /// A group that has nothing to do shows now and then that it could.
+    fn meet_if_idle(&mut self) -> Result<(), EpochError> {
+        if self.in_flight.is_empty() && self.oldest_since.elapsed() >= IDLE_MAX {
+            let step = self.scheduler.beat();
+            self.send(step)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, step: Step) -> Result<(), EpochError> {
+        if self.in_flight.is_empty() {
+            self.oldest_since = tokio::time::Instant::now();
+        }
+        self.followers.send(&step)?;
+        self.steps.submit(step.clone())?;
+        self.in_flight.push_back(InFlight { step, own: None, theirs: Vec::new() });
         Ok(())
     }
 }
@@ -258,6 +298,9 @@ impl Drop for Leader {
 }
 
 fn step_timeout(step: &Step) -> Duration {
+    if step.slices.is_empty() {
+        return MEET_TIMEOUT;
+    }
     STEP_TIMEOUT + STEP_TOKEN_TIMEOUT * u32::try_from(step.tokens()).unwrap_or(u32::MAX)
 }
 
@@ -270,7 +313,7 @@ mod tests {
     use tokio_stream::wrappers::ReceiverStream;
 
     use super::*;
-    use crate::rank::followers::Link;
+    use crate::rank::followers::{FRAMES_MAX, Link};
     use crate::rank::link::{LinkReceiver, link};
     use crate::rank::streams::request_id;
 
@@ -308,7 +351,7 @@ mod tests {
         tokio::spawn(async move {
             for _ in 0..steps {
                 let Some(step) = taken.recv().await else { return };
-                if answer.send(Ok(sample(&step))).await.is_err() {
+                if answer.send(Ok(Done { sampled: sample(&step), busy: Duration::ZERO })).await.is_err() {
                     return;
                 }
             }
@@ -319,18 +362,18 @@ mod tests {
 
     /// A follower whose answers to steps from `diverges_at` on are wrong.
     fn follower(rank: usize, diverges_at: u64) -> Link {
-        let (to, mut taken) = mpsc::channel::<v1::Step>(STEPS_IN_FLIGHT_MAX);
-        let (answer, answers) = mpsc::channel(STEPS_IN_FLIGHT_MAX + 1);
+        let (to, mut taken) = mpsc::channel::<v1::Step>(FRAMES_MAX);
+        let (answer, answers) = mpsc::channel(FRAMES_MAX);
         tokio::spawn(async move {
             while let Some(step) = taken.recv().await {
                 let step = Step::try_from(step).unwrap();
                 let hash = digest(&step, &sample(&step)) ^ u64::from(step.number >= diverges_at);
-                if answer.send(Ok(v1::StepDone { number: step.number, hash })).await.is_err() {
+                if answer.send(Ok(v1::StepDone { number: step.number, hash, busy_us: 0 })).await.is_err() {
                     return;
                 }
             }
         });
-        Link { rank, steps: to, done: ReceiverStream::new(answers).boxed() }
+        Link { rank, steps: to, done: ReceiverStream::new(answers).boxed(), quiet: 0 }
     }
 
     fn leader(steps: Steps, followers: Vec<Link>) -> Leader {
@@ -467,10 +510,32 @@ mod tests {
     #[tokio::test]
     async fn a_follower_that_ends_its_stream_ends_the_epoch() {
         let (steps, done) = (mpsc::channel(2).0, futures_util::stream::empty().boxed());
-        let mut leader = leader(compute(usize::MAX), vec![Link { rank: 1, steps, done }]);
+        let mut leader = leader(compute(usize::MAX), vec![Link { rank: 1, steps, done, quiet: 0 }]);
         let (_calls, inbox) = mpsc::channel(16);
         let error = leader.lead(inbox).await.unwrap_err();
         assert!(matches!(error, EpochError::Follower { rank: 1, .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_says_nothing_ends_the_epoch_within_a_second() {
+        let (to, _unread) = mpsc::channel::<v1::Step>(FRAMES_MAX);
+        let silent = Link { rank: 1, steps: to, done: futures_util::stream::pending().boxed(), quiet: 0 };
+        let mut leader = leader(compute(usize::MAX), vec![silent]);
+        let (_calls, inbox) = mpsc::channel(16);
+        let began = tokio::time::Instant::now();
+        let error = leader.lead(inbox).await.unwrap_err();
+        assert!(matches!(error, EpochError::Silent { rank: 1, .. }), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ranks_without_work_meet_now_and_then() {
+        let mut leader = leader(compute(3), Vec::new());
+        let reports = leader.reports();
+        let (_calls, inbox) = mpsc::channel(16);
+        let error = leader.lead(inbox).await.unwrap_err();
+        assert!(matches!(error, EpochError::Deadline { .. }), "the fourth time one does not come: {error}");
+        assert_eq!(reports.borrow().steps, 0, "that is no work");
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,12 +14,15 @@ mod grammars;
 mod leader;
 mod link;
 mod memory;
+mod paces;
 mod process;
+mod pulse;
 mod setup;
 mod stats;
 mod streams;
 mod trace;
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +41,7 @@ use crate::error::WorkerError;
 use crate::grpc;
 use crate::options::RankOptions;
 use crate::supervisor::COORD_TIMEOUT;
+use crate::supervisor::child::{BEAT_INTERVAL, BEATS_VARIABLE};
 use compute::Compute;
 use desk::Desk;
 use door::Door;
@@ -92,9 +96,9 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     tracing::info!(rank = %options.id(), group = %options.group, address, "rank registered");
     let desk = Desk::start()?;
     let compute = Compute::start(Arc::clone(&setup), desk.clone())?;
-    let panicked = compute.ended();
+    let (panicked, pulse) = (compute.ended(), compute.pulse());
     let process = Process {
-        setup: &setup,
+        setup: Arc::clone(&setup),
         address,
         registration,
         fleet,
@@ -104,9 +108,11 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
         rank_door,
         health,
     };
+    let _beats = AbortOnDropHandle::new(tokio::spawn(tell_supervisor()));
     let outcome = tokio::select! {
         error = process.live() => Err(error),
         ended = &mut server => Err(server_ended(ended)),
+        stuck = pulse.stuck() => Err(WorkerError::Stuck(stuck)),
         () = panicked.cancelled() => Err(WorkerError::Panicked("the compute thread".into())),
         () = shutdown.cancelled() => Ok(()),
     };
@@ -114,6 +120,22 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     process.end().await;
     farewell(server).await;
     outcome
+}
+
+/// Tells the supervisor, if there is one, that this process lives.
+async fn tell_supervisor() {
+    if std::env::var_os(BEATS_VARIABLE).is_none() {
+        return;
+    }
+    let mut ticks = tokio::time::interval(BEAT_INTERVAL);
+    let tell = || {
+        let mut pipe = std::io::stdout();
+        pipe.write_all(b".")?;
+        pipe.flush()
+    };
+    while tell().is_ok() {
+        ticks.tick().await;
+    }
 }
 
 fn server_ended(ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> WorkerError {

@@ -1,14 +1,16 @@
 //! A rank's life after its registration: one epoch after the other.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use galerne_coord::limits::GONE_AFTER;
 use galerne_coord::{Ended, Formed, Registration};
 use galerne_sched::Scheduler;
-use galerne_types::{EpochRecord, Fleet, Health, RankState};
+use galerne_types::{Epoch, EpochRecord, Fleet, Health, Loss, LossKind, Member, ModelCard, RankState};
 use galerne_wire::v1::engine_server::EngineServer;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic_health::server::HealthReporter;
 
 use super::compute::{Compute, Engaged, Phase, Steps};
@@ -32,12 +34,15 @@ const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause between two reports of progress, so that etcd is not flooded.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A rank that has been in no epoch for so long is a spare.
+const STAND_BY_AFTER: Duration = Duration::from_secs(2);
+
 /// How often a rank that does nothing new reports its memory.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A registered rank process.
-pub(crate) struct Process<'a> {
-    pub(crate) setup: &'a Setup,
+pub(crate) struct Process {
+    pub(crate) setup: Arc<Setup>,
     /// `IP:PORT` of its gRPC server.
     pub(crate) address: String,
     pub(crate) registration: Registration,
@@ -57,16 +62,19 @@ enum End {
     Failed(EpochError),
 }
 
-impl Process<'_> {
+impl Process {
     /// Serves epochs; returns only what must end the process.
     pub(crate) async fn live(&self) -> WorkerError {
         let mut backoff = Backoff::new();
         loop {
-            let formed = match self.registration.form().await {
+            let formed = tokio::select! {
+                formed = self.registration.form() => formed,
+                never = self.stand_by() => match never {},
+            };
+            let formed = match formed {
                 Ok(formed) => formed,
                 Err(error) => return error.into(),
             };
-            let began = Instant::now();
             let epoch = formed.epoch;
             tracing::info!(
                 epoch = epoch.0,
@@ -77,25 +85,56 @@ impl Process<'_> {
             let engaged = self.compute.engage(epoch, formed.record.clone(), formed.rank);
             let phase = engaged.phase();
             let end = self.epoch(&formed, engaged).await;
-            self.registration.update(RankState::Waiting, memory::resident_bytes());
-            self.withdraw(&formed).await;
-            match end {
-                End::Over(reason) => tracing::info!(epoch = epoch.0, %reason, "epoch is over"),
+            self.health.set_not_serving::<EngineServer<EngineService>>().await;
+            let loss = match end {
+                End::Over(reason) => {
+                    tracing::info!(epoch = epoch.0, %reason, "epoch is over");
+                    reason.loss()
+                }
                 End::Failed(EpochError::Model(error)) => return WorkerError::Model(error),
                 End::Failed(error @ EpochError::Options { .. }) => {
                     return WorkerError::Options(error.to_string());
                 }
                 End::Failed(error) => {
-                    let wait = backoff.after(began.elapsed());
+                    // What has served may be lost at any time; what never did would be lost again at once.
+                    let served = *phase.borrow() == Phase::Ready;
+                    let wait = if served { Duration::ZERO } else { backoff.after(Duration::ZERO) };
                     tracing::warn!(epoch = epoch.0, %error, pause_ms = wait.as_millis(), "epoch failed");
                     sleep(wait).await;
+                    error.loss(&formed.record.members)
                 }
+            };
+            if loss == (Loss { kind: LossKind::Slow, rank: Some(self.setup.options.id()) }) {
+                return WorkerError::Slow;
             }
-            self.registration.leave(epoch);
+            self.registration.leave(epoch, loss);
             if let Err(error) = let_go(phase).await {
                 return error;
             }
+            if self.is_named_slow(epoch) {
+                return WorkerError::Slow;
+            }
         }
+    }
+
+    /// A rank that no group needs sees to it that it could load its share at once.
+    async fn stand_by(&self) -> Infallible {
+        sleep(STAND_BY_AFTER).await;
+        let setup = Arc::clone(&self.setup);
+        let warmed = tokio::task::spawn_blocking(move || setup.checkpoint.warm()).await;
+        if let Ok(Err(error)) = warmed {
+            tracing::warn!(%error, "this rank stands by, and will have to read its weights from disk");
+        }
+        std::future::pending().await
+    }
+
+    /// Whether the leader of that epoch has ended it because all others waited for this rank.
+    fn is_named_slow(&self, epoch: Epoch) -> bool {
+        let (fleet, me) = (self.fleet.borrow(), self.setup.options.id());
+        let group = fleet.groups.get(&self.setup.options.group);
+        let mut ranks = group.into_iter().flat_map(|group| group.ranks.values());
+        let slow = Some(Loss { kind: LossKind::Slow, rank: Some(me) });
+        ranks.any(|rank| rank.left == epoch && rank.loss == slow)
     }
 
     /// Gives up the registration.
@@ -140,30 +179,52 @@ impl Process<'_> {
     /// Brings the compute thread to the point where it runs steps.
     async fn join(&self, formed: &Formed, engaged: &mut Engaged) -> Result<Steps, EpochError> {
         engaged.reach(Phase::Loaded).await?;
-        self.all_loaded(&formed.record).await;
+        self.all_loaded(&formed.record).await?;
         engaged.meet();
         engaged.reach(Phase::Ready).await?;
         engaged.steps.take().ok_or(EpochError::Ended)
     }
 
     /// Waits until all members hold their weights: the time that they may take to meet is short, and starts now.
-    /// If one never does, the epoch ends when its registration does.
-    async fn all_loaded(&self, record: &EpochRecord) {
+    /// Whose registration is gone for too long is taken for lost.
+    async fn all_loaded(&self, record: &EpochRecord) -> Result<(), EpochError> {
         let mut fleet = self.fleet.clone();
-        let loaded = |fleet: &Fleet| {
-            let Some(group) = fleet.groups.get(&record.group) else { return false };
-            record.members.iter().filter(|member| member.address != self.address).all(|member| {
-                let rank = group.ranks.get(&member.id).filter(|rank| member.is(rank));
-                rank.is_some_and(|rank| matches!(rank.state, RankState::Joining | RankState::Ready))
-            })
-        };
-        if fleet.wait_for(loaded).await.is_err() {
-            tracing::warn!("the fleet is watched no more: meeting the others without knowing them ready");
+        let mut gone_since: Option<(usize, Instant)> = None;
+        loop {
+            let waits_for = self.not_loaded(record, &fleet.borrow_and_update());
+            let Some((rank, gone)) = waits_for else { return Ok(()) };
+            let since = gone_since.filter(|(before, _)| *before == rank && gone).map(|(_, since)| since);
+            gone_since = gone.then(|| (rank, since.unwrap_or_else(Instant::now)));
+            let due = gone_since.map(|(_, since)| since + GONE_AFTER);
+            tokio::select! {
+                changed = fleet.changed() => if changed.is_err() {
+                    tracing::warn!("the fleet is watched no more: meeting the others without knowing them ready");
+                    return Ok(());
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    return Err(EpochError::Vanished { rank });
+                }
+            }
         }
     }
 
+    /// The first other member that does not hold its weights, and whether it is not even registered.
+    fn not_loaded(&self, record: &EpochRecord, fleet: &Fleet) -> Option<(usize, bool)> {
+        let group = fleet.groups.get(&record.group);
+        let others = record.members.iter().enumerate().filter(|(_, member)| member.address != self.address);
+        let state =
+            |member: &Member| Some(group?.ranks.get(&member.id).filter(|rank| member.is(rank))?.state);
+        let mut waiting = others.filter_map(|(rank, member)| match state(member) {
+            Some(RankState::Joining | RankState::Ready) => None,
+            state => Some((rank, state.is_none())),
+        });
+        waiting.next()
+    }
+
     async fn lead(&self, formed: &Formed, steps: Steps) -> Result<Infallible, EpochError> {
-        let Setup { card, limits, .. } = self.setup;
+        let shards = formed.record.shards;
+        let shape = self.setup.shape(shards.world_size());
+        let limits = &shape.ok_or_else(|| EpochError::Record("this rank has no room".into()))?.limits;
         let followers =
             Followers::open(&formed.record, self.setup.tls.as_ref().map(|(_, client)| client)).await?;
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
@@ -175,7 +236,7 @@ impl Process<'_> {
             group: formed.record.group.clone(),
             epoch: formed.epoch,
             leader: self.address.clone(),
-            model: card.clone(),
+            model: ModelCard { shards, ..self.setup.card.clone() },
             kv_blocks: limits.kv_blocks,
             sequences_max: limits.sequences_max,
             draining: false,
@@ -184,19 +245,6 @@ impl Process<'_> {
         self.health.set_serving::<EngineServer<EngineService>>().await;
         tracing::info!(epoch = formed.epoch.0, group = %formed.record.group, "group serves");
         leader.lead(inbox).await
-    }
-
-    /// The leader's word does not outlive its epoch.
-    async fn withdraw(&self, formed: &Formed) {
-        if formed.rank > 0 {
-            return;
-        }
-        self.health.set_not_serving::<EngineServer<EngineService>>().await;
-        match timeout(COORD_TIMEOUT, self.registration.withdraw()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot withdraw the group's health yet"),
-            Err(_) => tracing::warn!("etcd is silent: cannot withdraw the group's health yet"),
-        }
     }
 
     /// Tells what the rank is doing, and its memory.

@@ -1,5 +1,6 @@
 //! What a rank process knows before it meets anyone: its model, its limits, its memory.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use galerne_model::kv_bytes_per_block;
 use galerne_sched::Limits;
 use galerne_tls::{Client, Server};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Epoch, ModelCard, RankRecord, RankState, Shards};
+use galerne_types::{Compute, Epoch, ModelCard, RankRecord, RankState, Shards};
 
 use super::memory;
 use crate::error::WorkerError;
@@ -24,12 +25,20 @@ pub(crate) struct Setup {
     pub(crate) options: RankOptions,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) card: ModelCard,
-    pub(crate) limits: Limits,
-    pub(crate) model: galerne_model::Options,
+    /// What each of N ranks is given, for every N that the group may have.
+    shapes: BTreeMap<usize, Shape>,
     /// Where the other ranks of the group meet this one.
     pub(crate) listener: Listener,
     /// Both sides of its connections within the cluster, if they are not in the open.
     pub(crate) tls: Option<(Arc<Server>, Arc<Client>)>,
+}
+
+/// What each rank of a group of N is given.
+pub(crate) struct Shape {
+    pub(crate) limits: Limits,
+    pub(crate) model: galerne_model::Options,
+    /// Bytes that the rank with the largest share needs, about.
+    needed_bytes: u64,
 }
 
 impl Setup {
@@ -43,59 +52,35 @@ impl Setup {
         }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
-        let context_tokens_max = narrow(config.context_tokens_max);
-        // The leader's scheduler alone uses the number of blocks, and every rank must have room for them: so it
-        // is computed from what all ranks are told alike, and from the rank that needs most.
-        let mut block_bytes = 1;
-        for rank in 0..options.world_size {
-            let bytes =
-                kv_bytes_per_block(config, shards, rank, options.kv_dtype).map_err(WorkerError::Model)?;
-            block_bytes = block_bytes.max(bytes as u64);
-        }
-        let mut limits = Limits {
-            kv_blocks: 0,
-            sequences_max: options.sequences_max,
-            step_tokens_max: options.step_tokens_max,
-            context_tokens_max,
-            window_tokens: config.window.map(narrow),
-            vocab: narrow(config.vocab),
-            waiting_max: options.waiting_requests_max as usize,
-            prefix_cache: options.prefix_cache,
-            speculation: options.speculation,
-            itl_target: options.itl_target_ms.map(|ms| Duration::from_millis(ms.into())),
-        };
-        let least = limits.kv_blocks_held(context_tokens_max);
-        // What has left a window is of use all the same: it may be found again.
-        let useful =
-            u64::from(context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32)) * u64::from(options.sequences_max);
-        limits.kv_blocks = kv_blocks(options.kv, block_bytes, least.into(), useful)?;
-        let kv_blocks = limits.kv_blocks;
-        if options.rehearse.is_none() {
-            check_memory(&options, &checkpoint, u64::from(kv_blocks) * block_bytes)?;
-        }
         let compute = options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
         let card = ModelCard {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
             digest: checkpoint.digest().to_owned(),
-            context_tokens_max,
-            vocab: limits.vocab,
+            context_tokens_max: narrow(config.context_tokens_max),
+            vocab: narrow(config.vocab),
             shards,
             quantize: options.quantize,
             compute,
             kv: options.kv_dtype,
         };
-        let model = galerne_model::Options {
-            threads: options.threads,
-            kv_blocks: kv_blocks as usize,
-            sequences_max: options.sequences_max as usize,
-            step_tokens_max: options.step_tokens_max as usize,
-            compute,
-            kv_dtype: options.kv_dtype,
-            ..galerne_model::Options::default()
-        };
+        let shapes = shapes(&options, &checkpoint, shards, compute)?;
+        check_memory(&options, &shapes)?;
         let listener = galerne_collective::listen(options.bind)
             .map_err(|source| WorkerError::Bind { address: options.bind.to_string(), source })?;
-        Ok(Self { options, checkpoint, card, limits, model, listener, tls })
+        Ok(Self { options, checkpoint, card, shapes, listener, tls })
+    }
+
+    /// What each rank is given when there are `world_size`; `None` if so few have no room.
+    pub(crate) fn shape(&self, world_size: usize) -> Option<&Shape> {
+        self.shapes.get(&world_size)
+    }
+
+    /// The fewest ranks of a group that this one can be one of, with the memory that is left now.
+    fn ranks_min(&self) -> u16 {
+        let available = memory::available_bytes().unwrap_or(u64::MAX);
+        let fits = |shape: &Shape| self.options.rehearse.is_some() || shape.needed_bytes <= available;
+        let least = self.shapes.iter().find(|(_, shape)| fits(shape)).map(|(ranks, _)| *ranks);
+        least.unwrap_or(self.options.world_size) as u16
     }
 
     /// The rank's registration, with its gRPC server at `address`.
@@ -117,7 +102,9 @@ impl Setup {
             model: self.card.clone(),
             state: RankState::Waiting,
             memory_bytes: memory::resident_bytes(),
+            ranks_min: self.ranks_min(),
             left: Epoch::default(),
+            loss: None,
         }
     }
 }
@@ -157,16 +144,81 @@ fn kv_blocks(size: KvSize, block_bytes: u64, least: u64, useful: u64) -> Result<
     u32::try_from(blocks).map_err(|_| WorkerError::Options(format!("{blocks} KV blocks are too many")))
 }
 
+/// What the ranks of a group are given, for each N that divides S, up to the one that was asked for.
+fn shapes(
+    options: &RankOptions,
+    checkpoint: &Checkpoint,
+    asked: Shards,
+    compute: Compute,
+) -> Result<BTreeMap<usize, Shape>, WorkerError> {
+    let mut shapes = BTreeMap::new();
+    for ranks in 1..=asked.world_size() {
+        let Ok(shards) = Shards::new(asked.virtual_shards(), ranks) else { continue };
+        match shape(options, checkpoint, shards, compute) {
+            Ok(shape) => drop(shapes.insert(ranks, shape)),
+            Err(error) if ranks == asked.world_size() => return Err(error),
+            Err(_) => {} // with fewer ranks it cannot hold one context
+        }
+    }
+    Ok(shapes)
+}
+
+fn shape(
+    options: &RankOptions,
+    checkpoint: &Checkpoint,
+    shards: Shards,
+    compute: Compute,
+) -> Result<Shape, WorkerError> {
+    let config = checkpoint.config();
+    // The leader's scheduler alone uses the number of blocks, and every rank must have room for them: so it
+    // is computed from what all ranks are told alike, and from the rank that needs most.
+    let mut block_bytes = 1;
+    for rank in 0..shards.world_size() {
+        let bytes = kv_bytes_per_block(config, shards, rank, options.kv_dtype).map_err(WorkerError::Model)?;
+        block_bytes = block_bytes.max(bytes as u64);
+    }
+    let context_tokens_max = narrow(config.context_tokens_max);
+    let mut limits = Limits {
+        kv_blocks: 0,
+        sequences_max: options.sequences_max,
+        step_tokens_max: options.step_tokens_max,
+        context_tokens_max,
+        window_tokens: config.window.map(narrow),
+        vocab: narrow(config.vocab),
+        waiting_max: options.waiting_requests_max as usize,
+        prefix_cache: options.prefix_cache,
+        speculation: options.speculation,
+        itl_target: options.itl_target_ms.map(|ms| Duration::from_millis(ms.into())),
+    };
+    let least = limits.kv_blocks_held(context_tokens_max);
+    // What has left a window is of use all the same: it may be found again.
+    let useful =
+        u64::from(context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32)) * u64::from(options.sequences_max);
+    limits.kv_blocks = kv_blocks(options.kv, block_bytes, least.into(), useful)?;
+    let model = galerne_model::Options {
+        threads: options.threads,
+        kv_blocks: limits.kv_blocks as usize,
+        sequences_max: options.sequences_max as usize,
+        step_tokens_max: options.step_tokens_max as usize,
+        compute,
+        kv_dtype: options.kv_dtype,
+        ..galerne_model::Options::default()
+    };
+    let weights: usize = Weight::all(config).map(|weight| checkpoint.tensor(weight).bytes()).sum();
+    let needed_bytes =
+        weights as u64 / shards.world_size() as u64 + u64::from(limits.kv_blocks) * block_bytes;
+    Ok(Shape { limits, model, needed_bytes })
+}
+
 /// A rough look ahead, so that a model that cannot fit is refused with a sentence rather than killed later.
-fn check_memory(options: &RankOptions, checkpoint: &Checkpoint, kv_bytes: u64) -> Result<(), WorkerError> {
-    let Some(available) = memory::available_bytes() else { return Ok(()) };
-    let weights: usize =
-        Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight).bytes()).sum();
-    let needed = weights as u64 / options.world_size as u64 + kv_bytes;
-    if needed <= available {
+fn check_memory(options: &RankOptions, shapes: &BTreeMap<usize, Shape>) -> Result<(), WorkerError> {
+    let (Some(available), Some(shape)) = (memory::available_bytes(), shapes.get(&options.world_size)) else {
+        return Ok(());
+    };
+    if options.rehearse.is_some() || shape.needed_bytes <= available {
         return Ok(());
     }
-    let (needed_mib, available_mib) = (mib_up(needed), available >> 20);
+    let (needed_mib, available_mib) = (mib_up(shape.needed_bytes), available >> 20);
     Err(WorkerError::Memory { rank: options.id(), needed_mib, available_mib })
 }
 

@@ -7,8 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{ChildStderr, Command};
+use tokio::process::{ChildStderr, ChildStdout, Command};
 use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::error::ERROR_PREFIX;
 
@@ -18,11 +19,48 @@ const LINE_BYTES_MAX: u64 = 16 << 10;
 /// How long a dead child's pipe may stay open, in the hands of some process that it left behind.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Set in a child's environment: it is to write to its standard output that it lives.
+pub(crate) const BEATS_VARIABLE: &str = "GALERNE_SUPERVISED";
+
+/// How often it does.
+pub(crate) const BEAT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A child that has told that it lives, and then has not for so many of our own intervals, hangs. Time in which this
+/// process did not run does not count.
+const QUIET_BEATS_MAX: u32 = 10;
+
 /// A running child process.
 pub(crate) struct Child {
     process: tokio::process::Child,
     pid: u32,
     stderr: JoinHandle<String>,
+    beats: Beats,
+}
+
+/// What a child says of being alive.
+struct Beats {
+    from: ChildStdout,
+    /// It has said it; from then on it must go on.
+    begun: bool,
+}
+
+impl Beats {
+    /// Waits until the child has said that it lives, and then nothing for too long.
+    async fn end(&mut self) -> Duration {
+        let mut ticks = interval(BEAT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut heard, mut quiet) = ([0; 64], 0);
+        while quiet <= QUIET_BEATS_MAX {
+            tokio::select! {
+                read = self.from.read(&mut heard) => match read {
+                    Ok(count) if count > 0 => (self.begun, quiet) = (true, 0),
+                    _ => std::future::pending().await, // it has ended, or is about to
+                },
+                _ = ticks.tick() => quiet += u32::from(self.begun),
+            }
+        }
+        BEAT_INTERVAL * QUIET_BEATS_MAX
+    }
 }
 
 /// How a child ended.
@@ -42,14 +80,36 @@ impl Child {
     pub(crate) fn spawn(program: &Path, args: &[OsString]) -> std::io::Result<Self> {
         let parent = std::process::id();
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(args).env(BEATS_VARIABLE, "1");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true);
         // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid.
         unsafe { command.pre_exec(move || die_with(parent)) };
         let mut process = command.spawn()?;
         let pid = process.id().unwrap_or_default();
         let stderr = process.stderr.take().ok_or_else(|| std::io::Error::other("no pipe for stderr"))?;
-        Ok(Self { process, pid, stderr: tokio::spawn(pass_on(stderr)) })
+        let from = process.stdout.take().ok_or_else(|| std::io::Error::other("no pipe for stdout"))?;
+        let beats = Beats { from, begun: false };
+        Ok(Self { process, pid, stderr: tokio::spawn(pass_on(stderr)), beats })
+    }
+
+    /// Waits until it ends, by itself or because it hangs and is killed. May be dropped and called again.
+    pub(crate) async fn ends(&mut self) -> Exit {
+        tokio::select! {
+            _ = self.process.wait() => {}
+            silence = self.beats.end() => {
+                tracing::warn!(pid = self.pid, silent_ms = silence.as_millis(), "the rank process hangs: killing it");
+                self.kill();
+            }
+        }
+        self.wait().await
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        if let Err(error) = self.process.start_kill() {
+            tracing::warn!(pid = self.pid, %error, "cannot kill the rank process");
+        }
     }
 
     /// Its process id.
@@ -79,9 +139,7 @@ impl Child {
         if let Ok(exit) = tokio::time::timeout(deadline, self.wait()).await {
             return exit;
         }
-        if let Err(error) = self.process.start_kill() {
-            tracing::warn!(pid = self.pid, %error, "cannot kill the rank process");
-        }
+        self.kill();
         self.wait().await
     }
 }

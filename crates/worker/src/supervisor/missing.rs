@@ -13,6 +13,7 @@ pub(crate) fn missing(options: &SupervisorOptions, group: Option<&Group>) -> Str
     for id in &here {
         match ranks.and_then(|ranks| ranks.get(id)) {
             None => said.push(format!("rank {id} is not registered")),
+            Some(rank) if rank.state == RankState::Dead => said.push(format!("rank {id} is starting again")),
             Some(rank) if rank.state == RankState::Ready => {}
             Some(rank) => said.push(format!("rank {id} is {}", doing(rank.state))),
         }
@@ -31,6 +32,7 @@ fn doing(state: RankState) -> String {
         RankState::Loading { percent } => format!("loading its weights ({percent} %)"),
         RankState::Joining => "waiting for the others in the collective".into(),
         RankState::Ready => "ready".into(),
+        RankState::Dead => "dead".into(),
     }
 }
 
@@ -66,7 +68,9 @@ mod tests {
             model,
             state,
             memory_bytes: 0,
+            ranks_min: 1,
             left: galerne_types::Epoch::default(),
+            loss: None,
         }
     }
 

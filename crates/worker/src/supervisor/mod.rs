@@ -1,6 +1,6 @@
 //! A host's share of a group: one child process a rank, restarted when it dies.
 
-mod child;
+pub(crate) mod child;
 mod missing;
 mod ward;
 

@@ -43,7 +43,7 @@ impl Ward {
             let mut ready = false;
             let exit = loop {
                 tokio::select! {
-                    exit = child.wait() => break exit,
+                    exit = child.ends() => break exit,
                     () = registry.was_ready(pid), if !ready => ready = true,
                     () = self.stop.cancelled() => return self.end(child, &mut registry).await,
                 }
@@ -140,6 +140,17 @@ mod tests {
         let first = evictions.recv().await.unwrap();
         let second = evictions.recv().await.unwrap();
         assert_ne!(first, second);
+        stop.cancel();
+        kept.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_falls_silent_is_killed_and_restarted() {
+        let (evicted, mut evictions) = mpsc::unbounded_channel();
+        let ward = ward("echo . ; kill -STOP $$");
+        let stop = ward.stop.clone();
+        let kept = tokio::spawn(ward.keep(Fake { ready: true, evicted }));
+        assert_ne!(evictions.recv().await, evictions.recv().await);
         stop.cancel();
         kept.await.unwrap().unwrap();
     }
