@@ -132,7 +132,9 @@ fn record(model: &str, address: &str) -> RankRecord {
         model,
         state: RankState::Waiting,
         memory_bytes: 0,
+        ranks_min: 1,
         left: Epoch::default(),
+        loss: None,
     }
 }
 

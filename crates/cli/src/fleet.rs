@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use galerne_types::{Fleet, GroupId, RankId, RankState};
-use galerne_wire::v1::{FleetResponse, GroupStatus, RankStatus};
+use galerne_wire::v1::{FleetResponse, GroupStatus, PastEpoch, RankStatus};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
+
+/// Ended epochs of a group that are shown.
+const SHOWN_EPOCHS: usize = 5;
 
 /// Shows how the groups come up, until `groups` of them serve. Never returns otherwise: the caller decides how
 /// long to wait.
@@ -97,7 +100,21 @@ pub(crate) fn table(fleet: &FleetResponse) -> String {
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         cells.join("  ").trim_end().to_owned()
     };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    let past = fleet.groups.iter().flat_map(history);
+    rows.iter().map(line).chain(past).collect::<Vec<_>>().join("\n")
+}
+
+/// The last epochs of a group that are over, the latest first.
+fn history(group: &GroupStatus) -> impl Iterator<Item = String> {
+    group.past.iter().rev().take(SHOWN_EPOCHS).map(|past| {
+        let PastEpoch { epoch, ranks, began_ms, ended_ms, reason, rank } = past;
+        let seconds = ended_ms.saturating_sub(*began_ms) as f64 / 1e3;
+        let whose = if rank.is_empty() { String::new() } else { format!(" ({rank})") };
+        format!(
+            "{}: epoch {epoch} of {ranks} rank(s) ended after {seconds:.1} s: {reason}{whose}",
+            group.name
+        )
+    })
 }
 
 fn row(group: &str, state: &str, epoch: u64, place: usize, all: u32, rank: &RankStatus) -> [String; 10] {
@@ -144,12 +161,21 @@ mod tests {
             epoch: 12,
             virtual_shards: 4,
             ranks,
+            past: vec![PastEpoch {
+                epoch: 7,
+                ranks: 2,
+                began_ms: 1_000,
+                ended_ms: 3_500,
+                reason: "died".into(),
+                rank: "h/1".into(),
+            }],
             ..Default::default()
         };
         let g1 = GroupStatus { name: "g1".into(), state: "forming".into(), ..Default::default() };
         let table = table(&FleetResponse { groups: vec![g0, g1] });
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines.len(), 4, "{table}");
+        assert_eq!(lines.len(), 5, "{table}");
+        assert_eq!(lines[4], "g0: epoch 7 of 2 rank(s) ended after 2.5 s: died (h/1)");
         assert!(
             lines[2].contains("1 h/1") && lines[2].contains("2-3 of 4") && lines[2].contains("5 MB"),
             "{table}"

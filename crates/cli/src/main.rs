@@ -4,6 +4,7 @@ mod args;
 mod chat;
 mod client;
 mod config;
+mod drain;
 mod fleet;
 mod key;
 mod limits;
@@ -55,6 +56,7 @@ enum Command {
     Rank(worker::RankCommand),
     Chat(chat::Chat),
     Status(status::Status),
+    Drain(drain::Drain),
     Load(load::Load),
     Key(key::Key),
     Model(model::ModelCommand),
@@ -98,6 +100,7 @@ fn run(Cli { config, io_threads, telemetry, command }: Cli) -> anyhow::Result<()
             Command::Rank(rank) => rank.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Status(status) => status.run().await,
+            Command::Drain(drain) => drain.run().await,
             Command::Load(load) => load.run().await,
             Command::Key(key) => key.run(),
             Command::Model(model) => model.run(),

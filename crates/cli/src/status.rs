@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use galerne_wire::v1::{FleetRequest, FleetResponse};
+use galerne_wire::v1::{FleetRequest, FleetResponse, PastEpoch};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -78,6 +78,13 @@ async fn fleet_of(client: &mut Client) -> anyhow::Result<FleetResponse> {
     Ok(answer.into_inner())
 }
 
+fn past(past: &PastEpoch) -> Value {
+    let PastEpoch { epoch, ranks, began_ms, ended_ms, reason, rank } = past;
+    json!({
+        "epoch": epoch, "ranks": ranks, "began_ms": began_ms, "ended_ms": ended_ms, "reason": reason, "rank": rank,
+    })
+}
+
 fn as_json(fleet: &FleetResponse) -> Value {
     let groups = fleet.groups.iter().map(|group| {
         let ranks = group.ranks.iter().map(|rank| {
@@ -101,6 +108,7 @@ fn as_json(fleet: &FleetResponse) -> Value {
             "world_size": group.world_size,
             "requests": group.requests,
             "ranks": ranks.collect::<Vec<_>>(),
+            "past": group.past.iter().map(past).collect::<Vec<_>>(),
         })
     });
     json!({ "groups": groups.collect::<Vec<_>>() })

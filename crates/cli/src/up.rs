@@ -78,7 +78,15 @@ impl Up {
         for replica in 0..self.replicas {
             let options = self.supervisor(&etcd, replica);
             let shutdown = shutdown.clone();
-            parts.spawn(async move { Ok(galerne_worker::supervise(options, shutdown).await?) });
+            parts.spawn(async move {
+                let group = options.first.group.clone();
+                galerne_worker::supervise(options, shutdown.clone()).await?;
+                if !shutdown.is_cancelled() {
+                    println!("group {group} is drained");
+                    shutdown.cancelled().await; // the others go on
+                }
+                Ok(())
+            });
         }
         let options = crate::router::options(&self.model, &self.faces, gate, tls, log);
         let fleet = coord.watch_fleet();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use galerne_types::limits::PAST_EPOCHS_MAX;
-use galerne_types::{Epoch, EpochRecord, Fleet, Group, GroupId, Past, RankId, RankRecord, RankState};
+use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Past, RankId, RankRecord, RankState};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -121,6 +121,26 @@ impl Coord {
         Ok(answer.succeeded().then_some((epoch, record)))
     }
 
+    /// Asks a group to take nothing new, to finish what it has within `grace`, and to end: its ranks' processes exit.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or the name cannot be part of a key.
+    pub async fn drain(&self, group: &GroupId, grace: Duration) -> Result<(), CoordError> {
+        check_name("group", &group.0)?;
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let wish = TxnOp::put(self.keys.drain(group), json(&Drain { revision: 0, grace_ms }), None);
+        self.etcd.txn("drain a group", &Txn::new().and_then([wish])).await.map(drop)
+    }
+
+    /// Takes the wish back; for a group that is gone, so that another one may have its name.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn drained(&self, group: &GroupId) -> Result<(), CoordError> {
+        let forget = TxnOp::delete(self.keys.drain(group), None);
+        self.etcd.txn("forget a drained group", &Txn::new().and_then([forget])).await.map(drop)
+    }
+
     /// The fleet as it is now.
     ///
     /// # Errors
@@ -155,13 +175,10 @@ fn next(seen: &Group, group: &GroupId, formed: Formation, now_ms: u64) -> Result
         past.drain(..past.len().saturating_sub(PAST_EPOCHS_MAX));
     }
     Ok(EpochRecord {
-        group: group.clone(),
-        shards,
-        members,
-        secret: secret()?,
         began_ms: now_ms,
         past,
         reformations,
+        ..EpochRecord::new(group.clone(), shards, members, secret()?)
     })
 }
 

@@ -284,15 +284,7 @@ pub(crate) mod fixtures {
     pub(crate) fn epoch_of(ranks: &[&RankRecord]) -> EpochRecord {
         let formed = formation(&group_of(ranks), &ranks[0].id, Duration::ZERO);
         let members = formed.map(|formed| formed.members).unwrap_or_default();
-        EpochRecord {
-            group: group_id(),
-            shards: ranks[0].model.shards,
-            members,
-            secret: "00".into(),
-            began_ms: 0,
-            past: Vec::new(),
-            reformations: std::collections::BTreeMap::new(),
-        }
+        EpochRecord::new(group_id(), ranks[0].model.shards, members, "00".into())
     }
 }
 
@@ -407,7 +399,7 @@ mod tests {
         assert_eq!(formation(&group, &first.id), None, "one is missing");
 
         let back = restarted(&rank("a", 1));
-        group.ranks.insert(back.id.clone(), back.clone());
+        group.ranks.insert(back.id.clone(), back);
         assert_eq!(ended(&group, Epoch(9), &first.id), Some(Ended::Dead(second.id.clone())));
         let formed = super::formation(&group, &first.id, Duration::ZERO).unwrap();
         assert_eq!(

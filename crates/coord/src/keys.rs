@@ -1,4 +1,4 @@
-//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health}`.
+//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain}`.
 
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub(crate) enum Place {
     Epoch(GroupId),
     /// A leader's word.
     Health(GroupId),
+    /// Somebody's wish that the group ends.
+    Drain(GroupId),
 }
 
 impl Keys {
@@ -51,6 +53,10 @@ impl Keys {
         format!("{}{group}/health", self.groups)
     }
 
+    pub(crate) fn drain(&self, group: &GroupId) -> String {
+        format!("{}{group}/drain", self.groups)
+    }
+
     /// What a key of this cluster holds; `None` for keys that are not ours.
     pub(crate) fn place(&self, key: &[u8]) -> Option<Place> {
         let key = std::str::from_utf8(key).ok()?.strip_prefix(&*self.groups)?;
@@ -60,6 +66,7 @@ impl Keys {
             (_, Some(rank)) => Some(Place::Rank(group, RankId(rank.to_owned()))),
             ("epoch", None) => Some(Place::Epoch(group)),
             ("health", None) => Some(Place::Health(group)),
+            ("drain", None) => Some(Place::Drain(group)),
             _ => None,
         }
     }
@@ -92,6 +99,7 @@ mod tests {
             (keys.rank(&group, &rank), Some(Place::Rank(group.clone(), rank.clone()))),
             (keys.epoch(&group), Some(Place::Epoch(group.clone()))),
             (keys.health(&group), Some(Place::Health(group.clone()))),
+            (keys.drain(&group), Some(Place::Drain(group.clone()))),
             (format!("{}other", keys.group(&group)), None),
             (keys.groups().to_owned(), None),
             ("/galerne/demo2/groups/g0/epoch".into(), None),

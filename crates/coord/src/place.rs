@@ -28,6 +28,8 @@ pub(crate) struct Place {
 
 struct State {
     lease: i64,
+    /// Revision at which this process came.
+    arrived: u64,
     record: RankRecord,
     /// etcd does not hold `record` yet.
     record_is_news: bool,
@@ -60,6 +62,7 @@ impl Place {
             coord,
             state: Mutex::new(State {
                 lease: 0,
+                arrived: 0,
                 record,
                 record_is_news: true,
                 health: None,
@@ -92,6 +95,11 @@ impl Place {
             }
             away = kept.is_err();
         }
+    }
+
+    /// Revision at which this process came.
+    pub(crate) fn arrival(&self) -> u64 {
+        self.state().arrived
     }
 
     pub(crate) fn record(&self) -> RankRecord {
@@ -172,8 +180,13 @@ impl Place {
             let unchanged = [&self.epoch_key, &self.rank_key]
                 .map(|key| Compare::mod_revision(&**key, CompareOp::Equal, seen.modified(key)));
             let txn = Txn::new().when(unchanged).and_then([put(&self.rank_key, json(&record), lease)]);
-            if etcd.txn("register a rank", &txn).await?.succeeded() {
+            let answer = etcd.txn("register a rank", &txn).await?;
+            if answer.succeeded() {
                 self.arrived(lease, &record);
+                if arrival == Arrival::First {
+                    self.state().arrived =
+                        answer.header().map_or(0, |header| header.revision().unsigned_abs());
+                }
                 return self.write().await.map(drop);
             }
         }

@@ -1,6 +1,7 @@
 //! A rank's place in the cluster: held under a lease, kept by a task.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, Loss, RankRecord, RankState};
 use tokio::sync::watch;
@@ -94,6 +95,21 @@ impl Registration {
             }
             if view.changed().await.is_err() {
                 return Ended::Forgotten;
+            }
+        }
+    }
+
+    /// Waits until somebody wants this rank's group to end; says how long running answers may take.
+    pub async fn drained(&self) -> Duration {
+        let mut view = self.view.clone();
+        let me = self.place.record();
+        loop {
+            let wish = last(&mut view, &me).drain.filter(|drain| drain.revision > self.place.arrival());
+            if let Some(drain) = wish {
+                return Duration::from_millis(drain.grace_ms);
+            }
+            if view.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }

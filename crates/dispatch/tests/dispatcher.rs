@@ -32,12 +32,7 @@ fn id(name: &str) -> GroupId {
 
 /// A group whose newest incarnation is `epoch`, and which serves.
 fn serving(name: &str, epoch: u64) -> Group {
-    let record = EpochRecord {
-        group: id(name),
-        shards: card(MODEL).shards,
-        members: Vec::new(),
-        secret: String::new(),
-    };
+    let record = EpochRecord::new(id(name), card(MODEL).shards, Vec::new(), String::new());
     let health = Health {
         group: id(name),
         epoch: Epoch(epoch),
@@ -47,7 +42,7 @@ fn serving(name: &str, epoch: u64) -> Group {
         sequences_max: 4,
         draining: false,
     };
-    Group { ranks: BTreeMap::new(), epoch: Some((Epoch(epoch), record)), health: Some(health) }
+    Group { epoch: Some((Epoch(epoch), record)), health: Some(health), ..Group::default() }
 }
 
 fn with_health(mut group: Group, change: impl FnOnce(&mut Health)) -> Group {
@@ -70,7 +65,9 @@ fn forming(name: &str) -> Group {
         model: card(MODEL),
         state: RankState::Waiting,
         memory_bytes: 0,
+        ranks_min: 1,
         left: Epoch(0),
+        loss: None,
     };
     Group { ranks: [(rank.id.clone(), rank)].into(), ..Group::default() }
 }

@@ -220,6 +220,14 @@ pub struct Past {
     pub loss: Loss,
 }
 
+impl EpochRecord {
+    /// The record of a group's first epoch, or of one that knows of none before it.
+    pub fn new(group: GroupId, shards: Shards, members: Vec<Member>, secret: String) -> Self {
+        let (past, reformations) = (Vec::new(), BTreeMap::new());
+        Self { group, shards, members, secret, began_ms: 0, past, reformations }
+    }
+}
+
 /// Without the secret: logs show records.
 impl std::fmt::Debug for EpochRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -274,6 +282,18 @@ pub struct Group {
     pub epoch: Option<(Epoch, EpochRecord)>,
     /// Present while the group serves.
     pub health: Option<Health>,
+    /// Present while somebody wants it to end.
+    pub drain: Option<Drain>,
+}
+
+/// Somebody wants a group to take nothing new, to finish or pass on what it has, and to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// When it was said; ranks that came later are not meant.
+    #[serde(skip)]
+    pub revision: u64,
+    /// How long running answers may take to finish, in milliseconds, before other groups take them over.
+    pub grace_ms: u64,
 }
 
 impl Member {

@@ -14,6 +14,9 @@ pub const EXIT_FAILURE: u8 = 1;
 /// Exit code of a rank process whose place another one has taken: starting it again would only take it back.
 pub const EXIT_REPLACED: u8 = 3;
 
+/// Exit code of a rank process whose group was drained.
+pub const EXIT_DRAINED: u8 = 4;
+
 /// How a process's last line on standard error begins when it fails; its supervisor passes the rest on.
 pub const ERROR_PREFIX: &str = "error: ";
 
@@ -74,6 +77,9 @@ pub enum WorkerError {
     /// All other ranks waited for this one.
     #[error("this rank took more than ten times as long as the others: it starts again")]
     Slow,
+    /// Somebody wanted the group to end. No failure, but an end.
+    #[error("the group is drained")]
+    Drained,
     /// A process or thread cannot be started.
     #[error("cannot start a process or thread: {0}")]
     Spawn(std::io::Error),
@@ -113,6 +119,7 @@ impl WorkerError {
                 CoordError::Endpoint { .. } | CoordError::Access { .. } | CoordError::Name { .. },
             ) => EXIT_CONFIG,
             Self::Coord(CoordError::Replaced { .. }) => EXIT_REPLACED,
+            Self::Drained => EXIT_DRAINED,
             Self::Coord(_)
             | Self::Server(_)
             | Self::Panicked(_)

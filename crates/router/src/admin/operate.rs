@@ -102,5 +102,6 @@ fn group(listed: &Listed) -> Value {
         "world_size": model.map(|card| card.shards.world_size()),
         "requests": in_flight,
         "ranks": standing::in_rank_order(group).into_iter().map(rank).collect::<Vec<_>>(),
+        "past": group.epoch.as_ref().map_or(&[][..], |(_, record)| &record.past),
     })
 }

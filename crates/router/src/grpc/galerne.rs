@@ -216,6 +216,18 @@ fn group_status(listed: &Listed) -> v1::GroupStatus {
         world_size: model.map_or(0, |card| card.shards.world_size() as u32),
         requests: *in_flight,
         ranks: rank_statuses(group),
+        past: group.epoch.iter().flat_map(|(_, record)| &record.past).map(past_epoch).collect(),
+    }
+}
+
+fn past_epoch(past: &galerne_types::Past) -> v1::PastEpoch {
+    v1::PastEpoch {
+        epoch: past.epoch.0,
+        ranks: past.ranks.into(),
+        began_ms: past.began_ms,
+        ended_ms: past.ended_ms,
+        reason: past.loss.kind.name().to_owned(),
+        rank: past.loss.rank.as_ref().map_or(String::new(), |rank| rank.0.clone()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Epoch, GroupId, RankState};
+use galerne_types::{Epoch, GroupId, LossKind, RankState};
 use galerne_wire::v1::LoadReport;
 
 use super::page::Page;
@@ -130,6 +130,15 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
     page.family("galerne_router_requests_in_flight", "gauge", "Requests of this router at each group.");
     for Listed { id, in_flight, .. } in listed {
         page.sample(&[("group", &id.0)], in_flight);
+    }
+    let help = "How often a group was formed anew, by why the epoch before ended.";
+    page.family("galerne_group_reformations_total", "counter", help);
+    for Listed { id, group, .. } in listed {
+        for kind in LossKind::ALL {
+            let counts = group.epoch.as_ref().map(|(_, record)| &record.reformations);
+            let count = counts.and_then(|counts| counts.get(&kind)).copied().unwrap_or(0);
+            page.sample(&[("group", &id.0), ("reason", kind.name())], count);
+        }
     }
     page.family("galerne_groups", "gauge", "Groups of the fleet, by state.");
     for state in [Standing::Forming, Standing::Ready, Standing::Draining, Standing::Lost] {

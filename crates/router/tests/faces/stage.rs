@@ -357,7 +357,9 @@ pub(crate) fn group(name: &str, epoch: u64, leader: &str) -> (GroupId, Group) {
             model: card.clone(),
             state: RankState::Ready,
             memory_bytes: 1 << 20,
+            ranks_min: 1,
             left: Epoch(0),
+            loss: None,
         };
         (member.id.clone(), record)
     };
@@ -371,8 +373,8 @@ pub(crate) fn group(name: &str, epoch: u64, leader: &str) -> (GroupId, Group) {
         sequences_max: 8,
         draining: false,
     };
-    let record = EpochRecord { group: id.clone(), shards: card.shards, members, secret: SECRET.into() };
-    (id, Group { ranks, epoch: Some((Epoch(epoch), record)), health: Some(health) })
+    let record = EpochRecord::new(id.clone(), card.shards, members, SECRET.into());
+    (id, Group { ranks, epoch: Some((Epoch(epoch), record)), health: Some(health), drain: None })
 }
 
 /// An address where nobody listens.

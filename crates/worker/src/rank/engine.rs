@@ -11,6 +11,7 @@ use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::{shown_epoch, shows_secret, v1};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -31,6 +32,8 @@ pub(crate) enum Call {
     Cancel(RequestId),
     /// The router of the link with that number.
     Left(u32),
+    /// Nothing new is to be taken, and what runs may do so until then.
+    Drain(Instant),
 }
 
 /// A request on its way to the leader's loop.

@@ -79,6 +79,9 @@ pub(crate) enum EpochError {
         /// Which rank.
         rank: usize,
     },
+    /// The group is to end, and has nothing left to do.
+    #[error("the group is drained")]
+    Drained,
     /// A follower has ended its stream.
     #[error("follower {rank}: {reason}")]
     Follower {
@@ -113,6 +116,7 @@ impl EpochError {
             Self::Slow { rank } => (LossKind::Slow, Some(*rank)),
             Self::Vanished { rank } => (LossKind::Vanished, Some(*rank)),
             Self::Diverged { rank, .. } => (LossKind::Diverged, Some(*rank)),
+            Self::Drained => (LossKind::Drained, None),
             _ => (LossKind::Failed, None),
         };
         let rank = rank.and_then(|rank| members.get(rank)).map(|member| member.id.clone());

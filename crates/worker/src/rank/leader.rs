@@ -45,6 +45,8 @@ pub(crate) struct Leader {
     followers: Followers,
     streams: Streams,
     desk: Desk,
+    /// Set while the group is drained: until when running answers may finish.
+    drain_due: Option<tokio::time::Instant>,
     in_flight: VecDeque<InFlight>,
     /// Since when the oldest step in flight has been the oldest.
     oldest_since: tokio::time::Instant,
@@ -98,6 +100,7 @@ impl Leader {
             followers,
             streams: Streams::default(),
             desk,
+            drain_due: None,
             in_flight: VecDeque::new(),
             oldest_since: tokio::time::Instant::now(),
             stats,
@@ -129,6 +132,7 @@ impl Leader {
             done = self.followers.answer() => done.map(|(rank, done)| News::Follower(rank, done)),
             _ = self.beat_due.tick() => Ok(News::BeatDue),
             _ = self.report_due.tick() => Ok(News::ReportDue),
+            () = until(self.drain_due) => Err(EpochError::Drained),
             () = tokio::time::sleep_until(due), if deadline.is_some() => {
                 Err(EpochError::Deadline { what: "a step".into(), deadline: deadline.unwrap_or_default() })
             }
@@ -152,6 +156,9 @@ impl Leader {
         self.end_failed();
         self.commit()?;
         self.streams.flush();
+        if self.drain_due.is_some() && self.streams.is_empty() {
+            return Err(EpochError::Drained);
+        }
         self.plan()?;
         self.meet_if_idle()
     }
@@ -166,6 +173,7 @@ impl Leader {
                     self.cancel(request);
                 }
             }
+            Call::Drain(due) => self.drain_due = Some(due),
         }
     }
 
@@ -178,6 +186,10 @@ impl Leader {
             return;
         }
         self.streams.open(id, link, traced);
+        if self.drain_due.is_some() {
+            let says = "this group is drained: send the request to another one";
+            return self.streams.fail(id, v1::Failed::new(Code::Unavailable, says.to_owned()));
+        }
         match self.scheduler.submit(request) {
             Ok(()) => {
                 if let Some(constraint) = constraint {
@@ -294,6 +306,14 @@ impl Drop for Leader {
     fn drop(&mut self) {
         self.stats.log(self.epoch);
         self.desk.clear();
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

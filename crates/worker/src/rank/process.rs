@@ -16,7 +16,7 @@ use tonic_health::server::HealthReporter;
 use super::compute::{Compute, Engaged, Phase, Steps};
 use super::desk::Desk;
 use super::door::Door;
-use super::engine::{CALLS_MAX, EngineService, Inbox};
+use super::engine::{CALLS_MAX, Call, EngineService, Inbox};
 use super::error::EpochError;
 use super::follower::{Seat, follow};
 use super::followers::Followers;
@@ -63,11 +63,13 @@ enum End {
 }
 
 impl Process {
-    /// Serves epochs; returns only what must end the process.
+    /// Serves epochs until the group is drained; returns only what must end the process.
     pub(crate) async fn live(&self) -> WorkerError {
         let mut backoff = Backoff::new();
         loop {
             let formed = tokio::select! {
+                biased;
+                _ = self.registration.drained() => return WorkerError::Drained,
                 formed = self.registration.form() => formed,
                 never = self.stand_by() => match never {},
             };
@@ -229,6 +231,7 @@ impl Process {
             Followers::open(&formed.record, self.setup.tls.as_ref().map(|(_, client)| client)).await?;
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
+        let drain_calls = calls.clone();
         let mut leader = Leader::new(formed.epoch, scheduler, steps, followers, self.desk.clone());
         let (secret, load) = (formed.record.secret.clone(), leader.reports());
         let _door = self.engine_door.open(Inbox { epoch: formed.epoch, secret, calls, load });
@@ -241,10 +244,25 @@ impl Process {
             sequences_max: limits.sequences_max,
             draining: false,
         };
-        self.registration.declare(health).await?;
+        self.registration.declare(health.clone()).await?;
         self.health.set_serving::<EngineServer<EngineService>>().await;
         tracing::info!(epoch = formed.epoch.0, group = %formed.record.group, "group serves");
-        leader.lead(inbox).await
+        tokio::select! {
+            outcome = leader.lead(inbox) => outcome,
+            never = self.drain(health, drain_calls) => match never {},
+        }
+    }
+
+    /// Tells routers and the leader's loop when the group is to end.
+    async fn drain(&self, health: Health, calls: mpsc::Sender<Call>) -> Infallible {
+        let grace = self.registration.drained().await;
+        let due = Instant::now() + grace;
+        tracing::info!(epoch = health.epoch.0, grace_ms = grace.as_millis(), "the group is drained");
+        if let Err(error) = self.registration.declare(Health { draining: true, ..health }).await {
+            tracing::warn!(%error, "routers cannot be told yet that the group is drained");
+        }
+        let _ = calls.send(Call::Drain(due)).await; // if nobody listens the epoch is over
+        std::future::pending().await
     }
 
     /// Tells what the rank is doing, and its memory.

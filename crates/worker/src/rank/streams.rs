@@ -74,6 +74,11 @@ impl Streams {
         self.open.contains_key(&request)
     }
 
+    /// Whether no stream is open.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Takes in a stream.
     pub(crate) fn open(&mut self, request: RequestId, link: LinkSender, traced: Option<Box<Traced>>) {
         let open =

@@ -22,7 +22,8 @@ use ward::{Registry, Ward};
 pub(crate) const COORD_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Runs this host's ranks until `shutdown`, as children of this process that execute its own binary with
-/// [`rank_args`]. A rank that dies is evicted from its group and restarted with backoff.
+/// [`rank_args`]. A rank that dies or hangs is evicted from its group and restarted with backoff. Returns early when the
+/// group was drained.
 ///
 /// # Errors
 /// [`WorkerError::Child`] when a rank says that it can never start, [`WorkerError::StartTimeout`] when the group is
@@ -86,6 +87,7 @@ async fn run(
 /// Waits until the group serves for the first time, or says who is missing.
 async fn start(options: &SupervisorOptions, mut fleet: watch::Receiver<Fleet>) -> Result<(), WorkerError> {
     let group = &options.first.group;
+    // Once it is drained nobody waits for it any more: `run` ends when all ranks have.
     let serves = |fleet: &Fleet| fleet.groups.get(group).is_some_and(|group| group.serving().is_some());
     if tokio::time::timeout(options.start_timeout, fleet.wait_for(serves)).await.is_ok() {
         return Ok(());

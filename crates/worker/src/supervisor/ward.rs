@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{Child, Exit};
 use crate::backoff::Backoff;
-use crate::error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_REPLACED, WorkerError};
+use crate::error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_DRAINED, EXIT_REPLACED, WorkerError};
 
 /// How long a rank may take to end when it is asked to.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,6 +48,10 @@ impl Ward {
                     () = self.stop.cancelled() => return self.end(child, &mut registry).await,
                 }
             };
+            if exit.code == Some(EXIT_DRAINED.into()) {
+                tracing::info!(rank = %self.id, pid, "rank process has ended: its group is drained");
+                return Ok(());
+            }
             if let Some(sentence) = gives_up(&exit, ready) {
                 registry.evict(pid).await;
                 return Err(WorkerError::Child { rank: self.id, sentence });
