@@ -96,6 +96,9 @@ pub(crate) struct LimitArgs {
     /// Time between two tokens of a group; an answer that stands still longer ends with an error.
     #[arg(long, default_value_t = seconds_of(REQUESTS.next_token_s_max), value_name = "SECONDS", value_parser = seconds)]
     next_token_s_max: f64,
+    /// Time that an answer whose group was lost waits for one that goes on with it; then it ends with an error.
+    #[arg(long, default_value_t = seconds_of(REQUESTS.recovery_s_max), value_name = "SECONDS", value_parser = seconds)]
+    recovery_s_max: f64,
 }
 
 impl LimitArgs {
@@ -157,6 +160,7 @@ impl LimitArgs {
             tools_max: self.tools_max,
             first_token_s_max: Duration::from_secs_f64(self.first_token_s_max),
             next_token_s_max: Duration::from_secs_f64(self.next_token_s_max),
+            recovery_s_max: Duration::from_secs_f64(self.recovery_s_max),
         }
     }
 }

@@ -3,7 +3,11 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use galerne_types::{Epoch, Fleet, Group, GroupId, Health, Refusal};
+use std::time::Duration;
+
+use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard, Refusal};
+
+use crate::breaker::{Breaker, BreakerState};
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +27,34 @@ pub struct Choice {
 #[must_use = "a ticket that is not handed back counts as load for ever"]
 pub struct Ticket {
     group: GroupId,
+    /// What becomes of it decides whether its group gets more.
+    probes: bool,
+}
+
+/// What a request asks of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Want<'a> {
+    /// The model's name.
+    pub model: &'a str,
+    /// The card under which its answer was begun, and the tokens of prompt and answer: a group must go on with the very
+    /// same tokens, and have room for them.
+    pub begun: Option<(&'a ModelCard, u32)>,
+    /// A group that has refused it just now: any other one is better.
+    pub not: Option<&'a GroupId>,
+}
+
+impl<'a> Want<'a> {
+    /// Any group of a model.
+    pub fn any(model: &'a str) -> Self {
+        Self { model, begun: None, not: None }
+    }
+
+    fn fits(&self, card: &ModelCard) -> bool {
+        let goes_on = |(begun, tokens): (&ModelCard, u32)| {
+            begun.same_numerics(card) && tokens <= card.context_tokens_max
+        };
+        card.name == self.model && self.begun.is_none_or(goes_on)
+    }
 }
 
 /// Sends each request to the least loaded of the groups that serve its model.
@@ -33,6 +65,9 @@ pub struct Ticket {
 ///
 /// A group is never too loaded to be chosen: other routers may load it too, so only its leader knows when it is
 /// full, and refuses.
+///
+/// A group on which requests fail again and again gets no new ones for a while ([`failed`](Self::failed)); an answer that
+/// was begun may go on there if it can nowhere else.
 #[derive(Debug, Default)]
 pub struct Dispatcher {
     groups: BTreeMap<GroupId, Standing>,
@@ -50,6 +85,7 @@ struct Standing {
     lost: Option<Epoch>,
     /// Number of the last choice that fell on it; 0 = none did.
     chosen: u64,
+    breaker: Breaker,
 }
 
 impl Dispatcher {
@@ -67,24 +103,28 @@ impl Dispatcher {
         }
     }
 
-    /// Chooses a group for a request to `model`, and counts the request in flight there.
+    /// Chooses a group for a request, and counts the request in flight there.
     ///
     /// # Errors
-    /// [`Refusal::NoGroup`] if no group of that model takes requests now.
-    pub fn dispatch(&mut self, model: &str) -> Result<Choice, Refusal> {
-        let candidates = self.serving().filter(|(_, _, health)| health.model.name == model);
-        let least = candidates.min_by(|a, b| self.by_load(*a, *b));
-        let Some((group, _, health)) = least else {
-            return Err(Refusal::NoGroup { model: model.into() });
+    /// [`Refusal::NoGroup`] if no group takes it now.
+    pub fn dispatch(&mut self, want: Want<'_>, now: Duration) -> Result<Choice, Refusal> {
+        let admits = |standing: &Standing| standing.breaker.admits(now);
+        let candidates = self.serving().filter(|(_, standing, health)| {
+            want.fits(&health.model) && (want.begun.is_some() || admits(standing))
+        });
+        let worse = |(group, standing, _): Candidate<'_>| (want.not == Some(group), !admits(standing));
+        let best = candidates.min_by(|a, b| worse(*a).cmp(&worse(*b)).then_with(|| self.by_load(*a, *b)));
+        let Some((group, _, health)) = best else {
+            return Err(Refusal::NoGroup { model: want.model.into() });
         };
         let group = group.clone();
         let (epoch, leader) = (health.epoch, health.leader.clone());
         self.choices += 1;
-        if let Some(standing) = self.groups.get_mut(&group) {
-            standing.chosen = self.choices;
-        }
+        let standing = self.groups.get_mut(&group).expect("a candidate has its standing");
+        standing.chosen = self.choices;
+        let probes = standing.breaker.passes(now);
         *self.in_flight.entry(group.clone()).or_default() += 1;
-        Ok(Choice { ticket: Ticket { group: group.clone() }, group, epoch, leader })
+        Ok(Choice { ticket: Ticket { group: group.clone(), probes }, group, epoch, leader })
     }
 
     /// Counts a request as ended.
@@ -95,6 +135,27 @@ impl Dispatcher {
         if *count == 0 {
             self.in_flight.remove(&ticket.group);
         }
+        if let (true, Some(standing)) = (ticket.probes, self.groups.get_mut(&ticket.group)) {
+            standing.breaker.gave_up();
+        }
+    }
+
+    /// A request got on well at a group: it had a token.
+    pub fn succeeded(&mut self, group: &GroupId) {
+        if let Some(standing) = self.groups.get_mut(group) {
+            standing.breaker.succeeded();
+        }
+    }
+
+    /// A request failed at a group, by no fault of its client's; for how long the group gets no new requests, if that
+    /// begins now. `draw` is any number, which jitters that time.
+    pub fn failed(&mut self, group: &GroupId, now: Duration, draw: u64) -> Option<Duration> {
+        self.groups.get_mut(group)?.breaker.failed(now, draw)
+    }
+
+    /// How a group's breaker stands.
+    pub fn breaker(&self, group: &GroupId, now: Duration) -> BreakerState {
+        self.groups.get(group).map_or(BreakerState::Closed, |standing| standing.breaker.state(now))
     }
 
     /// Takes an incarnation of a group out of rotation, until the fleet shows a newer one or it is

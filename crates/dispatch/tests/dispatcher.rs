@@ -1,16 +1,19 @@
 //! The dispatcher's promises, by example and over random schedules.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use galerne_dispatch::{Choice, Dispatcher, Ticket};
+use galerne_dispatch::{BREAKER_FAILURES, BREAKER_MS_MIN, BreakerState, Choice, Dispatcher, Ticket, Want};
 use galerne_types::{
-    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, ModelCard, RankId, RankRecord,
-    RankState, Refusal, Shards,
+    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, ModelCard, Quantize, RankId,
+    RankRecord, RankState, Refusal, Shards,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 const MODEL: &str = "bard";
+
+const NOW: Duration = Duration::from_secs(100);
 
 fn card(name: &str) -> ModelCard {
     let shards = Shards::new(1, 1).unwrap();
@@ -88,14 +91,14 @@ fn no_group() -> Result<Choice, Refusal> {
 
 /// Sends `count` requests that do not end; says where they went.
 fn spread(dispatcher: &mut Dispatcher, count: usize) -> Vec<String> {
-    (0..count).map(|_| dispatcher.dispatch(MODEL).unwrap().group.0).collect()
+    (0..count).map(|_| dispatcher.dispatch(Want::any(MODEL), NOW).unwrap().group.0).collect()
 }
 
 #[test]
 fn single_requests_take_turns() {
     let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
     for expected in ["a:1", "b:2", "a:1", "b:2"] {
-        let choice = dispatcher.dispatch(MODEL).unwrap();
+        let choice = dispatcher.dispatch(Want::any(MODEL), NOW).unwrap();
         assert_eq!(choice.leader, expected);
         assert_eq!(dispatcher.in_flight(&choice.group), 1);
         dispatcher.finished(choice.ticket);
@@ -106,7 +109,7 @@ fn single_requests_take_turns() {
 #[test]
 fn the_least_loaded_is_chosen() {
     let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
-    let [first, second] = [(); 2].map(|()| dispatcher.dispatch(MODEL).unwrap());
+    let [first, second] = [(); 2].map(|()| dispatcher.dispatch(Want::any(MODEL), NOW).unwrap());
     assert_eq!((first.group, second.group), (id("a"), id("b")));
     dispatcher.finished(second.ticket);
     assert_eq!(spread(&mut dispatcher, 1), ["b"]);
@@ -123,7 +126,7 @@ fn a_group_with_twice_the_room_takes_twice_the_requests() {
 #[test]
 fn a_lost_group_is_out_of_rotation_until_it_forms_again() {
     let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
-    let choice = dispatcher.dispatch(MODEL).unwrap();
+    let choice = dispatcher.dispatch(Want::any(MODEL), NOW).unwrap();
     dispatcher.lost(&choice.group, choice.epoch);
     assert_eq!(spread(&mut dispatcher, 3), ["b"; 3]);
     dispatcher.fleet(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
@@ -131,7 +134,11 @@ fn a_lost_group_is_out_of_rotation_until_it_forms_again() {
 
     dispatcher.fleet(&fleet([("a", serving("a", 7)), ("b", serving("b", 2))]));
     dispatcher.lost(&choice.group, choice.epoch);
-    assert_eq!(dispatcher.dispatch(MODEL).unwrap().leader, "a:7", "old news do not harm the new incarnation");
+    assert_eq!(
+        dispatcher.dispatch(Want::any(MODEL), NOW).unwrap().leader,
+        "a:7",
+        "old news do not harm the new incarnation"
+    );
 }
 
 #[test]
@@ -139,7 +146,7 @@ fn a_group_that_answers_again_is_back_in_rotation() {
     let mut dispatcher = dispatcher(&fleet([("a", serving("a", 2))]));
     dispatcher.lost(&id("a"), Epoch(2));
     dispatcher.found(&id("a"), Epoch(1));
-    assert_eq!(dispatcher.dispatch(MODEL), no_group(), "its predecessor was found, not it");
+    assert_eq!(dispatcher.dispatch(Want::any(MODEL), NOW), no_group(), "its predecessor was found, not it");
     dispatcher.found(&id("a"), Epoch(2));
     assert_eq!(spread(&mut dispatcher, 1), ["a"]);
 }
@@ -150,7 +157,7 @@ fn groups_that_do_not_serve_are_not_chosen() {
     let superseded = with_health(serving("b", 5), |health| health.epoch = Epoch(4));
     let silent = Group { health: None, ..serving("c", 6) };
     for group in [draining, superseded, silent, forming("d"), Group::default()] {
-        assert_eq!(dispatcher(&fleet([("a", group)])).dispatch(MODEL), no_group());
+        assert_eq!(dispatcher(&fleet([("a", group)])).dispatch(Want::any(MODEL), NOW), no_group());
     }
 }
 
@@ -159,10 +166,73 @@ fn a_request_goes_only_to_a_group_of_its_model() {
     let other = with_health(serving("c", 3), |health| health.model = card("alba"));
     let view = fleet([("a", serving("a", 1)), ("b", serving("b", 2)), ("c", other), ("d", forming("d"))]);
     let mut dispatcher = dispatcher(&view);
-    assert_eq!(dispatcher.dispatch("alba").unwrap().group, id("c"));
+    assert_eq!(dispatcher.dispatch(Want::any("alba"), NOW).unwrap().group, id("c"));
     dispatcher.lost(&id("c"), Epoch(3));
-    assert_eq!(dispatcher.dispatch("alba"), Err(Refusal::NoGroup { model: "alba".into() }));
-    assert_eq!(dispatcher.dispatch(MODEL).unwrap().group, id("a"));
+    assert_eq!(dispatcher.dispatch(Want::any("alba"), NOW), Err(Refusal::NoGroup { model: "alba".into() }));
+    assert_eq!(dispatcher.dispatch(Want::any(MODEL), NOW).unwrap().group, id("a"));
+}
+
+#[test]
+fn what_was_begun_goes_on_only_under_the_same_numerics_and_where_it_has_room() {
+    let fewer_ranks = ModelCard { shards: Shards::new(4, 1).unwrap(), ..begun() };
+    let others = [
+        ModelCard { digest: "other".into(), ..begun() },
+        ModelCard { shards: Shards::new(8, 2).unwrap(), ..begun() },
+        ModelCard { quantize: Some(Quantize::Q8_0), ..begun() },
+        ModelCard { compute: Compute::Int8, ..begun() },
+        ModelCard { kv: KvDtype::Bf16, ..begun() },
+        ModelCard { context_tokens_max: 63, ..begun() },
+    ];
+    let (begun, took) = (begun(), |card: &ModelCard, begun: Option<&ModelCard>| {
+        let group = with_health(serving("a", 1), |health| health.model = card.clone());
+        let want = Want { begun: begun.map(|begun| (begun, 64)), ..Want::any(MODEL) };
+        dispatcher(&fleet([("a", group)])).dispatch(want, NOW).is_ok()
+    });
+    assert!(took(&fewer_ranks, Some(&begun)));
+    for other in others {
+        assert!(!took(&other, Some(&begun)), "{other:?}");
+        assert!(took(&other, None), "nothing was begun");
+    }
+}
+
+fn begun() -> ModelCard {
+    ModelCard { shards: Shards::new(4, 2).unwrap(), ..card(MODEL) }
+}
+
+#[test]
+fn who_has_just_refused_is_the_last_to_be_asked() {
+    let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
+    let (a, b) = (id("a"), id("b"));
+    let not = |not| Want { not: Some(not), ..Want::any(MODEL) };
+    for _ in 0..3 {
+        assert_eq!(dispatcher.dispatch(not(&a), NOW).unwrap().group, b);
+    }
+    dispatcher.lost(&b, Epoch(2));
+    assert_eq!(dispatcher.dispatch(not(&a), NOW).unwrap().group, a);
+}
+
+#[test]
+fn a_group_that_fails_again_and_again_gets_one_request_after_a_while_and_what_was_begun_if_nobody_else_can() {
+    let (a, card) = (id("a"), card(MODEL));
+    let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
+    let opened: Vec<_> = (0..BREAKER_FAILURES).map(|_| dispatcher.failed(&a, NOW, u64::MAX)).collect();
+    assert_eq!(opened.last(), Some(&Some(BREAKER_MS_MIN)));
+    assert_eq!(spread(&mut dispatcher, 3), ["b"; 3]);
+    dispatcher.lost(&id("b"), Epoch(2));
+    assert_eq!(dispatcher.dispatch(Want::any(MODEL), NOW), no_group());
+    let begun = Want { begun: Some((&card, 2)), ..Want::any(MODEL) };
+    assert_eq!(dispatcher.dispatch(begun, NOW).unwrap().group, a);
+
+    let later = NOW + BREAKER_MS_MIN;
+    assert_eq!(dispatcher.breaker(&a, later), BreakerState::Probing);
+    let probe = dispatcher.dispatch(Want::any(MODEL), later).unwrap();
+    assert_eq!(dispatcher.dispatch(Want::any(MODEL), later), no_group(), "one is enough");
+    dispatcher.finished(probe.ticket);
+    let probe = dispatcher.dispatch(Want::any(MODEL), later).unwrap();
+    dispatcher.succeeded(&a);
+    dispatcher.finished(probe.ticket);
+    assert_eq!(dispatcher.breaker(&a, later), BreakerState::Closed);
+    assert_eq!(spread(&mut dispatcher, 2), ["a"; 2]);
 }
 
 #[derive(Clone, Debug)]
@@ -209,7 +279,7 @@ proptest! {
                     let alive: Vec<&GroupId> =
                         seen.iter().filter(|(group, epoch)| lost.get(group) < Some(epoch)).map(|(group, _)| group).collect();
                     let least = alive.iter().map(|group| dispatcher.in_flight(group)).min();
-                    match dispatcher.dispatch(MODEL) {
+                    match dispatcher.dispatch(Want::any(MODEL), NOW) {
                         Ok(choice) => {
                             prop_assert!(alive.contains(&&choice.group));
                             prop_assert_eq!(choice.epoch, Epoch(seen[&choice.group]));

@@ -116,7 +116,7 @@ impl Choices {
     /// Their client wants them whole.
     pub(crate) fn hold(&mut self) {
         self.held = true;
-        (0..self.len()).filter_map(|at| self.answer(at)).for_each(Answer::hold);
+        self.running().for_each(Answer::hold);
     }
 
     /// The next delta of any answer, or an error, which ends them all; `None` after the last.
@@ -148,8 +148,15 @@ impl Choices {
     }
 
     /// From now on their reader is woken when so many events of one of them wait, or its last.
-    pub(crate) fn tell_at(&self, events: usize) {
-        (0..self.len()).filter_map(|at| self.answer(at)).for_each(|answer| answer.tell_at(events));
+    pub(crate) fn tell_at(&mut self, events: usize) {
+        self.running().for_each(|answer| answer.tell_at(events));
+    }
+
+    fn running(&mut self) -> impl Iterator<Item = &mut Answer> {
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Opening(_) => None,
+            Slot::Running(answer) => Some(&mut **answer),
+        })
     }
 
     fn cancel(&mut self) {
@@ -206,7 +213,7 @@ impl Slot {
     fn poll_answer(&mut self, context: &mut Context<'_>, held: bool) -> Poll<Result<&mut Answer, Failure>> {
         if let Self::Opening(opening) = self {
             match opening.as_mut().poll(context) {
-                Poll::Ready(Ok(answer)) => {
+                Poll::Ready(Ok(mut answer)) => {
                     if held {
                         answer.hold();
                     }

@@ -67,6 +67,12 @@ pub(crate) enum Failure {
         /// Tokens that had been generated.
         tokens: usize,
     },
+    /// Groups were lost on it, and no more are risked.
+    #[error(
+        "two groups were lost one after the other while they worked on this request, before its first token: it is \
+         refused for a while"
+    )]
+    KillsGroups,
     /// The leader or the client's own connection could not wait any longer for this reader.
     #[error("the answer was cut at token {tokens} because it was read too slowly")]
     TooSlow {
@@ -83,7 +89,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// All that [`reason`](Self::reason) can be.
-    pub(crate) const REASONS: [&str; 11] = [
+    pub(crate) const REASONS: [&str; 12] = [
         "invalid",
         "no_model",
         "overloaded",
@@ -92,6 +98,7 @@ impl Failure {
         "quota",
         "no_group",
         "lost",
+        "kills_groups",
         "too_slow",
         "engine",
         "closing",
@@ -108,6 +115,7 @@ impl Failure {
             Self::Quota(_) => "quota",
             Self::NoGroup { .. } => "no_group",
             Self::Lost { .. } => "lost",
+            Self::KillsGroups => "kills_groups",
             Self::TooSlow { .. } => "too_slow",
             Self::Engine(_) => "engine",
             Self::Closing => "closing",
@@ -125,6 +133,7 @@ impl Failure {
             | Self::NoGroup { .. } => true,
             Self::Stalled { .. }
             | Self::Lost { .. }
+            | Self::KillsGroups
             | Self::TooSlow { .. }
             | Self::Engine(_)
             | Self::Closing => false,

@@ -1,16 +1,19 @@
 //! The fleet as this router uses it: who takes requests, how loaded, and an open channel to each leader.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use galerne_dispatch::{Choice, Dispatcher, Ticket};
+use galerne_dispatch::{BreakerState, Choice, Dispatcher, Ticket, Want};
 use galerne_tls::Client;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
-use galerne_types::{Epoch, Fleet, Group, GroupId, ModelCard};
+use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
 use galerne_wire::v1::engine_client::EngineClient;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::ask::random_seed;
 use crate::failure::Failure;
 use crate::limits::{CONNECT_MS_MAX, FLEET_MOVE_MS_MAX, LINK_WINDOW_BYTES, PING_MS, PONG_MS_MAX, PROBE_MS};
 use crate::link::Link;
@@ -22,21 +25,34 @@ pub(crate) struct Groups {
     fleet: watch::Receiver<Fleet>,
     /// Rings when a group was lost, or found again, without the fleet having moved.
     rotation: watch::Sender<()>,
+    /// The dispatcher's time counts from here.
+    began: Instant,
 }
+
+/// Tells of changes of the fleet and of what this router thinks of it.
+pub(crate) type Watch = (watch::Receiver<Fleet>, watch::Receiver<()>);
 
 struct State {
     fleet: watch::Receiver<Fleet>,
+    /// What it showed last, with the words of leaders whose leases it has lost sight of while they serve this router.
+    seen: Fleet,
     dispatcher: Dispatcher,
     /// To leaders, by their addresses.
     channels: HashMap<String, Channel>,
-    /// To leaders, too: one stream for all requests of an epoch.
-    links: BTreeMap<GroupId, (Epoch, Arc<Link>)>,
+    links: BTreeMap<GroupId, Tie>,
     /// Groups whose leaders could not be reached, and the incarnation that could not.
     lost: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
     digests: BTreeMap<String, String>,
     /// How leaders are called, if not in the open.
     tls: Option<Arc<Client>>,
+}
+
+/// To a leader, too: one stream for all requests of an epoch.
+struct Tie {
+    /// What the leader said of itself when it was opened.
+    health: Health,
+    link: Arc<Link>,
 }
 
 /// A request's place at a group: counts as load there until it is dropped.
@@ -78,6 +94,8 @@ pub(crate) struct Listed {
     pub(crate) same_weights: bool,
     /// Requests of this router that run there.
     pub(crate) in_flight: u32,
+    /// Whether it gets new ones, as far as failures tell.
+    pub(crate) breaker: BreakerState,
 }
 
 impl Groups {
@@ -90,6 +108,7 @@ impl Groups {
         seen.mark_changed(); // so that the first question takes the fleet in
         let state = State {
             fleet: seen,
+            seen: Fleet::default(),
             dispatcher: Dispatcher::new(),
             channels: HashMap::new(),
             links: BTreeMap::new(),
@@ -97,22 +116,35 @@ impl Groups {
             digests,
             tls,
         };
-        Arc::new(Self { state: Mutex::new(state), fleet, rotation: watch::Sender::new(()) })
+        let (rotation, began) = (watch::Sender::new(()), Instant::now());
+        Arc::new(Self { state: Mutex::new(state), fleet, rotation, began })
     }
 
-    /// Takes a place at the least loaded group that serves `model`.
-    pub(crate) fn place(self: &Arc<Self>, model: &str) -> Result<Place, Failure> {
+    /// Takes the fleet in as it changes, for ever: whoever waits for a leader that is none any more is told at once.
+    pub(crate) async fn keep(&self) -> Infallible {
+        let mut seen = self.watch();
+        loop {
+            drop(self.current());
+            self.changed(&mut seen).await;
+        }
+    }
+
+    /// Takes a place at the best of the groups that are wanted.
+    pub(crate) fn place(self: &Arc<Self>, want: Want<'_>) -> Result<Place, Failure> {
         let mut state = self.current();
-        let choice = state.dispatcher.dispatch(model)?;
-        let served = state.fleet.borrow().groups.get(&choice.group).and_then(|group| {
+        let choice = state.dispatcher.dispatch(want, self.began.elapsed())?;
+        let served = state.seen.groups.get(&choice.group).and_then(|group| {
             let (health, (_, record)) = (group.serving()?, group.epoch.as_ref()?);
-            Some((health.model.clone(), record.secret.clone()))
+            Some((health.clone(), record.secret.clone()))
         });
-        let link = served.and_then(|(card, secret)| Some((card, state.link(&choice, secret)?)));
+        let link = served.and_then(|(health, secret)| {
+            let card = health.model.clone();
+            Some((card, state.link(&choice, health, secret)?))
+        });
         let Some((model, link)) = link else {
             state.dispatcher.finished(choice.ticket);
             state.dispatcher.lost(&choice.group, choice.epoch);
-            return Err(Failure::NoGroup { model: model.to_owned() });
+            return Err(Failure::NoGroup { model: want.model.to_owned() });
         };
         Ok(Place {
             group: choice.group,
@@ -129,16 +161,48 @@ impl Groups {
     pub(crate) fn lost(self: &Arc<Self>, place: &Place) {
         let mut state = self.current();
         state.dispatcher.lost(&place.group, place.epoch);
-        if serving_epoch(&state.fleet.borrow(), &place.group) != Some(place.epoch) {
+        if serving_epoch(&state.seen, &place.group) != Some(place.epoch) {
             return; // the fleet has moved on by itself
         }
         if state.lost.insert(place.group.clone(), place.epoch) == Some(place.epoch) {
             return; // somebody else probes it already
         }
+        let tie = state.links.get(&place.group);
+        if tie.is_some_and(|tie| tie.health.epoch == place.epoch && tie.link.ended()) {
+            state.links.remove(&place.group);
+            state.take_in(); // without what this leader said of itself
+        }
+        self.fails(&mut state, &place.group);
+        drop(state);
         tracing::warn!(group = %place.group, epoch = place.epoch.0, "a group's leader cannot be reached");
         self.rotation.send_replace(());
         let (groups, id, epoch) = (self.clone(), place.group.clone(), place.epoch);
         tokio::spawn(async move { groups.probe(&id, epoch).await });
+    }
+
+    /// A request had a token there.
+    pub(crate) fn succeeded(&self, place: &Place) {
+        self.current().dispatcher.succeeded(&place.group);
+    }
+
+    /// A request failed there, by no fault of its client's.
+    pub(crate) fn failed(self: &Arc<Self>, place: &Place) {
+        self.fails(&mut self.current(), &place.group);
+    }
+
+    fn fails(self: &Arc<Self>, state: &mut State, group: &GroupId) {
+        let Some(pause) = state.dispatcher.failed(group, self.began.elapsed(), random_seed()) else { return };
+        tracing::warn!(%group, pause_s = pause.as_secs_f64(), "a group fails again and again: it gets no new requests");
+        let groups = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            groups.rotation.send_replace(()); // who waits for a group may try it
+        });
+    }
+
+    /// Time since this router began, by which everything is counted that ends by itself.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// Tries to reach a lost leader for as long as the fleet believes in it.
@@ -175,7 +239,7 @@ impl Groups {
 
     /// Waits until the fleet, or what this router thinks of it, has changed. A fleet whose source has ended does
     /// not change any more.
-    pub(crate) async fn changed(&self, seen: &mut (watch::Receiver<Fleet>, watch::Receiver<()>)) {
+    pub(crate) async fn changed(&self, seen: &mut Watch) {
         tokio::select! {
             Ok(()) = seen.0.changed() => {}
             Ok(()) = seen.1.changed() => {}
@@ -183,16 +247,18 @@ impl Groups {
         }
     }
 
-    /// What [`changed`](Self::changed) needs.
-    pub(crate) fn watch(&self) -> (watch::Receiver<Fleet>, watch::Receiver<()>) {
-        (self.fleet.clone(), self.rotation.subscribe())
+    /// What [`changed`](Self::changed) needs: it tells of what changes from now on.
+    pub(crate) fn watch(&self) -> Watch {
+        let mut fleet = self.fleet.clone();
+        fleet.mark_unchanged();
+        (fleet, self.rotation.subscribe())
     }
 
     /// What the ready groups of a model agree to serve: the smallest context among them. `None` without any.
     pub(crate) fn card(&self, model: &str) -> Option<ModelCard> {
         let state = self.current();
-        let fleet = state.fleet.borrow();
-        let ready = fleet.groups.iter().filter(|(id, group)| state.standing(id, group) == Standing::Ready);
+        let ready =
+            state.seen.groups.iter().filter(|(id, group)| state.standing(id, group) == Standing::Ready);
         let cards = ready.filter_map(|(_, group)| group.serving()).map(|health| &health.model);
         cards.filter(|card| card.name == model).min_by_key(|card| card.context_tokens_max).cloned()
     }
@@ -200,7 +266,7 @@ impl Groups {
     /// The groups that serve.
     pub(crate) fn leading(&self) -> Vec<Leading> {
         let mut state = self.current();
-        let fleet = state.fleet.borrow().clone();
+        let fleet = state.seen.clone();
         let mut leading = Vec::new();
         for (id, group) in fleet.groups {
             let (Some(health), Some((_, record))) = (group.serving(), group.epoch.as_ref()) else { continue };
@@ -218,14 +284,14 @@ impl Groups {
 
     /// Every group, in order of their names.
     pub(crate) fn list(&self) -> Vec<Listed> {
-        let state = self.current();
-        let fleet = state.fleet.borrow();
-        let listed = fleet.groups.iter().map(|(id, group)| Listed {
+        let (state, now) = (self.current(), self.now());
+        let listed = state.seen.groups.iter().map(|(id, group)| Listed {
             id: id.clone(),
             group: group.clone(),
             standing: state.standing(id, group),
             same_weights: state.same_weights(group),
             in_flight: state.dispatcher.in_flight(id),
+            breaker: state.dispatcher.breaker(id, now),
         });
         listed.collect()
     }
@@ -242,21 +308,36 @@ impl Groups {
 
 impl State {
     fn take_in(&mut self) {
-        let fleet = self.usable();
-        self.dispatcher.fleet(&fleet);
+        let mut fleet = self.fleet.borrow_and_update().clone();
+        self.links.retain(|id, tie| {
+            let over = fleet.groups.get(id).is_some_and(|group| is_over(group, tie.health.epoch));
+            if over {
+                tie.link.lose();
+            }
+            !over
+        });
+        for (id, group) in &mut fleet.groups {
+            let epoch = group.epoch.as_ref().map(|(epoch, _)| *epoch);
+            let tie = self.links.get(id).filter(|tie| Some(tie.health.epoch) == epoch && !tie.link.ended());
+            if let (None, Some(tie)) = (&group.health, tie) {
+                group.health = Some(tie.health.clone()); // a lease was lost, and nothing else
+            }
+        }
         self.lost.retain(|id, epoch| serving_epoch(&fleet, id) == Some(*epoch));
         let leads =
             |leader: &String| fleet.groups.values().any(|g| g.serving().is_some_and(|h| h.leader == *leader));
         self.channels.retain(|leader, _| leads(leader));
-        self.links.retain(|id, (epoch, _)| serving_epoch(&fleet, id) == Some(*epoch));
+        self.seen = fleet;
+        let usable = self.usable();
+        self.dispatcher.fleet(&usable);
     }
 
     /// The stream to the leader of a choice; a new one where there is none, or where it has ended.
-    fn link(&mut self, choice: &Choice, secret: String) -> Option<Arc<Link>> {
-        let link =
-            self.links.get(&choice.group).filter(|(epoch, link)| *epoch == choice.epoch && !link.ended());
-        if let Some((_, link)) = link {
-            return Some(link.clone());
+    fn link(&mut self, choice: &Choice, health: Health, secret: String) -> Option<Arc<Link>> {
+        let tie = self.links.get(&choice.group);
+        let tie = tie.filter(|tie| tie.health.epoch == choice.epoch && !tie.link.ended());
+        if let Some(tie) = tie {
+            return Some(tie.link.clone());
         }
         let channel = self.channel(&choice.leader);
         let channel = channel.inspect_err(|_| {
@@ -266,14 +347,14 @@ impl State {
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
         let link = Link::open(leader, choice.epoch, secret);
-        self.links.insert(choice.group.clone(), (choice.epoch, link.clone()));
+        self.links.insert(choice.group.clone(), Tie { health, link: link.clone() });
         Some(link)
     }
 
     /// The fleet as the dispatcher may see it: a leader's word does not count if its weights are not the ones that
     /// this router knows under their name.
-    fn usable(&mut self) -> Fleet {
-        let mut fleet = self.fleet.borrow_and_update().clone();
+    fn usable(&self) -> Fleet {
+        let mut fleet = self.seen.clone();
         for group in fleet.groups.values_mut() {
             if !self.same_weights(group) {
                 group.health = None;
@@ -314,6 +395,12 @@ fn endpoint(leader: &str) -> Result<Endpoint, tonic::transport::Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(LINK_WINDOW_BYTES)
         .initial_connection_window_size(LINK_WINDOW_BYTES))
+}
+
+/// Whether nobody works on that epoch any more. A member that is merely not registered says nothing of it.
+fn is_over(group: &Group, epoch: Epoch) -> bool {
+    let last = group.epoch.as_ref().map(|(last, _)| *last);
+    last.is_some_and(|last| last > epoch || (last == epoch && !group.stands()))
 }
 
 fn serving_epoch(fleet: &Fleet, id: &GroupId) -> Option<Epoch> {

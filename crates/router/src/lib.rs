@@ -15,6 +15,7 @@
 //! A router holds nothing that the client's request and the fleet do not give back.
 
 mod admin;
+mod again;
 mod answer;
 mod ask;
 mod choices;

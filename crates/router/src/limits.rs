@@ -34,6 +34,8 @@ pub struct RequestLimits {
     pub first_token_s_max: Duration,
     /// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
     pub next_token_s_max: Duration,
+    /// Time that an answer whose group was lost waits for one that goes on with it, each time that one is lost.
+    pub recovery_s_max: Duration,
 }
 
 impl RequestLimits {
@@ -52,6 +54,7 @@ impl RequestLimits {
         tools_max: 128,
         first_token_s_max: Duration::from_secs(600),
         next_token_s_max: Duration::from_secs(120),
+        recovery_s_max: Duration::from_secs(60),
     };
 }
 
@@ -61,17 +64,27 @@ impl Default for RequestLimits {
     }
 }
 
-/// Groups that are tried for one request before its first token.
+/// Groups that are tried for one request before a leader has had it.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
+
+/// Groups that are lost in a row on a request without a token before it is taken for the reason.
+pub(crate) const DEATHS_MAX: u32 = 2;
+
+/// The most that an answer whose group was lost waits before it is sent to one for the first time: all answers of a group
+/// are lost at once. Each further wait is up to twice as long.
+pub(crate) const RETRY_MS_MIN: Duration = Duration::from_millis(20);
+
+/// The longest such wait.
+pub(crate) const RETRY_MS_MAX: Duration = Duration::from_millis(1_000);
 
 /// Time to connect to a leader.
 pub(crate) const CONNECT_MS_MAX: Duration = Duration::from_millis(1_000);
 
 /// Time between two pings on a leader's connection, streams running or not.
-pub(crate) const PING_MS: Duration = Duration::from_millis(1_000);
+pub(crate) const PING_MS: Duration = Duration::from_millis(300);
 
-/// Time that a leader has to answer a ping: enough for a busy machine, short enough that no client gives up.
-pub(crate) const PONG_MS_MAX: Duration = Duration::from_millis(3_000);
+/// Time that a leader has to answer a ping: with the pings, a leader that hangs is noticed within a second.
+pub(crate) const PONG_MS_MAX: Duration = Duration::from_millis(700);
 
 /// Time between two tries to reach a leader that was lost while the fleet still believes in it.
 pub(crate) const PROBE_MS: Duration = Duration::from_millis(500);

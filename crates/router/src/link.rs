@@ -13,6 +13,7 @@ use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::run_event::Event;
 use galerne_wire::{TokenRun, WireError, show_epoch, show_secret, v1};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
@@ -23,6 +24,8 @@ pub(crate) struct Link {
     /// Holds two messages of a request at most, and of those there are no more than the router's limit of requests.
     asks: mpsc::UnboundedSender<v1::Ask>,
     requests: Arc<Requests>,
+    /// Reads it.
+    listener: AbortHandle,
 }
 
 struct Requests {
@@ -35,6 +38,8 @@ struct Open {
     inboxes: HashMap<u32, Arc<Inbox>>,
     /// The id that was given last.
     last: u32,
+    /// The leader has answered.
+    heard: bool,
     /// Why there will be no more news.
     end: Option<Status>,
 }
@@ -68,6 +73,8 @@ pub(crate) type News = (Instant, Told);
 /// What is told of a request.
 #[derive(Debug)]
 pub(crate) enum Told {
+    /// The ranks work on it from now on.
+    Begun,
     /// A token of which nothing is told but its index and which it is.
     Bare(u32, TokenId),
     Token(Box<v1::RunToken>),
@@ -82,6 +89,7 @@ impl From<Event> for Told {
         match event {
             Event::Token(token) => Self::Token(Box::new(token)),
             Event::Scored(scored) => Self::Scored(Box::new(scored)),
+            Event::Begun(v1::Begun {}) => Self::Begun,
             Event::Failed(failed) => Self::Failed(Box::new(failed)),
             Event::Finished(reason) => Self::Finished(reason),
         }
@@ -101,17 +109,28 @@ impl Link {
     pub(crate) fn open(leader: EngineClient<Channel>, epoch: Epoch, secret: String) -> Arc<Self> {
         let (asks, asked) = mpsc::unbounded_channel();
         let requests = Arc::new(Requests { asks: asks.downgrade(), open: Mutex::default() });
-        let link = Arc::new(Self { asks, requests: requests.clone() });
-        tokio::spawn(async move {
-            let Err(end) = requests.listen(leader, epoch, &secret, asked).await;
-            requests.end(&end);
+        let listening = requests.clone();
+        let listener = tokio::spawn(async move {
+            let Err(end) = listening.listen(leader, epoch, &secret, asked).await;
+            listening.end(&end);
         });
-        link
+        Arc::new(Self { asks, requests, listener: listener.abort_handle() })
+    }
+
+    /// Ends it: its leader leads no more, whether or not it knows that.
+    pub(crate) fn lose(&self) {
+        self.listener.abort();
+        self.requests.end(&Status::unavailable("the fleet shows that this epoch is over"));
     }
 
     /// Whether there will be no more news on it.
     pub(crate) fn ended(&self) -> bool {
         self.requests.open().end.is_some()
+    }
+
+    /// Whether its leader has ever answered on it.
+    pub(crate) fn heard(&self) -> bool {
+        self.requests.open().heard
     }
 
     /// Sends a request.
@@ -153,6 +172,7 @@ impl Requests {
         show_secret(&mut request, secret)?;
         show_epoch(&mut request, epoch);
         let mut stream = leader.serve(request).await?.into_inner();
+        self.open().heard = true;
         while let Some(news) = stream.message().await? {
             self.deliver(news).map_err(|error| Status::internal(error.to_string()))?;
         }
@@ -189,6 +209,9 @@ impl Requests {
 
     fn end(&self, end: &Status) {
         let mut open = self.open();
+        if open.end.is_some() {
+            return;
+        }
         open.end = Some(end.clone());
         let inboxes = std::mem::take(&mut open.inboxes);
         drop(open);
@@ -309,7 +332,8 @@ mod tests {
     fn link() -> (Arc<Link>, mpsc::UnboundedReceiver<v1::Ask>) {
         let (asks, asked) = mpsc::unbounded_channel();
         let requests = Arc::new(Requests { asks: asks.downgrade(), open: Mutex::default() });
-        (Arc::new(Link { asks, requests }), asked)
+        let listener = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        (Arc::new(Link { asks, requests, listener }), asked)
     }
 
     fn ended(id: u32) -> v1::News {
@@ -333,8 +357,8 @@ mod tests {
         std::iter::from_fn(|| asks.try_recv().ok()?.ask).collect()
     }
 
-    #[test]
-    fn each_request_gets_its_own_news() {
+    #[tokio::test]
+    async fn each_request_gets_its_own_news() {
         let (link, mut asks) = link();
         let mut letters = [0, 1].map(|_| link.send(v1::RunRequest::default()));
         assert!(matches!(&asked(&mut asks)[..], [Ask::Run(a), Ask::Run(b)] if (a.id, b.id) == (0, 1)));
@@ -355,8 +379,8 @@ mod tests {
         assert!(matches!(asked(&mut asks)[..], [Ask::Cancel(1)]), "the other one has ended");
     }
 
-    #[test]
-    fn who_does_not_read_is_cut_and_cancelled_and_nobody_else_notices() {
+    #[tokio::test]
+    async fn who_does_not_read_is_cut_and_cancelled_and_nobody_else_notices() {
         let (link, mut asks) = link();
         let (mut slow, mut other) =
             (link.send(v1::RunRequest::default()), link.send(v1::RunRequest::default()));
@@ -374,8 +398,8 @@ mod tests {
         assert!(asked(&mut asks).is_empty(), "it is cancelled once");
     }
 
-    #[test]
-    fn the_end_of_a_link_is_told_behind_what_came_and_to_all_that_follow() {
+    #[tokio::test]
+    async fn the_end_of_a_link_is_told_behind_what_came_and_to_all_that_follow() {
         let (link, _asks) = link();
         let mut letters = link.send(v1::RunRequest::default());
         link.requests.deliver(tokens(0, 0..1)).unwrap();
@@ -387,8 +411,8 @@ mod tests {
         assert_eq!(next(&mut late).unwrap().unwrap_err().code(), Code::Unavailable);
     }
 
-    #[test]
-    fn who_wants_the_whole_is_told_of_the_last_or_of_many() {
+    #[tokio::test]
+    async fn who_wants_the_whole_is_told_of_the_last_or_of_many() {
         let (link, _asks) = link();
         let mut letters = link.send(v1::RunRequest::default());
         letters.tell_at(HELD_EVENTS_MAX);

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::again::Again;
 use crate::ask::Prompt;
 use crate::failure::Failure;
 use crate::gate::Gate;
@@ -127,6 +128,8 @@ pub(crate) struct Router {
     /// Connections of each face.
     pub(crate) http_places: Arc<Places>,
     pub(crate) grpc_places: Arc<Places>,
+    /// Requests that are sent again.
+    pub(crate) again: Again,
     /// Requests under way.
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) log: Option<LogHandle>,
@@ -194,6 +197,10 @@ async fn serve_faces(
         )
     };
     tokio::pin!(faces);
+    let _groups = AbortOnDropHandle::new(tokio::spawn({
+        let groups = router.groups.clone();
+        async move { groups.keep().await }
+    }));
     let _loads = AbortOnDropHandle::new(tokio::spawn(loads::listen(router.clone())));
     tokio::select! {
         ended = &mut faces => return ended.map(|_| ()),
@@ -241,6 +248,7 @@ impl Router {
             gate,
             tls,
             traffic: Traffic::new(requests.requests_max),
+            again: Again::new(),
             bodies: Bodies::new(requests.bodies_bytes_max),
             requests,
             log,
@@ -320,7 +328,7 @@ impl Router {
 
 /// A sentence about a group that takes no requests: what it waits for.
 fn missing(listed: &Listed) -> String {
-    let Listed { id, group, standing, same_weights, in_flight: _ } = listed;
+    let Listed { id, group, standing, same_weights, in_flight: _, breaker: _ } = listed;
     if !same_weights {
         return format!(
             "group {id} serves other weights than this router's files: start both from the same files"

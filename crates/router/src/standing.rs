@@ -11,7 +11,7 @@ pub(crate) enum Standing {
     Ready,
     /// Finishes what it has.
     Draining,
-    /// A rank is gone, or the leader cannot be reached.
+    /// A rank is dead or has left it, or the leader cannot be reached.
     Lost,
 }
 

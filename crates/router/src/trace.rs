@@ -13,7 +13,7 @@ use axum::response::Response;
 use galerne_telemetry::{SPANS, current, follow, number, traceparent};
 use galerne_types::FinishReason;
 use galerne_wire::v1;
-use tracing::{Instrument as _, Span, field, info_span};
+use tracing::{Instrument as _, Span, field, info, info_span};
 
 use crate::groups::Place;
 use crate::limits::ECHO_CHARS_MAX;
@@ -118,6 +118,17 @@ impl AnswerSpan {
     /// The first token has come, that many seconds after the request.
     pub(crate) fn first_token(&self, after_s: f64) {
         self.own.record("gen_ai.response.time_to_first_chunk", after_s);
+    }
+
+    /// A place's group did not go on with it behind so many tokens.
+    pub(crate) fn migrates(&self, reason: &str, left: &Place, tokens: u64) {
+        let Place { group, epoch, .. } = left;
+        let epoch = number(epoch.0);
+        info!(%group, epoch, tokens, reason, "an answer has lost its group, and is sent on");
+        if !self.own.is_none() {
+            let tokens = number(tokens);
+            info!(target: SPANS, parent: &self.own, %group, epoch, tokens, reason, "migration");
+        }
     }
 
     /// It has ended.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
@@ -32,7 +32,7 @@ pub(crate) struct Progress {
     /// Tokens of its answer so far.
     pub(crate) tokens: AtomicUsize,
     /// The group that works on it, as soon as one does.
-    pub(crate) group: OnceLock<String>,
+    group: Mutex<Option<String>>,
 }
 
 /// One request's leave to run; it has ended when this is dropped.
@@ -57,7 +57,7 @@ impl Traffic {
             model: model.to_owned(),
             prompt_tokens: AtomicUsize::new(0),
             tokens: AtomicUsize::new(0),
-            group: OnceLock::new(),
+            group: Mutex::default(),
         });
         let number = running.next;
         running.next += 1;
@@ -121,11 +121,18 @@ impl Traffic {
     }
 }
 
+impl Progress {
+    /// The group that works on it, as soon as one does.
+    pub(crate) fn group(&self) -> MutexGuard<'_, Option<String>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Passage {
     /// Its prompt is known, and a group works on it.
     pub(crate) fn placed(&self, prompt_tokens: usize, group: &str) {
         self.progress.prompt_tokens.store(prompt_tokens, Relaxed);
-        let _ = self.progress.group.set(group.to_owned());
+        *self.progress.group() = Some(group.to_owned());
     }
 
     /// So many tokens of its answer have come.

@@ -57,6 +57,17 @@ pub struct ModelCard {
     pub kv: KvDtype,
 }
 
+impl ModelCard {
+    /// Whether an answer that was begun under one of two cards goes on under the other with the very same tokens: N is
+    /// no part of the numerics, nor is how long an answer may become.
+    pub fn same_numerics(&self, other: &Self) -> bool {
+        let Self { name: _, digest, context_tokens_max: _, vocab, shards, quantize, compute, kv } = self;
+        (digest, vocab, shards.virtual_shards())
+            == (&other.digest, &other.vocab, other.shards.virtual_shards())
+            && (quantize, compute, kv) == (&other.quantize, &other.compute, &other.kv)
+    }
+}
+
 /// A rank process's registration, written under its lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankRecord {

@@ -46,8 +46,8 @@ pub(super) async fn state(State(router): State<Arc<Router>>) -> Json<Value> {
 }
 
 fn described(request: &Progress) -> Value {
-    let (group, tokens) = (request.group.get(), request.tokens.load(Relaxed));
-    let state = match (group, tokens) {
+    let (group, tokens) = (request.group().clone(), request.tokens.load(Relaxed));
+    let state = match (&group, tokens) {
         (None, _) => "queued",
         (Some(_), 0) => "placed",
         (Some(_), _) => "answering",

@@ -19,7 +19,7 @@ use crate::standing;
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(router): State<Arc<Router>>) -> Response {
-    let text = router.metrics.encode(&router.groups);
+    let text = router.metrics.encode(&router.groups, &router.again);
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
@@ -70,7 +70,7 @@ fn handle(router: &Router) -> Result<&galerne_telemetry::LogHandle, ApiError> {
 }
 
 fn group(listed: &Listed) -> Value {
-    let Listed { id, group, standing, same_weights, in_flight } = listed;
+    let Listed { id, group, standing, same_weights, in_flight, breaker: _ } = listed;
     let served = group.health.as_ref().map(|health| &health.model);
     let model = served.or_else(|| group.ranks.values().next().map(|rank| &rank.model));
     let rank = |rank: &RankRecord| {

@@ -1,11 +1,12 @@
 //! The pipeline of one answer: tokens of the prompt → a group → tokens of the answer → text.
 
+mod opening;
 mod run;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use compact_str::CompactString;
 use galerne_text::Detokenizer;
@@ -15,11 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::Instrument as _;
 
+use self::opening::Opening;
 use self::run::{Run, Trouble};
 use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
-use crate::limits::{ATTEMPTS_MAX, HELD_EVENTS_MAX, RequestLimits};
-use crate::link::Told;
+use crate::limits::HELD_EVENTS_MAX;
+use crate::link::{News, Told};
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::serve::Router;
@@ -32,8 +34,9 @@ pub(crate) struct Answer {
     detokenizer: Detokenizer,
     /// What the answering group serves.
     card: ModelCard,
-    /// Where it runs; `None` once it has ended.
-    run: Option<Run>,
+    stage: Stage,
+    /// Its reader is woken when so many events wait, or the last.
+    told_at: usize,
     /// The log probabilities of the prompt's tokens, from its second one on.
     scores: Vec<TokenOut>,
     /// Tokens of the prompt that the group had kept, and did not compute again.
@@ -51,6 +54,15 @@ pub(crate) struct Answer {
     passage: Passage,
 }
 
+/// What happens to an answer.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them run")]
+enum Stage {
+    Running(Run),
+    /// Its group was lost, and another one is to go on with it, or the same once it is back.
+    Moving(Pin<Box<dyn Future<Output = Result<Run, Failure>> + Send>>),
+    Ended,
+}
+
 /// What the answers to one prompt have in common.
 pub(crate) struct Common {
     router: Arc<Router>,
@@ -66,7 +78,7 @@ struct Progress {
     router: Arc<Router>,
     model: Arc<Model>,
     /// As it was asked, from token 0.
-    request: Request,
+    request: Arc<Request>,
     /// Everything drawn so far.
     tokens: Vec<TokenId>,
 }
@@ -117,8 +129,8 @@ impl Common {
 }
 
 impl Answer {
-    /// Begins an answer, and returns when its first token is there: until then another group is tried when one is
-    /// lost, and every failure has a status of its own instead of breaking a stream.
+    /// Begins an answer, and returns when its first token is there: until then every failure has a status of its own
+    /// instead of breaking a stream.
     pub(crate) async fn start(router: &Arc<Router>, ask: Ask) -> Result<Self, Failure> {
         let Ask { model, prompt, options, caller } = ask;
         let model = router.model(&model)?;
@@ -140,11 +152,17 @@ impl Answer {
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
         meter.prompt(request.prompt.len(), request.max_tokens);
+        let request = Arc::new(request);
         let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: Vec::new() };
+        if !router.again.request(&model.name, &progress.request) {
+            let failure = Failure::KillsGroups;
+            meter.fail(&failure);
+            return Err(failure);
+        }
         let passage = router.traffic.enter(&model.name).inspect_err(|_| meter.end(FinishReason::Error))?;
         let mut closing = Box::pin(router.closing.clone().cancelled_owned());
         let run = tokio::select! {
-            run = progress.open().instrument(meter.span()) => run,
+            run = progress.opening(None).open().instrument(meter.span()) => run,
             () = &mut closing => Err(Failure::Closing),
         };
         let run = run.map_err(|failure| options.blame(failure));
@@ -168,7 +186,8 @@ impl Answer {
             silent: matches!(options.max_tokens, MaxTokens::Nothing),
             ignore_eos: options.ignore_eos,
             include_stop: options.include_stop,
-            run: Some(run),
+            stage: Stage::Running(run),
+            told_at: 1,
             closing,
             meter,
             passage,
@@ -176,15 +195,16 @@ impl Answer {
     }
 
     /// Its client wants it whole: it is looked at less often, unless its end depends on the text.
-    pub(crate) fn hold(&self) {
-        if let Some(run) = self.run.as_ref().filter(|_| !self.detokenizer.may_stop()) {
-            run.tell_at(HELD_EVENTS_MAX);
+    pub(crate) fn hold(&mut self) {
+        if !self.detokenizer.may_stop() {
+            self.tell_at(HELD_EVENTS_MAX);
         }
     }
 
     /// From now on its reader is woken when so many events wait, or the last.
-    pub(crate) fn tell_at(&self, events: usize) {
-        if let Some(run) = &self.run {
+    pub(crate) fn tell_at(&mut self, events: usize) {
+        self.told_at = events;
+        if let Stage::Running(run) = &self.stage {
             run.tell_at(events);
         }
     }
@@ -235,9 +255,9 @@ impl Answer {
 
     /// As [`next`](Self::next).
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delta, Failure>>> {
-        let Some(run) = self.run.as_mut() else { return Poll::Ready(None) };
-        let event = match run.poll_next(context) {
-            Poll::Ready(event) => event,
+        let event = match self.poll_event(context) {
+            Poll::Ready(Some(event)) => event,
+            Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending if self.closing.as_mut().poll(context).is_ready() => {
                 Err(Trouble::Final(Failure::Closing))
             }
@@ -246,9 +266,6 @@ impl Answer {
                 return Poll::Pending;
             }
         };
-        if let Err(Trouble::Lost) = event {
-            self.progress.router.groups.lost(&run.place); // for the requests to come; this one may not start over yet
-        }
         let delta = match event {
             Ok((_, Told::Bare(..) | Told::Token(_))) if self.silent => Ok(Delta::end(FinishReason::Length)),
             Ok((came, Told::Bare(index, token))) => {
@@ -259,18 +276,75 @@ impl Answer {
                 self.token(index, token.unwrap_or_default().into(), timing, came)
             }
             Ok((_, Told::Finished(reason))) => self.finished(reason),
-            Ok((_, Told::Scored(_) | Told::Failed(_))) => {
+            Ok((_, Told::Begun | Told::Scored(_) | Told::Failed(_))) => {
                 Err(Failure::Engine("it scored the prompt behind a token".to_owned()))
             }
-            Err(trouble) => Err(self.progress.failure(trouble)),
+            Err(trouble) => Err(trouble.failure(self.generated(), &self.progress.router.requests)),
         };
         match &delta {
             Ok(Delta { finish: None, .. }) => return Poll::Ready(Some(delta)),
             Ok(Delta { finish: Some(reason), .. }) => self.meter.end(*reason),
             Err(failure) => self.meter.fail(failure),
         }
-        self.run = None;
+        self.stage = Stage::Ended;
         Poll::Ready(Some(delta))
+    }
+
+    /// The next event of whoever works on it.
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<News, Trouble>>> {
+        loop {
+            let event = match &mut self.stage {
+                Stage::Running(run) => ready!(run.poll_next(context)),
+                Stage::Moving(opening) => match ready!(opening.as_mut().poll(context)) {
+                    Ok(run) => {
+                        self.passage.placed(self.prompt().len(), &run.place.group.0);
+                        run.tell_at(self.told_at);
+                        self.stage = Stage::Running(run);
+                        continue;
+                    }
+                    Err(failure) => Err(Trouble::Final(failure)),
+                },
+                Stage::Ended => return Poll::Ready(None),
+            };
+            match event {
+                Err(trouble @ (Trouble::Lost | Trouble::Stale)) => {
+                    if let Some(reason) = self.end_due() {
+                        return Poll::Ready(Some(Ok((Instant::now(), Told::Finished(reason.into())))));
+                    }
+                    self.move_on(&trouble);
+                }
+                event => {
+                    if let (Err(trouble), Stage::Running(run)) = (&event, &self.stage)
+                        && trouble.is_the_groups_fault()
+                    {
+                        self.progress.router.groups.failed(&run.place);
+                    }
+                    return Poll::Ready(Some(event));
+                }
+            }
+        }
+    }
+
+    /// How its group would have ended it behind its last token, had it not been lost before it said so.
+    fn end_due(&self) -> Option<v1::FinishReason> {
+        let (request, last) = (&self.progress.request, self.progress.tokens.last()?);
+        if request.stop_tokens.contains(last) {
+            return Some(v1::FinishReason::Stop);
+        }
+        (self.generated() >= request.max_tokens as usize).then_some(v1::FinishReason::Length)
+    }
+
+    /// Leaves a group that was lost.
+    fn move_on(&mut self, trouble: &Trouble) {
+        let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
+        let stale = matches!(trouble, Trouble::Stale);
+        if !stale {
+            self.progress.router.groups.lost(&run.place);
+        }
+        self.meter.migrates(if stale { "epoch" } else { "lost" }, &run.place);
+        drop(run);
+        let opening = self.progress.opening(Some(self.card.clone())).open();
+        self.stage = Stage::Moving(Box::pin(opening.instrument(self.meter.span())));
     }
 
     fn token(
@@ -337,44 +411,16 @@ impl Delta {
 }
 
 impl Progress {
-    /// Finds a group that goes on with the answer, from the prompt and the tokens so far.
-    async fn open(&self) -> Result<Run, Failure> {
-        let groups = &self.router.groups;
-        let &RequestLimits { first_token_s_max, next_token_s_max, .. } = &self.router.requests;
-        let due = Instant::now() + first_token_s_max;
-        for _ in 0..ATTEMPTS_MAX {
-            let place = groups.place(&self.model.name)?;
-            let mut request = v1::RunRequest::new(&self.request);
-            request.prompt.extend(&self.tokens);
-            request.first_index = self.tokens.len() as u32;
-            match Run::open(place, request, due, next_token_s_max).await {
-                Ok(run) => return Ok(run),
-                Err((Trouble::Final(failure), _)) => return Err(failure),
-                Err((trouble @ (Trouble::Due | Trouble::Silent), _)) => return Err(self.failure(trouble)),
-                Err((Trouble::Lost, place)) => {
-                    self.model.metrics.retry_lost.inc();
-                    groups.lost(&place);
-                }
-                Err((Trouble::Stale, place)) => {
-                    self.model.metrics.retry_epoch.inc();
-                    if !groups.moved(&place).await {
-                        groups.lost(&place);
-                    }
-                }
-            }
-        }
-        Err(self.failure(Trouble::Lost))
-    }
-
-    /// What the client is told when the answer does not go on.
-    fn failure(&self, trouble: Trouble) -> Failure {
-        let tokens = self.tokens.len();
-        match trouble {
-            Trouble::Lost | Trouble::Stale => Failure::Lost { tokens },
-            Trouble::Due => Failure::Queued { wait: self.router.requests.first_token_s_max },
-            Trouble::Silent => Failure::Stalled { wait: self.router.requests.next_token_s_max, tokens },
-            Trouble::Final(Failure::TooSlow { .. }) => Failure::TooSlow { tokens },
-            Trouble::Final(failure) => failure,
+    /// The way to a group that goes on with the answer, from the prompt and the tokens so far; `begun`: the card under
+    /// which a leader has had it.
+    fn opening(&self, begun: Option<ModelCard>) -> Opening {
+        Opening {
+            router: self.router.clone(),
+            model: self.model.clone(),
+            request: self.request.clone(),
+            tokens: self.tokens.clone(),
+            accepted: begun.is_some(),
+            begun: begun.filter(|_| !self.tokens.is_empty()),
         }
     }
 }

@@ -13,6 +13,7 @@ use tracing::Span;
 
 use crate::failure::Failure;
 use crate::groups::Place;
+use crate::limits::RequestLimits;
 use crate::link::{Letters, News, Told};
 use crate::trace;
 
@@ -24,6 +25,8 @@ pub(super) struct Run {
     first: Option<News>,
     /// What came of the prompt's log probabilities, from its second token on.
     pub(super) scores: Vec<TokenOut>,
+    /// The ranks work on it.
+    begun: bool,
     silence: Silence,
     /// Ends with it.
     _span: Span,
@@ -36,9 +39,19 @@ struct Silence {
     patience: Option<Duration>,
 }
 
+/// A request that did not get its next token.
+pub(super) struct Missed {
+    pub(super) trouble: Trouble,
+    /// The ranks of that group had begun to work on it.
+    pub(super) begun: bool,
+    pub(super) place: Place,
+}
+
 /// Why a leader did not go on.
 pub(super) enum Trouble {
-    /// It cannot be reached, or says that its group is lost.
+    /// It could not be told of the request.
+    Unheard,
+    /// It cannot be reached any more, or says that its group is lost.
     Lost,
     /// It leads another incarnation than the fleet's view shows.
     Stale,
@@ -52,23 +65,24 @@ pub(super) enum Trouble {
 
 impl Run {
     /// Sends a request to its place's leader and waits for the first token, until it is due; afterwards, it may be silent
-    /// for so long. The place comes back with a trouble.
+    /// for so long.
     pub(super) async fn open(
         place: Place,
         mut request: v1::RunRequest,
         due: Instant,
         silence_s_max: Duration,
-    ) -> Result<Self, (Trouble, Place)> {
+    ) -> Result<Self, Missed> {
         let prompt_tokens = request.prompt.len();
         let span = trace::run(&mut request, &place);
         let letters = place.link.send(request);
         let silence = Silence { timer: Box::pin(sleep_until(due)), patience: None };
-        let mut run = Self { place, letters, first: None, scores: Vec::new(), silence, _span: span };
+        let mut run =
+            Self { place, letters, first: None, scores: Vec::new(), begun: false, silence, _span: span };
         loop {
             match poll_fn(|context| run.poll_next(context)).await {
                 Ok((_, Told::Scored(scored))) => {
                     if let Err(trouble) = add_scores(&mut run.scores, *scored, prompt_tokens) {
-                        return Err((trouble, run.place));
+                        return Err(Missed { trouble, begun: run.begun, place: run.place });
                     }
                 }
                 Ok(first) => {
@@ -77,7 +91,10 @@ impl Run {
                     run.first = Some(first);
                     return Ok(run);
                 }
-                Err(trouble) => return Err((trouble, run.place)),
+                Err(Trouble::Lost) if !run.place.link.heard() => {
+                    return Err(Missed { trouble: Trouble::Unheard, begun: false, place: run.place });
+                }
+                Err(trouble) => return Err(Missed { trouble, begun: run.begun, place: run.place }),
             }
         }
     }
@@ -89,6 +106,10 @@ impl Run {
         }
         match self.letters.poll(context) {
             Poll::Ready(Ok((_, Told::Failed(failed)))) => Poll::Ready(Err(Trouble::said(*failed))),
+            Poll::Ready(Ok((_, Told::Begun))) => {
+                self.begun = true;
+                self.poll_next(context)
+            }
             Poll::Ready(Ok(news)) => Poll::Ready(Ok(news)),
             Poll::Ready(Err(status)) => Poll::Ready(Err(Trouble::of(&status))),
             Poll::Pending => Poll::Ready(Err(ready!(self.silence.poll(&self.letters, context)))),
@@ -128,6 +149,23 @@ fn add_scores(all: &mut Vec<TokenOut>, scored: v1::Scored, prompt_tokens: usize)
 }
 
 impl Trouble {
+    /// Whether a group may be broken that does so again and again. One that is lost is counted as such.
+    pub(super) fn is_the_groups_fault(&self) -> bool {
+        matches!(self, Self::Silent | Self::Final(Failure::Engine(_)))
+    }
+
+    /// What the client of an answer of so many tokens is told when nobody goes on with it.
+    pub(super) fn failure(self, tokens: usize, limits: &RequestLimits) -> Failure {
+        match self {
+            Self::Lost | Self::Unheard | Self::Stale => Failure::Lost { tokens },
+            Self::Due if tokens == 0 => Failure::Queued { wait: limits.first_token_s_max },
+            Self::Due => Failure::Stalled { wait: limits.first_token_s_max, tokens },
+            Self::Silent => Failure::Stalled { wait: limits.next_token_s_max, tokens },
+            Self::Final(Failure::TooSlow { .. }) => Failure::TooSlow { tokens },
+            Self::Final(failure) => failure,
+        }
+    }
+
     /// What the end of all news means.
     fn of(status: &Status) -> Self {
         if std::error::Error::source(status).is_some() {

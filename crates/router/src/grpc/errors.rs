@@ -22,6 +22,7 @@ impl From<Failure> for Status {
             Failure::Quota(_) => (Code::ResourceExhausted, "QUOTA_EXCEEDED"),
             Failure::NoGroup { .. } => (Code::Unavailable, "NO_GROUP_READY"),
             Failure::Lost { .. } => (Code::Unavailable, "GROUP_LOST"),
+            Failure::KillsGroups => (Code::Internal, "REQUEST_KILLS_GROUPS"),
             Failure::Queued { .. } => (Code::ResourceExhausted, "QUEUE_TIMEOUT"),
             Failure::Stalled { .. } => (Code::Unavailable, "GROUP_STALLED"),
             Failure::Closing => (Code::Unavailable, "SHUTTING_DOWN"),

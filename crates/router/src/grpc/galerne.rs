@@ -204,7 +204,7 @@ fn response(delta: Delta, answer: &Answer, first: bool) -> v1::GenerateResponse 
 }
 
 fn group_status(listed: &Listed) -> v1::GroupStatus {
-    let Listed { id, group, standing, same_weights: _, in_flight } = listed;
+    let Listed { id, group, standing, same_weights: _, in_flight, breaker: _ } = listed;
     let served = group.health.as_ref().map(|health| &health.model);
     let model = served.or_else(|| group.ranks.values().next().map(|rank| &rank.model));
     v1::GroupStatus {

@@ -94,6 +94,7 @@ impl From<Failure> for ApiError {
             Failure::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), None),
             Failure::NoGroup { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some("no_group_ready"), None),
             Failure::Lost { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some("group_lost"), None),
+            Failure::KillsGroups => (StatusCode::INTERNAL_SERVER_ERROR, Some("request_kills_groups"), None),
             Failure::Queued { .. } => (StatusCode::TOO_MANY_REQUESTS, Some("queue_timeout"), None),
             Failure::Stalled { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some("group_stalled"), None),
             Failure::Closing => (StatusCode::SERVICE_UNAVAILABLE, Some("shutting_down"), None),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use galerne_dispatch::BreakerState;
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Epoch, GroupId, LossKind, RankState};
 use galerne_wire::v1::LoadReport;
@@ -139,6 +140,16 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
             let count = counts.and_then(|counts| counts.get(&kind)).copied().unwrap_or(0);
             page.sample(&[("group", &id.0), ("reason", kind.name())], count);
         }
+    }
+    let help = "Whether failures keep new requests from a group: 0 no, 1 yes, 2 one of them tries it.";
+    page.family("galerne_router_breaker_state", "gauge", help);
+    for Listed { id, breaker, .. } in listed {
+        let state = match breaker {
+            BreakerState::Closed => 0,
+            BreakerState::Open => 1,
+            BreakerState::Probing => 2,
+        };
+        page.sample(&[("group", &id.0)], state);
     }
     page.family("galerne_groups", "gauge", "Groups of the fleet, by state.");
     for state in [Standing::Forming, Standing::Ready, Standing::Draining, Standing::Lost] {

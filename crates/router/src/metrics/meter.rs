@@ -9,8 +9,9 @@ use galerne_wire::v1;
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::model::ModelMetrics;
+use super::model::{MIGRATIONS, ModelMetrics};
 use crate::failure::Failure;
+use crate::groups::Place;
 use crate::trace::AnswerSpan;
 
 /// Measures one answer; one that is dropped before its end counts as given up by its client.
@@ -29,6 +30,8 @@ pub(crate) struct Meter {
     settled: u64,
     /// Tokens not counted yet that came with the one before.
     together: u64,
+    /// Its group was lost behind its last token.
+    stalls: bool,
     ended: bool,
     span: AnswerSpan,
     family: Arc<Family>,
@@ -60,6 +63,7 @@ impl Meter {
             tokens: 0,
             settled: 0,
             together: 0,
+            stalls: false,
             ended: false,
             span,
             family: Arc::new(Family {
@@ -105,8 +109,19 @@ impl Meter {
         } else {
             self.metrics.next_token.observe((now - self.last_token).as_secs_f64());
         }
+        if std::mem::take(&mut self.stalls) {
+            self.metrics.stall.observe((now - self.last_token).as_secs_f64());
+        }
         self.last_token = now;
         self.tokens += 1;
+    }
+
+    /// Its group did not go on with it, for one of the reasons of [`MIGRATIONS`].
+    pub(crate) fn migrates(&mut self, reason: &str, left: &Place) {
+        self.stalls = true;
+        let counts = MIGRATIONS.iter().zip(&self.metrics.migrations);
+        counts.filter(|(known, _)| **known == reason).for_each(|(_, count)| count.inc());
+        self.span.migrates(reason, left, self.tokens);
     }
 
     /// Counts the tokens that came since the last time, before their answer waits for more: many may come at once.

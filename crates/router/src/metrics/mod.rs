@@ -17,6 +17,7 @@ pub(crate) use self::meter::Meter;
 pub(crate) use self::model::ModelMetrics;
 pub(crate) use self::page::CONTENT_TYPE;
 use self::page::Page;
+use crate::again::Again;
 use crate::groups::Groups;
 
 /// Everything that `/metrics` tells.
@@ -36,12 +37,15 @@ impl Metrics {
     }
 
     /// The page of [`CONTENT_TYPE`], with the gauges as they stand now.
-    pub(crate) fn encode(&self, groups: &Groups) -> String {
+    pub(crate) fn encode(&self, groups: &Groups, again: &Again) -> String {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
         let mut page = Page::default();
         fleet::write(&mut page, &names, &groups.list(), &self.loads);
         model::write(&mut page, &models);
+        let help = "Requests that are refused because groups were lost on them.";
+        page.family("galerne_router_banned_requests", "gauge", help);
+        page.sample(&[], again.banned());
         process::write(&mut page);
         page.into_text()
     }

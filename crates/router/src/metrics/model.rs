@@ -81,7 +81,18 @@ pub(crate) struct ModelMetrics {
     pub(crate) retry_lost: Counter,
     /// Retries because the fleet's view was older than the leader's.
     pub(crate) retry_epoch: Counter,
+    /// Answers that went on elsewhere, in the order of [`MIGRATIONS`].
+    pub(super) migrations: [Counter; MIGRATIONS.len()],
+    /// From the last token before a loss to the first one after it.
+    pub(super) stall: Histogram,
 }
+
+/// Why answers go on elsewhere: their group was lost, or its leader leads another epoch.
+pub(super) const MIGRATIONS: [&str; 2] = ["lost", "epoch"];
+
+/// Bounds of stalls, in seconds.
+const STALL_S: &[f64] =
+    &[0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0];
 
 impl ModelMetrics {
     /// `context`: tokens of a prompt and its answer together, at most.
@@ -116,6 +127,8 @@ impl ModelMetrics {
             gen_ai_output: Histogram::new(GEN_AI_TOKENS),
             retry_lost: Counter::default(),
             retry_epoch: Counter::default(),
+            migrations: Default::default(),
+            stall: Histogram::new(STALL_S),
         }
     }
 }
@@ -189,6 +202,16 @@ pub(super) fn write(page: &mut Page, models: &[std::sync::Arc<ModelMetrics>]) {
         page.sample(&[("model_name", &m.name), ("reason", "lost")], m.retry_lost.get());
         page.sample(&[("model_name", &m.name), ("reason", "epoch")], m.retry_epoch.get());
     }
+    let help = "Answers that lost their group behind a token and were sent on, by what happened to it.";
+    page.family("galerne_router_stream_migrations_total", "counter", help);
+    for m in models {
+        for (reason, count) in MIGRATIONS.iter().zip(&m.migrations) {
+            page.sample(&[("model_name", &m.name), ("reason", reason)], count.get());
+        }
+    }
+    let help = "From an answer's last token before its group was lost to the next one.";
+    page.family("galerne_router_stream_stall_seconds", "histogram", help);
+    models.iter().for_each(|m| page.histogram(&[("model_name", &m.name)], &m.stall));
 }
 
 fn write_gen_ai(page: &mut Page, models: &[std::sync::Arc<ModelMetrics>]) {

@@ -1,7 +1,9 @@
 //! Groups that are lost, stale, full, incomplete or strangers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use galerne_router::RequestLimits;
 use galerne_types::{Epoch, Fleet, Group, GroupId};
 use galerne_wire::v1::{FinishReason, FleetRequest};
 use serde_json::json;
@@ -68,11 +70,12 @@ async fn a_lost_leader_that_answers_again_is_back() {
 }
 
 #[tokio::test]
-async fn a_leader_that_dies_after_the_first_token_ends_the_answer_with_one_error() {
+async fn an_answer_whose_group_does_not_come_back_ends_with_one_error() {
     let script = vec![Act::Token(token(ids("Anon")[0])), Act::Wait(gate())];
+    let recovery_s_max = Duration::from_millis(100);
     for stream in [true, false] {
         let mut leader = Leader::start(script.clone()).await;
-        let stage = Stage::with(&[&leader]).await;
+        let stage = Stage::busy(&leader, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
         let connection = stage.start(TEXT, &json!({ "prompt": "x", "stream": stream })).await;
         let token_has_come = r#"vllm:generation_tokens_total{model_name="bard"} 1"#;
         patiently(async { while !stage.get("/metrics").await.body.contains(token_has_come) {} }).await;
@@ -134,7 +137,7 @@ async fn only_whole_groups_with_the_right_weights_get_requests() {
         group
     };
     for (group, state, status) in [
-        (changed(|g| drop(g.ranks.pop_last())), "lost", 503),
+        (changed(|g| drop(g.ranks.pop_last())), "ready", 200),
         (changed(|g| g.ranks.first_entry().unwrap().get_mut().pid = 1), "lost", 503),
         (changed(|g| g.ranks.first_entry().unwrap().get_mut().left = Epoch(7)), "lost", 503),
         (changed(|g| g.health.as_mut().unwrap().model.digest = "other".to_owned()), "lost", 503),

@@ -35,6 +35,10 @@ pub(crate) enum Act {
     Finish(v1::FinishReason),
     /// Ends the stream with an error.
     Fail(v1::Failed),
+    /// Says that the ranks work on it.
+    Begin,
+    /// Ends the router's stream, as when the group is lost, unless that was done so often.
+    Lose(Arc<AtomicU64>),
     /// Waits for a permit of this semaphore; one without permits waits for ever.
     Wait(Arc<Semaphore>),
 }
@@ -127,20 +131,18 @@ impl Drop for Guard {
 }
 
 impl Player {
-    /// Plays the script for one request.
-    fn play(&self, request: v1::RunRequest) -> BoxStream<'static, v1::RunEvent> {
+    /// Plays the script for one request, from the token on that it asks for first. Those before it have to stand behind
+    /// its prompt.
+    fn play(&self, request: v1::RunRequest) -> BoxStream<'static, Result<v1::RunEvent, Status>> {
         let script = self.script.lock().unwrap().clone(); // before the test hears of it, and plays another one
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed).unwrap_or(0) as usize;
-        let id = request.id;
+        let (id, first) = (request.id, request.first_index);
+        let script = rest(script, seed, &request.prompt[request.prompt.len() - first as usize..]);
         let _ = self.requests.send(request);
-        let state = (script.into_iter(), 0, Guard(Some(self.dropped.clone())));
+        let state = (script.into_iter(), first, Guard(Some(self.dropped.clone())));
         let events = stream::unfold(state, move |(mut script, mut index, mut guard)| async move {
             loop {
-                let act = match script.next() {
-                    Some(Act::Seeded(tokens)) => Some(Act::Token(tokens[seed].clone())),
-                    act => act,
-                };
-                let event = match act {
+                let event = match script.next() {
                     Some(Act::Token(token)) => {
                         index += 1;
                         Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None })
@@ -150,24 +152,60 @@ impl Player {
                         let timing = Some(v1::Timing { cached_tokens, ..Default::default() });
                         Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing })
                     }
-                    Some(Act::Seeded(_)) => unreachable!("turned into a token above"),
+                    Some(Act::Seeded(_)) => unreachable!("turned into a token before"),
                     Some(Act::Score(position, scores)) => Event::Scored(v1::Scored { position, scores }),
+                    Some(Act::Begin) => Event::Begun(v1::Begun {}),
                     Some(Act::Finish(reason)) => Event::Finished(reason.into()),
                     Some(Act::Fail(failed)) => Event::Failed(failed),
                     Some(Act::Wait(gate)) => {
                         gate.acquire().await.unwrap().forget();
                         continue;
                     }
+                    Some(Act::Lose(times)) => {
+                        let take = |left: u64| left.checked_sub(1);
+                        if times.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+                            continue;
+                        }
+                        guard.0.take();
+                        let lost = Status::unavailable("the group was lost");
+                        return Some((Err(lost), (Vec::new().into_iter(), index, guard)));
+                    }
                     None => {
                         guard.0.take();
                         return None;
                     }
                 };
-                return Some((v1::RunEvent { id, event: Some(event) }, (script, index, guard)));
+                return Some((Ok(v1::RunEvent { id, event: Some(event) }), (script, index, guard)));
             }
         });
         events.boxed()
     }
+}
+
+/// What is left of a script behind tokens that were told before.
+fn rest(script: Vec<Act>, seed: usize, told: &[u32]) -> Vec<Act> {
+    let mut told = told.iter();
+    let mut rest = Vec::new();
+    for act in script {
+        let act = match act {
+            Act::Seeded(tokens) => Act::Token(tokens[seed].clone()),
+            act => act,
+        };
+        let due = match (&act, told.as_slice()) {
+            (Act::Token(token) | Act::Cached(token, _), [due, ..]) => Some((token.id, *due)),
+            (Act::Fail(_), _) | (_, []) => None,
+            _ => continue,
+        };
+        match due {
+            Some((token, due)) if token == due => drop(told.next()),
+            Some((token, due)) => {
+                let says = format!("a replay says {due} where token {token} was told");
+                return vec![Act::Fail(Status::internal(says).into())];
+            }
+            None => rest.push(act),
+        }
+    }
+    rest
 }
 
 #[tonic::async_trait]
@@ -194,7 +232,8 @@ impl Engine for Service {
                         let (id, news, mut play) = (request.id, news.clone(), player.play(request));
                         let play = tokio::spawn(async move {
                             while let Some(event) = play.next().await {
-                                let _ = news.send(Ok(v1::News { events: vec![event], ..Default::default() }));
+                                let told = |event| v1::News { events: vec![event], ..Default::default() };
+                                let _ = news.send(event.map(told));
                                 tokio::task::yield_now().await; // a step lies between two tokens
                             }
                         });
@@ -233,6 +272,11 @@ pub(crate) fn token(id: u32) -> v1::Token {
     let logprob = -(id as f32) / 100.0;
     let top = vec![v1::TopToken { id, logprob }, v1::TopToken { id: 301, logprob: f32::NEG_INFINITY }];
     v1::Token { id, logprob, top, rank: id % 100 }
+}
+
+/// A loss of the group that happens so often.
+pub(crate) fn losses(times: u64) -> Act {
+    Act::Lose(Arc::new(AtomicU64::new(times)))
 }
 
 /// A wait that only `add_permits` ends.

@@ -13,6 +13,7 @@ mod leader;
 mod lifecycle;
 mod limits;
 mod malformed;
+mod migration;
 mod mistral;
 mod openai;
 mod operation;

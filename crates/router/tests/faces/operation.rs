@@ -33,7 +33,7 @@ async fn readiness_says_what_is_missing() {
     forming.ranks.first_entry().unwrap().get_mut().state = galerne_types::RankState::Loading { percent: 40 };
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([(id, forming)]) });
     let missing = stage.get("/readyz").await.json()["missing"][0].as_str().unwrap().to_owned();
-    assert_eq!(missing, "group g0 is lost; 1 of 2 ranks are up: host/g0/0 loading 40%");
+    assert_eq!(missing, "group g0 is forming; 1 of 2 ranks are up: host/g0/0 loading 40%");
 
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
     assert_eq!(stage.get("/readyz").await.json(), json!({ "ready": true }));

@@ -275,7 +275,9 @@ impl Leader {
         while let Some(step) = self.scheduler.plan() {
             let admitted = self.scheduler.take_admitted();
             self.stats.admitted(&admitted);
-            self.streams.admitted(&admitted);
+            for request in self.streams.admitted(&admitted) {
+                self.cancel(request);
+            }
             self.stats.preempted(self.scheduler.take_preempted().len());
             self.send(step)?;
         }

@@ -103,7 +103,7 @@ impl Waiting {
     fn push(&mut self, id: u32, event: Event) {
         let place = match &event {
             Event::Finished(_) | Event::Failed(_) => &mut self.ends,
-            Event::Scored(_) => &mut self.events,
+            Event::Begun(_) | Event::Scored(_) => &mut self.events,
             Event::Token(token) => match token.bare() {
                 Some(bare) => return self.tokens.push((id, token.index, bare)),
                 None => &mut self.events,

@@ -86,17 +86,23 @@ impl Streams {
         self.open.insert(request, open);
     }
 
-    /// Requests were admitted just now.
-    pub(crate) fn admitted(&mut self, requests: &[Admitted]) {
-        let now = Instant::now();
+    /// Requests were admitted just now: their routers are told at once, so that they know whom to suspect should the ranks
+    /// die of one. Returns the requests that are to be cancelled, as [`emit`](Self::emit).
+    pub(crate) fn admitted(&mut self, requests: &[Admitted]) -> Vec<RequestId> {
+        let (now, mut left) = (Instant::now(), Vec::new());
         for &Admitted { request, looked_up_tokens: _, cached_tokens } in requests {
-            if let Some(open) = self.open.get_mut(&request) {
-                (open.admitted, open.cached_tokens) = (Some(now), cached_tokens);
-                if let Some(traced) = &mut open.traced {
-                    traced.admitted();
-                }
+            let Some(open) = self.open.get_mut(&request) else { continue };
+            let first = open.admitted.replace(now).is_none();
+            open.cached_tokens = cached_tokens;
+            if let Some(traced) = &mut open.traced {
+                traced.admitted();
+            }
+            if first {
+                left.extend(self.tell(request, News::Begun(v1::Begun {})));
             }
         }
+        self.flush();
+        left
     }
 
     /// Forgets a stream that nobody waits for; true if it was open.

@@ -1,0 +1,60 @@
+//! Requests that are sent again: how many, and which are not.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use galerne_dispatch::{Bans, Digest, RetryBudget};
+use galerne_types::{Request, Sampling};
+use sha2::{Digest as _, Sha256};
+
+/// What this router has seen of requests that were lost.
+pub(crate) struct Again {
+    budget: Mutex<RetryBudget>,
+    bans: Mutex<Bans>,
+    /// Time counts from here.
+    began: Instant,
+}
+
+impl Again {
+    pub(crate) fn new() -> Self {
+        Self { budget: Mutex::default(), bans: Mutex::default(), began: Instant::now() }
+    }
+
+    /// Counts a request; false if it is refused because groups were lost on it just now.
+    pub(crate) fn request(&self, model: &str, request: &Request) -> bool {
+        let now = self.began.elapsed();
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).request(now);
+        !self.bans.lock().unwrap_or_else(PoisonError::into_inner).refuses(|| digest(model, request), now)
+    }
+
+    /// Counts a retry of a request that has no token yet.
+    ///
+    /// # Errors
+    /// The time until there may be one, if there have been too many.
+    pub(crate) fn retry(&self) -> Result<(), Duration> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).retry(self.began.elapsed())
+    }
+
+    /// Refuses a request from now on.
+    pub(crate) fn ban(&self, model: &str, request: &Request) {
+        let (digest, now) = (digest(model, request), self.began.elapsed());
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner).ban(digest, now);
+    }
+
+    /// Requests that are refused.
+    pub(crate) fn banned(&self) -> usize {
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner).count(self.began.elapsed())
+    }
+}
+
+/// All that ranks see of a request but its seed, which is another one each time for most clients.
+fn digest(model: &str, request: &Request) -> Digest {
+    let mut digest = Sha256::new();
+    let sampling = Sampling { seed: 0, ..request.sampling.clone() };
+    for part in [model.as_bytes(), format!("{sampling:?}{:?}", request.grammar).as_bytes()] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    request.prompt.iter().for_each(|token| digest.update(token.to_le_bytes()));
+    digest.finalize().into()
+}
