@@ -22,6 +22,8 @@ pub(crate) struct Ask {
     pub(crate) prompt: Prompt,
     pub(crate) options: Options,
     pub(crate) caller: Caller,
+    /// The beginning of the answer, which its client has.
+    pub(crate) resume: Vec<TokenId>,
 }
 
 /// Several answers to generate at once.
@@ -65,6 +67,8 @@ pub(crate) struct Options {
     pub(crate) cache_salt: Option<u64>,
     /// Before its tenant's waiting requests of a higher number.
     pub(crate) priority: i32,
+    /// The client's; that of `sampling` follows from it.
+    pub(crate) seed: Option<u64>,
 }
 
 /// How many tokens of a prompt to keep.
@@ -279,7 +283,13 @@ impl Options {
             truncate: None,
             cache_salt: Some(salt("")),
             priority: 0,
+            seed: None,
         }
+    }
+
+    /// Decides on the seed: the client's, or what the request's name makes of itself, or any.
+    pub(crate) fn draw_seed(&mut self, caller: &Caller) {
+        self.sampling.seed = self.seed.or_else(|| caller.seed()).unwrap_or_else(random_seed);
     }
 
     /// Checks what can be checked without the prompt.

@@ -49,7 +49,7 @@ impl Choices {
         let prepared = Self::prepare(router, &model, asked).await;
         let (prompts, each) = prepared.inspect_err(|failure| meter.fail(failure))?;
         if let ([common], 1) = (prompts.as_slice(), each) {
-            let answer = Answer::open(common, 0, meter).await?;
+            let answer = Answer::open(common, 0, meter, Vec::new()).await?;
             return Ok(Self {
                 model,
                 slots: vec![Slot::Running(Box::new(answer))],
@@ -65,7 +65,7 @@ impl Choices {
         meters.push(meter);
         let slots = numbered.into_iter().zip(meters).map(|((common, number), meter)| {
             let common = common.clone();
-            Slot::Opening(Box::pin(async move { Answer::open(&common, number, meter).await }))
+            Slot::Opening(Box::pin(async move { Answer::open(&common, number, meter, Vec::new()).await }))
         });
         let slots: Vec<_> = slots.collect();
         let mut choices = Self { model, left: slots.len(), slots, each: each as usize, turn: 0, held: false };
@@ -78,7 +78,9 @@ impl Choices {
         model: &Arc<Model>,
         asked: Several,
     ) -> Result<(Vec<Arc<Common>>, u32), Failure> {
-        let Several { model: _, prompts, each, options, caller } = asked;
+        let Several { model: _, prompts, each, mut options, mut caller } = asked;
+        caller.claim(&router.repeats)?;
+        options.draw_seed(&caller);
         let &RequestLimits { prompts_max, choices_max, .. } = &router.requests;
         let count = prompts.len();
         if count > prompts_max {

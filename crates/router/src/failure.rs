@@ -79,6 +79,9 @@ pub(crate) enum Failure {
         /// Tokens that had been generated.
         tokens: usize,
     },
+    /// Its client has sent it again.
+    #[error("a request of the same name has come since, and has taken the place of this one")]
+    Superseded,
     /// The engine broke its promise.
     #[error("the engine failed: {0}")]
     Engine(String),
@@ -89,7 +92,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// All that [`reason`](Self::reason) can be.
-    pub(crate) const REASONS: [&str; 12] = [
+    pub(crate) const REASONS: [&str; 13] = [
         "invalid",
         "no_model",
         "overloaded",
@@ -100,6 +103,7 @@ impl Failure {
         "lost",
         "kills_groups",
         "too_slow",
+        "superseded",
         "engine",
         "closing",
     ];
@@ -117,6 +121,7 @@ impl Failure {
             Self::Lost { .. } => "lost",
             Self::KillsGroups => "kills_groups",
             Self::TooSlow { .. } => "too_slow",
+            Self::Superseded => "superseded",
             Self::Engine(_) => "engine",
             Self::Closing => "closing",
         }
@@ -135,6 +140,7 @@ impl Failure {
             | Self::Lost { .. }
             | Self::KillsGroups
             | Self::TooSlow { .. }
+            | Self::Superseded
             | Self::Engine(_)
             | Self::Closing => false,
         }

@@ -30,6 +30,7 @@ mod link;
 mod loads;
 mod metrics;
 mod model;
+mod repeats;
 mod serve;
 mod server;
 mod standing;

@@ -77,6 +77,12 @@ pub(crate) const RETRY_MS_MIN: Duration = Duration::from_millis(20);
 /// The longest such wait.
 pub(crate) const RETRY_MS_MAX: Duration = Duration::from_millis(1_000);
 
+/// Named requests that are under way at once.
+pub(crate) const REPEATS_MAX: usize = 65_536;
+
+/// Bytes of a request's name, `Idempotency-Key` or `X-Request-Id`; a longer one is none.
+pub(crate) const REPEAT_KEY_BYTES_MAX: usize = 256;
+
 /// Time to connect to a leader.
 pub(crate) const CONNECT_MS_MAX: Duration = Duration::from_millis(1_000);
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use galerne_types::limits::STREAM_EVENTS_MAX;
@@ -104,6 +104,28 @@ pub(crate) struct Letters {
     taken: VecDeque<News>,
 }
 
+/// Ends a request from outside, whether or not anybody looks at its news.
+pub(crate) struct Cut {
+    id: u32,
+    link: Weak<Link>,
+    inbox: Weak<Inbox>,
+}
+
+impl Cut {
+    /// Whether there may be something to end.
+    pub(crate) fn holds(&self) -> bool {
+        self.inbox.strong_count() > 0
+    }
+
+    /// Cancels the request at its leader; there will be no more news of it.
+    pub(crate) fn cut(&self) {
+        let (Some(link), Some(inbox)) = (self.link.upgrade(), self.inbox.upgrade()) else { return };
+        if link.requests.forget(self.id, &inbox) {
+            inbox.end(&Status::cancelled("the request was cut"));
+        }
+    }
+}
+
 impl Link {
     /// Begins a stream to the leader of `epoch`.
     pub(crate) fn open(leader: EngineClient<Channel>, epoch: Epoch, secret: String) -> Arc<Self> {
@@ -198,6 +220,18 @@ impl Requests {
         drop(open);
         readers.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+
+    /// Cancels a request that has not ended; false if it has.
+    fn forget(&self, id: u32, inbox: &Arc<Inbox>) -> bool {
+        let mut open = self.open();
+        let open_still = open.inboxes.get(&id).is_some_and(|known| Arc::ptr_eq(known, inbox));
+        if open_still {
+            open.inboxes.remove(&id);
+            drop(open);
+            self.cancel(id);
+        }
+        open_still
     }
 
     /// Tells the leader that nobody waits for a request any more.
@@ -298,6 +332,11 @@ impl Letters {
         Poll::Pending
     }
 
+    /// What ends the request from outside.
+    pub(crate) fn scissors(&self) -> Cut {
+        Cut { id: self.id, link: Arc::downgrade(&self.link), inbox: Arc::downgrade(&self.inbox) }
+    }
+
     /// When there was news last, taken or not.
     pub(crate) fn heard(&self) -> Instant {
         self.inbox.unread().heard
@@ -311,12 +350,7 @@ impl Letters {
 
 impl Drop for Letters {
     fn drop(&mut self) {
-        let mut open = self.link.requests.open();
-        if open.inboxes.get(&self.id).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox)) {
-            open.inboxes.remove(&self.id);
-            drop(open);
-            self.link.requests.cancel(self.id);
-        }
+        self.link.requests.forget(self.id, &self.inbox);
     }
 }
 

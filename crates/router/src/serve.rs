@@ -22,6 +22,7 @@ use crate::inside::Inside;
 use crate::limits::{FLUSH_MS_MAX, INLINE_TEXT_BYTES_MAX, RequestLimits};
 use crate::metrics::Metrics;
 use crate::model::{self, Model, ModelError, ModelSource, Models};
+use crate::repeats::Repeats;
 use crate::server::{Bodies, Places, ServerLimits};
 use crate::traffic::Traffic;
 use crate::{admin, grpc, http, loads, standing, trace};
@@ -130,6 +131,8 @@ pub(crate) struct Router {
     pub(crate) grpc_places: Arc<Places>,
     /// Requests that are sent again.
     pub(crate) again: Again,
+    /// Requests that their clients have named.
+    pub(crate) repeats: Arc<Repeats>,
     /// Requests under way.
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) log: Option<LogHandle>,
@@ -249,6 +252,7 @@ impl Router {
             tls,
             traffic: Traffic::new(requests.requests_max),
             again: Again::new(),
+            repeats: Arc::default(),
             bodies: Bodies::new(requests.bodies_bytes_max),
             requests,
             log,

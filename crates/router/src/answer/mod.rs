@@ -49,6 +49,10 @@ pub(crate) struct Answer {
     include_stop: bool,
     /// Resolves when running answers have to end; kept, because to register anew for each token costs a lock.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Resolves when its client has sent it again, if it has a name.
+    superseded: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Tokens that its client had before it began.
+    resumed: usize,
     meter: Meter,
     /// Counts as a request under way.
     passage: Passage,
@@ -60,6 +64,8 @@ enum Stage {
     Running(Run),
     /// Its group was lost, and another one is to go on with it, or the same once it is back.
     Moving(Pin<Box<dyn Future<Output = Result<Run, Failure>> + Send>>),
+    /// It has ended with what its client had before.
+    Complete(v1::FinishReason),
     Ended,
 }
 
@@ -71,6 +77,8 @@ pub(crate) struct Common {
     caller: Caller,
     /// The first one's.
     request: Request,
+    /// What one of the groups serves.
+    card: ModelCard,
 }
 
 /// Everything that a leader needs to go on with the next token, whichever leader it is.
@@ -124,7 +132,7 @@ impl Common {
         let request = options.request(model, prompt, card.context_tokens_max, caller, &router.requests)?;
         caller.reserve(options.estimate(&request, each))?;
         let (router, model, options) = (router.clone(), model.clone(), options.clone());
-        Ok(Self { router, model, options, caller: caller.clone(), request })
+        Ok(Self { router, model, options, caller: caller.clone(), request, card })
     }
 }
 
@@ -132,10 +140,12 @@ impl Answer {
     /// Begins an answer, and returns when its first token is there: until then every failure has a status of its own
     /// instead of breaking a stream.
     pub(crate) async fn start(router: &Arc<Router>, ask: Ask) -> Result<Self, Failure> {
-        let Ask { model, prompt, options, caller } = ask;
+        let Ask { model, prompt, mut options, mut caller, resume } = ask;
         let model = router.model(&model)?;
         caller.begin()?;
         let mut meter = Meter::new(model.metrics.clone());
+        caller.claim(&router.repeats).inspect_err(|failure| meter.fail(failure))?;
+        options.draw_seed(&caller);
         let options = Arc::new(options);
         let common = async {
             options.check(&router.requests)?;
@@ -143,55 +153,97 @@ impl Answer {
         };
         let common = common.await.inspect_err(|failure| meter.fail(failure))?;
         caller.release(); // its body has become tokens
-        Self::open(&common, 0, meter).await
+        Self::open(&common, 0, meter, resume).await
     }
 
-    /// Begins the answer of that number to a prompt, and returns when its first token is there.
-    pub(crate) async fn open(common: &Common, number: u32, mut meter: Meter) -> Result<Self, Failure> {
-        let Common { router, model, options, caller, request } = common;
+    /// Begins the answer of that number to a prompt, and returns when its first token is there; `resume`: the beginning
+    /// that its client has.
+    pub(crate) async fn open(
+        common: &Common,
+        number: u32,
+        mut meter: Meter,
+        resume: Vec<TokenId>,
+    ) -> Result<Self, Failure> {
+        let Common { router, model, options, caller, request, card } = common;
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
         meter.prompt(request.prompt.len(), request.max_tokens);
         let request = Arc::new(request);
-        let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: Vec::new() };
+        let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: resume };
         if !router.again.request(&model.name, &progress.request) {
             let failure = Failure::KillsGroups;
             meter.fail(&failure);
             return Err(failure);
         }
         let passage = router.traffic.enter(&model.name).inspect_err(|_| meter.end(FinishReason::Error))?;
-        let mut closing = Box::pin(router.closing.clone().cancelled_owned());
-        let run = tokio::select! {
-            run = progress.opening(None).open().instrument(meter.span()) => run,
-            () = &mut closing => Err(Failure::Closing),
-        };
-        let run = run.map_err(|failure| options.blame(failure));
-        let mut run = run.inspect_err(|failure| meter.fail(failure))?;
-        if number == 0 {
-            caller.used(progress.request.prompt.len() as u64); // once, as in a client's usage
-        }
-        passage.placed(progress.request.prompt.len(), &run.place.group.0);
         let (prompt, stop) = (&progress.request.prompt, options.stop.clone());
         let detokenizer = Detokenizer::new(model.tokenizer.clone(), prompt, stop, options.skip_special)
             .with_min_tokens(progress.request.min_tokens as usize)
             .spelling_out(&options.spelled_out)
             .including_stop(options.include_stop);
-        Ok(Self {
+        let mut answer = Self {
             caller: caller.clone(),
+            resumed: progress.tokens.len(),
             progress,
             detokenizer,
-            card: run.place.model.clone(),
-            scores: std::mem::take(&mut run.scores),
+            card: card.clone(),
+            stage: Stage::Ended,
+            told_at: 1,
+            scores: Vec::new(),
             cached_tokens: 0,
             silent: matches!(options.max_tokens, MaxTokens::Nothing),
             ignore_eos: options.ignore_eos,
             include_stop: options.include_stop,
-            stage: Stage::Running(run),
-            told_at: 1,
-            closing,
+            closing: Box::pin(router.closing.clone().cancelled_owned()),
+            superseded: caller.claimed().map(|claim| Box::pin(claim.superseded().cancelled_owned())),
             meter,
             passage,
-        })
+        };
+        let begun = answer.begin().await.map_err(|failure| options.blame(failure));
+        begun.inspect_err(|failure| answer.meter.fail(failure))?;
+        if number == 0 {
+            caller.used(answer.prompt().len() as u64); // once, as in a client's usage
+        }
+        Ok(answer)
+    }
+
+    /// Takes in what its client has of it, and finds a group that goes on.
+    async fn begin(&mut self) -> Result<(), Failure> {
+        if let Some(reason) = self.take_up()? {
+            self.stage = Stage::Complete(reason);
+            return Ok(());
+        }
+        let opening = self.progress.opening(&self.caller, None).open().instrument(self.meter.span());
+        let superseded = self.superseded.as_mut();
+        let mut run = tokio::select! {
+            run = opening => run?,
+            () = &mut self.closing => return Err(Failure::Closing),
+            () = async { superseded.expect("asked before").await }, if superseded.is_some() => {
+                return Err(Failure::Superseded);
+            }
+        };
+        self.passage.placed(self.progress.request.prompt.len(), &run.place.group.0);
+        self.card = run.place.model.clone();
+        self.scores = std::mem::take(&mut run.scores);
+        self.stage = Stage::Running(run);
+        Ok(())
+    }
+
+    /// Brings the text to where its client has it; why there is no more, if that is all.
+    fn take_up(&mut self) -> Result<Option<v1::FinishReason>, Failure> {
+        let (tokens, vocab) = (&self.progress.tokens, self.model().vocab);
+        let most = self.progress.request.max_tokens as usize;
+        if tokens.len() > most || tokens.iter().any(|&token| token as usize >= vocab) {
+            let says = format!("resume must be at most {most} tokens of the vocabulary of {vocab}");
+            return Err(Failure::invalid("resume", says));
+        }
+        for &token in &self.progress.tokens {
+            let ends = self.progress.request.stop_tokens.contains(&token) && !self.include_stop;
+            if !ends && self.detokenizer.push(token).stopped {
+                return Ok(Some(v1::FinishReason::Stop));
+            }
+        }
+        Ok(self.end_due())
     }
 
     /// Its client wants it whole: it is looked at less often, unless its end depends on the text.
@@ -238,6 +290,11 @@ impl Answer {
         request.stop_tokens.contains(&token) || self.generated() >= request.max_tokens as usize
     }
 
+    /// Tokens that its client had before.
+    pub(crate) fn resumed(&self) -> usize {
+        self.resumed
+    }
+
     /// Tokens generated so far, the one that ends the answer included.
     pub(crate) fn generated(&self) -> usize {
         self.progress.tokens.len()
@@ -255,11 +312,16 @@ impl Answer {
 
     /// As [`next`](Self::next).
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delta, Failure>>> {
+        let over = self.caller.claimed().is_some_and(|claim| claim.is_over());
         let event = match self.poll_event(context) {
+            _ if over => Err(Trouble::Final(Failure::Superseded)),
             Poll::Ready(Some(event)) => event,
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending if self.closing.as_mut().poll(context).is_ready() => {
                 Err(Trouble::Final(Failure::Closing))
+            }
+            Poll::Pending if self.poll_superseded(context).is_ready() => {
+                Err(Trouble::Final(Failure::Superseded))
             }
             Poll::Pending => {
                 self.meter.settle();
@@ -304,6 +366,7 @@ impl Answer {
                     }
                     Err(failure) => Err(Trouble::Final(failure)),
                 },
+                Stage::Complete(reason) => Ok((Instant::now(), Told::Finished((*reason).into()))),
                 Stage::Ended => return Poll::Ready(None),
             };
             match event {
@@ -325,6 +388,10 @@ impl Answer {
         }
     }
 
+    fn poll_superseded(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.superseded.as_mut().map_or(Poll::Pending, |superseded| superseded.as_mut().poll(context))
+    }
+
     /// How its group would have ended it behind its last token, had it not been lost before it said so.
     fn end_due(&self) -> Option<v1::FinishReason> {
         let (request, last) = (&self.progress.request, self.progress.tokens.last()?);
@@ -343,7 +410,7 @@ impl Answer {
         }
         self.meter.migrates(if stale { "epoch" } else { "lost" }, &run.place);
         drop(run);
-        let opening = self.progress.opening(Some(self.card.clone())).open();
+        let opening = self.progress.opening(&self.caller, Some(self.card.clone())).open();
         self.stage = Stage::Moving(Box::pin(opening.instrument(self.meter.span())));
     }
 
@@ -355,7 +422,7 @@ impl Answer {
         came: Instant,
     ) -> Result<Delta, Failure> {
         let (index, expected) = (index as usize, self.progress.tokens.len());
-        if let (0, Some(timing)) = (expected, &timing) {
+        if let (true, Some(timing)) = (expected == self.resumed, &timing) {
             self.cached_tokens = self.prompt().len().min(timing.cached_tokens as usize);
         }
         if index != expected {
@@ -394,7 +461,9 @@ impl Answer {
         let reason = v1::FinishReason::try_from(reason).ok().and_then(v1::FinishReason::into_type);
         match reason {
             Some(reason @ (FinishReason::Stop | FinishReason::Length)) => {
-                let stopped = if reason == FinishReason::Stop { self.stopped() } else { None };
+                let text = self.detokenizer.stopped().map(|stop| Stopped::Text(stop.to_owned()));
+                let stopped =
+                    if reason == FinishReason::Stop { text.or_else(|| self.stopped()) } else { None };
                 Ok(Delta { text: self.detokenizer.finish().into(), stopped, ..Delta::end(reason) })
             }
             Some(FinishReason::Cancelled | FinishReason::Error) | None => {
@@ -413,7 +482,7 @@ impl Delta {
 impl Progress {
     /// The way to a group that goes on with the answer, from the prompt and the tokens so far; `begun`: the card under
     /// which a leader has had it.
-    fn opening(&self, begun: Option<ModelCard>) -> Opening {
+    fn opening(&self, caller: &Caller, begun: Option<ModelCard>) -> Opening {
         Opening {
             router: self.router.clone(),
             model: self.model.clone(),
@@ -421,6 +490,7 @@ impl Progress {
             tokens: self.tokens.clone(),
             accepted: begun.is_some(),
             begun: begun.filter(|_| !self.tokens.is_empty()),
+            claim: caller.claimed().cloned(),
         }
     }
 }

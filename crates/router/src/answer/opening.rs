@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::groups::{Place, Watch};
 use crate::limits::{ATTEMPTS_MAX, DEATHS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits};
 use crate::model::Model;
+use crate::repeats::Claim;
 use crate::serve::Router;
 
 /// An answer that is to be begun, or to go on.
@@ -28,6 +29,8 @@ pub(super) struct Opening {
     pub(super) begun: Option<ModelCard>,
     /// A leader has had it: now a group is waited for that goes on with it.
     pub(super) accepted: bool,
+    /// To be told of every leader that has it.
+    pub(super) claim: Option<Arc<Claim>>,
 }
 
 /// How far the tries have come.
@@ -61,7 +64,11 @@ impl Opening {
         }
         loop {
             let place = self.place(&mut tries).await?;
-            match Run::open(place, self.message(), due, next_token_s_max).await {
+            let claim = self.claim.as_deref();
+            if claim.is_some_and(Claim::is_over) {
+                return Err(Failure::Superseded);
+            }
+            match Run::open(place, self.message(), claim, due, next_token_s_max).await {
                 Ok(run) => {
                     self.router.groups.succeeded(&run.place);
                     return Ok(run);

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::groups::Place;
 use crate::limits::RequestLimits;
 use crate::link::{Letters, News, Told};
+use crate::repeats::Claim;
 use crate::trace;
 
 /// A request at a leader. Dropping it cancels the request there.
@@ -69,12 +70,16 @@ impl Run {
     pub(super) async fn open(
         place: Place,
         mut request: v1::RunRequest,
+        claim: Option<&Claim>,
         due: Instant,
         silence_s_max: Duration,
     ) -> Result<Self, Missed> {
         let prompt_tokens = request.prompt.len();
         let span = trace::run(&mut request, &place);
         let letters = place.link.send(request);
+        if let Some(claim) = claim {
+            claim.sent(letters.scissors());
+        }
         let silence = Silence { timer: Box::pin(sleep_until(due)), patience: None };
         let mut run =
             Self { place, letters, first: None, scores: Vec::new(), begun: false, silence, _span: span };
@@ -184,6 +189,7 @@ impl Trouble {
             Code::FailedPrecondition => Self::Stale,
             Code::ResourceExhausted => Self::Final(Failure::Overloaded(message)),
             Code::InvalidArgument => Self::Final(Failure::Invalid { field, message }),
+            Code::Cancelled => Self::Final(Failure::Superseded), // nobody else cuts a request
             Code::Aborted => Self::Final(Failure::TooSlow { tokens: 0 }),
             _ => Self::Final(Failure::Engine(message)),
         }

@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::http::HeaderMap;
 use galerne_dispatch::{Admission, Exceeded};
 use galerne_types::TenantId;
 
 use super::Gate;
 use crate::failure::Failure;
+use crate::repeats::{Claim, RepeatKey, Repeats};
 use crate::server::Held;
 
 /// Who asks, as the faces found out. Its clones stand for one request, however many answers that asks for: it is
@@ -20,6 +22,10 @@ pub(crate) struct Caller {
     visit: Option<Arc<Visit>>,
     /// What the request's body holds until it has become tokens.
     body: Option<Arc<Held>>,
+    /// What its client calls the request.
+    name: Option<RepeatKey>,
+    /// Its claim to that, once it runs.
+    claim: Option<Arc<Claim>>,
 }
 
 struct Visit {
@@ -32,7 +38,28 @@ struct Visit {
 impl Caller {
     pub(super) fn new(tenant: TenantId, gate: Arc<Gate>) -> Self {
         let visit = Visit { gate, tenant, admission: Mutex::default(), used_tokens: AtomicU64::new(0) };
-        Self { tenant, visit: Some(Arc::new(visit)), body: None }
+        Self { tenant, visit: Some(Arc::new(visit)), ..Self::default() }
+    }
+
+    /// With the name that the request's headers give it.
+    pub(crate) fn naming(self, headers: &HeaderMap) -> Self {
+        Self { name: RepeatKey::of(self.tenant, headers), ..self }
+    }
+
+    /// Takes the place of whatever request is under way under the same name.
+    pub(crate) fn claim(&mut self, repeats: &Arc<Repeats>) -> Result<(), Failure> {
+        self.claim = self.name.map(|name| repeats.claim(name)).transpose()?;
+        Ok(())
+    }
+
+    /// Its claim to its name, if it has one.
+    pub(crate) fn claimed(&self) -> Option<&Arc<Claim>> {
+        self.claim.as_ref()
+    }
+
+    /// The seed that its name gives it.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        self.name.map(RepeatKey::seed)
     }
 
     /// With a body that counts among all.

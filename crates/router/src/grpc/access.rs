@@ -28,7 +28,7 @@ async fn check(State(router): State<Arc<Router>>, request: Request, next: Next) 
     let open = request.uri().path().starts_with(OPEN);
     let admitted = if open { Ok(Caller::default()) } else { router.gate.admit(request.headers()) };
     let caller = match admitted {
-        Ok(caller) => caller.holding(router.bodies.begin()),
+        Ok(caller) => caller.naming(request.headers()).holding(router.bodies.begin()),
         Err(stranger) => return unauthenticated(stranger.to_string()).into_http(),
     };
     let head: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();

@@ -27,6 +27,7 @@ impl From<Failure> for Status {
             Failure::Stalled { .. } => (Code::Unavailable, "GROUP_STALLED"),
             Failure::Closing => (Code::Unavailable, "SHUTTING_DOWN"),
             Failure::TooSlow { .. } => (Code::Aborted, "READER_TOO_SLOW"),
+            Failure::Superseded => (Code::Aborted, "SUPERSEDED"),
             Failure::Engine(_) => (Code::Internal, "ENGINE_FAILED"),
         };
         let message = failure.to_string();

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::access;
 use super::deadline::Deadline;
 use crate::answer::{Answer, Delta};
-use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, random_seed, salt};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, salt};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::serve::Router;
@@ -38,7 +38,7 @@ impl Galerne for Service {
         let answer = deadline.limit(Answer::start(&self.0, ask)).await??;
         let deltas = stream::unfold(Some((answer, deadline)), |running| async move {
             let (mut answer, mut deadline) = running?;
-            let first = answer.generated() == 0;
+            let first = answer.generated() == answer.resumed();
             match deadline.limit(answer.next()).await {
                 Ok(delta) => {
                     let response = delta?.map(|delta| response(delta, &answer, first)).map_err(Status::from);
@@ -120,6 +120,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         include_stop,
         cache_salt,
         priority,
+        resume,
     } = request;
     let prompt = match prompt {
         Some(WirePrompt::Text(text)) => Prompt::Text(text),
@@ -128,9 +129,10 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         None => return Err(Failure::invalid("prompt", "prompt is missing: set text, tokens or chat")),
     };
     let sampling = sampling.unwrap_or_default();
+    let seed = sampling.seed;
     let sampling = Sampling::try_from(v1::Sampling {
         temperature: sampling.temperature.or(Some(1.0)),
-        seed: Some(sampling.seed.unwrap_or_else(random_seed)),
+        seed: Some(0), // decided later
         ..sampling
     })?;
     let max_tokens = max_tokens.map_or(MaxTokens::UpTo(u32::MAX), MaxTokens::Exactly);
@@ -145,9 +147,11 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         include_stop,
         cache_salt: Some(salt(&cache_salt)),
         priority,
+        seed,
         ..Options::new(sampling, max_tokens)
     };
-    Ok(Ask { model, prompt, options, caller: Caller::default() })
+    let resume = resume.unwrap_or_default().ids;
+    Ok(Ask { model, prompt, options, caller: Caller::default(), resume })
 }
 
 fn conversation(chat: v1::Chat) -> Result<Chat, Failure> {

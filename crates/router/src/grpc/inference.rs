@@ -23,7 +23,7 @@ use super::access;
 use super::call::{Call, End, Names, News};
 use super::deadline::Deadline;
 use super::errors::Fields;
-use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed, salt};
+use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, salt};
 use crate::failure::Failure;
 use crate::serve::Router;
 
@@ -156,12 +156,13 @@ fn several(request: pb::GenerateRequest, view: &View, caller: Caller) -> Result<
         presence_penalty: decoding.presence_penalty,
         frequency_penalty: decoding.frequency_penalty,
         logit_bias,
-        seed: draws.seed.map(i64::cast_unsigned).unwrap_or_else(random_seed),
+        seed: 0,
         logprobs: view.logprobs,
     };
     let max_tokens = if stopping.max_new_tokens == 0 { u32::MAX } else { stopping.max_new_tokens };
     let skip_special = request.response.and_then(|response| response.skip_special_tokens).unwrap_or(true);
     let options = Options {
+        seed: draws.seed.map(i64::cast_unsigned),
         min_tokens: stopping.min_new_tokens,
         stop: stopping.stop_strings,
         include_stop: stopping.include_stop_strings,

@@ -24,7 +24,7 @@ use super::call::{Call, End, Names, News};
 use super::deadline::Deadline;
 use super::errors::Fields;
 use super::inference::or_one;
-use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate, random_seed};
+use crate::ask::{Caller, MaxTokens, Options, Prompt, Several, Truncate};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::model::Model;
@@ -214,11 +214,12 @@ impl Service {
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
             logit_bias: logit_bias(params.logit_bias)?,
-            seed: params.seed.map(|seed| i64::from(seed).cast_unsigned()).unwrap_or_else(random_seed),
+            seed: 0,
             logprobs: count("logprobs", params.logprobs)?,
         };
         let max_tokens = params.max_tokens.unwrap_or(u32::MAX);
         let options = Options {
+            seed: params.seed.map(|seed| i64::from(seed).cast_unsigned()),
             min_tokens: params.min_tokens,
             stop: params.stop,
             stop_token_ids: params.stop_token_ids,

@@ -25,7 +25,8 @@ async fn admit(router: &Router, mut request: Request, next: Next) -> Response {
         Err(stranger) => return refuse(stranger),
     };
     let tenant = caller.tenant;
-    request.extensions_mut().insert(caller.holding(router.bodies.begin()));
+    let caller = caller.naming(request.headers()).holding(router.bodies.begin());
+    request.extensions_mut().insert(caller);
     let mut response = next.run(request).await;
     router.gate.tell(tenant, response.headers_mut());
     response

@@ -18,6 +18,7 @@ mod mistral;
 mod openai;
 mod operation;
 mod prefixes;
+mod repeats;
 mod responses;
 mod shaped;
 mod stage;

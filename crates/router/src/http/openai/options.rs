@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::format;
 use super::reply::View;
-use crate::ask::{MaxTokens, Options, Truncate, random_seed, salt};
+use crate::ask::{MaxTokens, Options, Truncate, salt};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::limits::RequestLimits;
@@ -63,6 +63,7 @@ pub(in crate::http) fn options(
         truncate,
         cache_salt: Some(salt(&fields.take::<String>("cache_salt", "a string")?.unwrap_or_default())),
         priority: fields.take("priority", "an integer of 32 bits")?.unwrap_or(0),
+        seed: seed(fields)?,
         ..Options::new(sampling(fields, logprobs)?, max_tokens)
     })
 }
@@ -99,13 +100,13 @@ fn sampling(fields: &mut Fields<'_>, logprobs: Option<u32>) -> Result<Sampling, 
         presence_penalty: fields.take_f32("presence_penalty", 0.0)?,
         frequency_penalty: fields.take_f32("frequency_penalty", 0.0)?,
         logit_bias: logit_bias(fields)?,
-        seed: seed(fields)?,
+        seed: 0,
         logprobs,
     })
 }
 
-/// Takes a seed, under OpenAI's name or Mistral's; without one, a random one.
-fn seed(fields: &mut Fields<'_>) -> Result<u64, ApiError> {
+/// Takes a seed, under OpenAI's name or Mistral's.
+fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
     let mut take = |name| {
         let expected = "an integer of 64 bits";
         let Some(seed) = fields.take::<i128>(name, expected)? else { return Ok(None) };
@@ -113,12 +114,11 @@ fn seed(fields: &mut Fields<'_>) -> Result<u64, ApiError> {
         seed.map(Some).map_err(|_| ApiError::invalid(Some(name), format!("{name} must be {expected}")))
     };
     match (take("seed")?, take("random_seed")?) {
-        (None, None) => Ok(random_seed()),
         (Some(seed), Some(random_seed)) if seed != random_seed => {
             let message = "seed and random_seed mean the same, and differ: leave one of them out";
             Err(ApiError::invalid(Some("random_seed"), message))
         }
-        (seed, random_seed) => Ok(seed.or(random_seed).unwrap_or_default()),
+        (seed, random_seed) => Ok(seed.or(random_seed)),
     }
 }
 

@@ -1,0 +1,120 @@
+//! Requests that are sent again, and answers that are taken up where they broke off.
+
+use galerne_wire::v1::{FinishReason, GenerateRequest, GenerateResponse, TokenIds, generate_request::Prompt};
+use serde_json::{Value, json};
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Request};
+
+use crate::leader::{Act, Leader, gate, token, tokens};
+use crate::stage::{Connection, Stage, ids, patiently};
+
+const TEXT: &str = "/v1/completions";
+const VERSE: &str = "But soft, what light through yonder window breaks?\n";
+
+/// A request that its client calls so.
+async fn named(stage: &Stage, header: &str, name: &str, body: &Value) -> Connection {
+    let body = body.to_string();
+    let head = format!("POST {TEXT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}: {name}");
+    stage.open(&format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await
+}
+
+#[tokio::test]
+async fn a_repeat_takes_the_place_of_the_request_under_way() {
+    for stream in [true, false] {
+        let waits = vec![Act::Token(token(40)), Act::Wait(gate())];
+        let mut leader = Leader::start(waits).await;
+        let stage = Stage::with(&[&leader]).await;
+        let body = json!({ "prompt": "x", "stream": stream });
+        let first = named(&stage, "idempotency-key", "a", &body).await;
+        patiently(leader.requests.recv()).await.unwrap();
+        let other = named(&stage, "idempotency-key", "b", &body).await;
+        patiently(leader.requests.recv()).await.unwrap();
+        leader.play(tokens(&ids("Anon"), FinishReason::Stop));
+        let repeat = named(&stage, "x-request-id", "a", &body).await;
+        patiently(leader.cancelled.recv()).await.unwrap();
+        assert_eq!(repeat.rest().await.status, 200);
+        let reply = first.rest().await;
+        assert!(reply.body.contains(r#""code":"superseded""#), "{reply:?}");
+        if !stream {
+            assert_eq!(reply.status, 409);
+        }
+        drop(other);
+        patiently(leader.cancelled.recv()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_name_gives_the_seed_that_its_client_does_not() {
+    let mut leader = Leader::start(tokens(&[40], FinishReason::Length)).await;
+    let mut seeds = Vec::new();
+    for (name, seed) in [("a", None), ("a", None), ("b", None), ("a", Some(5))] {
+        let stage = Stage::with(&[&leader]).await; // another router each time
+        let body = json!({ "prompt": "x", "seed": seed });
+        assert_eq!(named(&stage, "idempotency-key", name, &body).await.rest().await.status, 200);
+        let request = patiently(leader.requests.recv()).await.unwrap();
+        seeds.push(request.sampling.unwrap().seed.unwrap());
+    }
+    assert!(seeds[0] == seeds[1] && seeds[1] != seeds[2] && seeds[3] == 5, "{seeds:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_is_made_again_ends_the_one_before() {
+    let mut leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let call = || {
+        let mut call = Request::new(resuming(&[]));
+        call.metadata_mut().insert("idempotency-key", "a".parse().unwrap());
+        call
+    };
+    let mut client = stage.client().await;
+    let mut first = client.generate(call()).await.unwrap().into_inner();
+    patiently(leader.requests.recv()).await.unwrap();
+    leader.play(tokens(&ids("Anon"), FinishReason::Stop));
+    let second = client.generate(call()).await.unwrap().into_inner();
+    assert!(second.collect::<Result<Vec<_>, _>>().await.is_ok());
+    patiently(first.next()).await.unwrap().unwrap();
+    assert_eq!(patiently(first.next()).await.unwrap().unwrap_err().code(), Code::Aborted);
+}
+
+fn resuming(told: &[u32]) -> GenerateRequest {
+    let prompt = Prompt::Tokens(TokenIds { ids: vec![5, 6] });
+    let resume = (!told.is_empty()).then(|| TokenIds { ids: told.to_vec() });
+    GenerateRequest { prompt: Some(prompt), resume, ..Default::default() }
+}
+
+async fn generate(stage: &Stage, request: GenerateRequest) -> Vec<GenerateResponse> {
+    let deltas = stage.client().await.generate(request).await.unwrap().into_inner();
+    deltas.collect::<Result<_, _>>().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_off_is_taken_up_at_any_token() {
+    let verse = ids(VERSE);
+    let mut leader = Leader::start(tokens(&verse, FinishReason::Length)).await;
+    let stage = Stage::with(&[&leader]).await;
+    let asked = |told| GenerateRequest {
+        stop: vec!["yonder window".to_owned()],
+        max_tokens: Some(verse.len() as u32),
+        ..resuming(told)
+    };
+    let whole = generate(&stage, asked(&[])).await;
+    patiently(leader.requests.recv()).await.unwrap();
+    let told = whole.iter().flat_map(|delta| &delta.tokens).count();
+    for had in 1..told {
+        assert_eq!(generate(&stage, asked(&verse[..had])).await, whole[had..], "behind {had}");
+        let request = patiently(leader.requests.recv()).await.unwrap();
+        assert_eq!((request.first_index as usize, request.prompt.len()), (had, 2 + had));
+    }
+    let [end] = &generate(&stage, asked(&verse[..told])).await[..] else { panic!("nothing but the end") };
+    assert_eq!((end.finish_reason(), end.text.as_str()), (FinishReason::Stop, ""));
+    assert_eq!(end.usage.unwrap().completion_tokens as usize, told);
+    assert!(leader.requests.try_recv().is_err(), "no leader has anything to do with that");
+
+    let most = GenerateRequest { max_tokens: Some(3), ..resuming(&verse[..3]) };
+    assert_eq!(generate(&stage, most.clone()).await.last().unwrap().finish_reason(), FinishReason::Length);
+    for wrong in [&verse[..4], &[1024]] {
+        let request = GenerateRequest { max_tokens: Some(3), ..resuming(wrong) };
+        let refused = stage.client().await.generate(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+}
