@@ -17,12 +17,15 @@ GRPC ?= 127.0.0.1:8001
 # make bench BENCH="--models smollm2 --peers llama.cpp,openvino --rounds 3"
 BENCH ?=
 
+# make chaos CHAOS="--kills 20 --streams 50"
+CHAOS ?=
+
 # make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET=templates
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist lint unit proto bench fuzz clean
+.PHONY: help demo test build dist lint unit proto bench chaos fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -54,6 +57,9 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 
 unit: ## unit, integration and process-level tests (needs `make build` first)
 	cargo test --release --workspace --locked
+
+chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
+	python3 benches/chaos/run.py $(CHAOS)
 
 bench: build ## all-reduce latency; what starting costs; the engine beside its peers, which are installed once (BENCH="--peers llama.cpp")
 	cargo run --release -p galerne-collective --example latency

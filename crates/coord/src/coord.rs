@@ -132,13 +132,24 @@ impl Coord {
         self.etcd.txn("drain a group", &Txn::new().and_then([wish])).await.map(drop)
     }
 
-    /// Takes the wish back; for a group that is gone, so that another one may have its name.
+    /// Takes the wish back, and forgets the group if no rank of it is left.
     ///
     /// # Errors
     /// When etcd cannot be reached.
     pub async fn drained(&self, group: &GroupId) -> Result<(), CoordError> {
-        let forget = TxnOp::delete(self.keys.drain(group), None);
-        self.etcd.txn("forget a drained group", &Txn::new().and_then([forget])).await.map(drop)
+        let seen = self.group(group).await?;
+        let (drain, epoch) = (self.keys.drain(group), self.keys.epoch(group));
+        let forget = TxnOp::delete(drain, None);
+        let gone = seen.group.ranks.values().all(|rank| rank.state == RankState::Dead);
+        let unchanged = Compare::mod_revision(&*epoch, CompareOp::Equal, seen.modified(&epoch));
+        let txn = match gone {
+            true => Txn::new()
+                .when([unchanged])
+                .and_then([forget.clone(), TxnOp::delete(epoch, None)])
+                .or_else([forget]),
+            false => Txn::new().and_then([forget]),
+        };
+        self.etcd.txn("forget a drained group", &txn).await.map(drop)
     }
 
     /// The fleet as it is now.

@@ -93,6 +93,10 @@ impl Process {
                     tracing::info!(epoch = epoch.0, %reason, "epoch is over");
                     reason.loss()
                 }
+                End::Failed(EpochError::Drained) => {
+                    self.registration.leave(epoch, Loss { kind: LossKind::Drained, rank: None });
+                    return WorkerError::Drained;
+                }
                 End::Failed(EpochError::Model(error)) => return WorkerError::Model(error),
                 End::Failed(error @ EpochError::Options { .. }) => {
                     return WorkerError::Options(error.to_string());
