@@ -124,7 +124,7 @@ async fn a_prompt_is_scored_before_the_first_token_which_tells_where_the_time_we
                 assert_eq!(token.timing.is_some(), tokens == 0);
                 tokens += 1;
             }
-            Event::Finished(_) | Event::Failed(_) => {}
+            Event::Begun(_) | Event::Finished(_) | Event::Failed(_) => {}
         }
     }
     assert_eq!((scored, tokens), (prompt, 3));

@@ -439,6 +439,7 @@ mod tests {
             };
             for event in news.into_events().unwrap() {
                 match event.event.unwrap() {
+                    v1::run_event::Event::Begun(_) => {}
                     v1::run_event::Event::Token(token) => indices.push(token.index),
                     v1::run_event::Event::Finished(reason) => return (indices, Ok(reason)),
                     other => panic!("{other:?}"),

@@ -221,11 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_token_tells_where_the_time_went() {
+    fn a_request_that_got_its_slot_is_told_once_and_the_first_token_tells_where_the_time_went() {
         let (sender, mut receiver) = link();
         let (mut streams, id) = (Streams::default(), request_id(0, 1));
         streams.open(id, sender, None);
-        streams.admitted(&[Admitted { request: id, looked_up_tokens: 70, cached_tokens: 64 }]);
+        let admitted = [Admitted { request: id, looked_up_tokens: 70, cached_tokens: 64 }];
+        assert!(streams.admitted(&admitted).is_empty());
+        let begun = read(&mut receiver).expect("at once").unwrap();
+        assert!(matches!(begun[0].event, Some(News::Begun(_))) && begun.len() == 1);
+        streams.admitted(&admitted); // again, after it gave way
+        assert!(read(&mut receiver).is_none());
         streams.emit(token(id, 0));
         streams.emit(token(id, 1));
         let timed = read(&mut receiver).unwrap().unwrap().into_iter().map(|event| match event.event {

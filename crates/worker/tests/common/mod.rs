@@ -213,11 +213,12 @@ pub(crate) async fn refused(engine: &EngineClient<Channel>, asked: Asked) -> Sta
 }
 
 impl Running {
-    /// The next event; none behind the one that finishes it.
+    /// The next event but that it has begun; none behind the one that finishes it.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Status> {
         while !self.ended && self.events.is_empty() {
             let news = self.news.message().await?.expect("a last word");
-            self.events.extend(news.into_events().unwrap().into_iter().map(|event| event.event.unwrap()));
+            let events = news.into_events().unwrap().into_iter().map(|event| event.event.unwrap());
+            self.events.extend(events.filter(|event| !matches!(event, Event::Begun(_))));
         }
         let event = self.events.pop_front();
         if let Some(Event::Failed(failed)) = event {
