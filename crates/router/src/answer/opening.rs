@@ -119,14 +119,14 @@ impl Opening {
             Trouble::Due | Trouble::Silent => return Err(self.failure(trouble)),
             Trouble::Final(_) => tries.refused = Some(place.group.clone()),
             Trouble::Lost | Trouble::Unheard => {
-                metrics.retry_lost.inc();
+                metrics.retry_lost.inc_by(u64::from(self.tokens.is_empty()));
                 groups.lost(&place);
                 self.accepted |= matches!(trouble, Trouble::Lost);
                 tries.deaths += u32::from(begun);
                 tries.recovers = Instant::now() + self.router.requests.recovery_s_max;
             }
             Trouble::Stale => {
-                metrics.retry_epoch.inc();
+                metrics.retry_epoch.inc_by(u64::from(self.tokens.is_empty()));
                 if !groups.moved(&place).await {
                     groups.lost(&place);
                 }

@@ -132,6 +132,20 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
     for Listed { id, in_flight, .. } in listed {
         page.sample(&[("group", &id.0)], in_flight);
     }
+    write_troubles(page, listed);
+    page.family("galerne_groups", "gauge", "Groups of the fleet, by state.");
+    for state in [Standing::Forming, Standing::Ready, Standing::Draining, Standing::Lost] {
+        page.sample(&[("state", state.name())], listed.iter().filter(|l| l.standing == state).count());
+    }
+    page.family("galerne_ranks", "gauge", "Live ranks of the fleet, by state.");
+    for state in ["waiting", "loading", "joining", "ready", "dead"] {
+        let ranks = listed.iter().flat_map(|listed| listed.group.ranks.values());
+        page.sample(&[("state", state)], ranks.filter(|rank| rank_state(rank.state) == state).count());
+    }
+}
+
+/// Writes what went wrong with groups.
+fn write_troubles(page: &mut Page, listed: &[Listed]) {
     let help = "How often a group was formed anew, by why the epoch before ended.";
     page.family("galerne_group_reformations_total", "counter", help);
     for Listed { id, group, .. } in listed {
@@ -150,15 +164,6 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
             BreakerState::Probing => 2,
         };
         page.sample(&[("group", &id.0)], state);
-    }
-    page.family("galerne_groups", "gauge", "Groups of the fleet, by state.");
-    for state in [Standing::Forming, Standing::Ready, Standing::Draining, Standing::Lost] {
-        page.sample(&[("state", state.name())], listed.iter().filter(|l| l.standing == state).count());
-    }
-    page.family("galerne_ranks", "gauge", "Live ranks of the fleet, by state.");
-    for state in ["waiting", "loading", "joining", "ready", "dead"] {
-        let ranks = listed.iter().flat_map(|listed| listed.group.ranks.values());
-        page.sample(&[("state", state)], ranks.filter(|rank| rank_state(rank.state) == state).count());
     }
 }
 
