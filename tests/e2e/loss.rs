@@ -31,7 +31,10 @@ fn a_rank_killed_while_serving_is_back_by_itself_and_answers_the_same_tokens() {
     }
 }
 
-fn stream_in_the_background(grpc: &str) -> std::thread::JoinHandle<Result<Vec<u32>, tonic::Status>> {
+/// 1800 tokens of bard-1m, as they come; returns once the first is there.
+pub(crate) fn stream_in_the_background(
+    grpc: &str,
+) -> std::thread::JoinHandle<Result<Vec<u32>, tonic::Status>> {
     let grpc = grpc.to_owned();
     let (begun, wait) = std::sync::mpsc::channel();
     let stream = std::thread::spawn(move || {

@@ -11,6 +11,7 @@ mod load;
 mod loss;
 mod metrics;
 mod process;
+mod recovery;
 mod secured;
 mod serve;
 mod setup;

@@ -56,7 +56,7 @@ pub(crate) fn python(script: &str) -> Command {
 /// A real etcd with its data in a temporary folder.
 pub(crate) struct Etcd {
     pub(crate) endpoint: String,
-    _process: Process,
+    pub(crate) process: Process,
     _data: tempfile::TempDir,
 }
 
@@ -86,7 +86,7 @@ impl Etcd {
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("test={peer}")]);
         let process = Process::start(&mut command);
-        Self { endpoint: client, _process: process, _data: data }
+        Self { endpoint: client, process, _data: data }
     }
 
     pub(crate) fn program() -> PathBuf {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use galerne_collective::AbortHandle;
+use galerne_collective::{AbortHandle, CollectiveError};
 use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
 use galerne_types::{Epoch, EpochRecord, Sampled, Step};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,6 +16,9 @@ use super::error::EpochError;
 use super::pulse::Pulse;
 use super::setup::Setup;
 use crate::error::WorkerError;
+
+/// A process that dies closes its streams one after the other.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The thread, and the queue of epochs that it works through.
 pub(crate) struct Compute {
@@ -123,6 +126,19 @@ impl Engaged {
         }
         let Some(steps) = &mut self.steps else { return Err(EpochError::Ended) };
         Err(steps.answer().await.err().unwrap_or(EpochError::Ended))
+    }
+
+    /// What the collective says of an error of a stream between ranks, if it knows more: who closed without a word.
+    pub(crate) async fn explain(&self, error: EpochError) -> EpochError {
+        if !matches!(error, EpochError::Leader(_) | EpochError::Follower { .. }) {
+            return error;
+        }
+        let abort = self.abort.clone();
+        let cause = tokio::task::spawn_blocking(move || abort.wait(EXPLAIN_TIMEOUT)).await;
+        match cause {
+            Ok(Some(cause @ CollectiveError::Lost { .. })) => EpochError::Collective(cause),
+            _ => error,
+        }
     }
 
     /// Lets the thread meet the other ranks.

@@ -51,9 +51,9 @@ pub(crate) enum EpochError {
         /// How long.
         deadline: Duration,
     },
-    /// A rank's process ended, or it cannot be reached.
-    #[error("rank {rank} is lost: {reason}")]
-    Lost {
+    /// A rank cannot be reached.
+    #[error("rank {rank} cannot be reached: {reason}")]
+    Unreachable {
         /// Which rank.
         rank: usize,
         /// What the connection says.
@@ -111,8 +111,7 @@ impl EpochError {
     pub(crate) fn loss(&self, members: &[Member]) -> Loss {
         let (kind, rank) = match self {
             Self::Collective(error) | Self::Step(ModelError::Collective(error)) => of_collective(error),
-            Self::Lost { rank, .. } => (LossKind::Died, Some(*rank)),
-            Self::Silent { rank, .. } => (LossKind::Hung, Some(*rank)),
+            Self::Silent { rank, .. } | Self::Unreachable { rank, .. } => (LossKind::Hung, Some(*rank)),
             Self::Slow { rank } => (LossKind::Slow, Some(*rank)),
             Self::Vanished { rank } => (LossKind::Vanished, Some(*rank)),
             Self::Diverged { rank, .. } => (LossKind::Diverged, Some(*rank)),

@@ -119,7 +119,7 @@ impl Followers {
                         self.turn = index + 1;
                         return Poll::Ready(match answer {
                             Some(Ok(done)) => Ok((link.rank, done)),
-                            Some(Err(status)) => Err(broken(link.rank, &status)),
+                            Some(Err(status)) => Err(ended(link.rank, status.message())),
                             None => Err(ended(link.rank, "it has ended its stream")),
                         });
                     }
@@ -136,7 +136,8 @@ async fn open(
     secret: &str,
     tls: Option<&Arc<Client>>,
 ) -> Result<Link, EpochError> {
-    let channel = grpc::connect(address, tls).await.map_err(|reason| EpochError::Lost { rank, reason })?;
+    let channel =
+        grpc::connect(address, tls).await.map_err(|reason| EpochError::Unreachable { rank, reason })?;
     let mut client = v1::rank_client::RankClient::new(channel)
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
@@ -145,14 +146,6 @@ async fn open(
     show_secret(&mut request, secret).map_err(|status| EpochError::Record(status.message().into()))?;
     let answer = client.follow(request).await.map_err(|status| ended(rank, status.message()))?;
     Ok(Link { rank, steps, done: answer.into_inner().boxed(), quiet: 0 })
-}
-
-/// A stream that broke is a process that died, unless the follower itself said why.
-fn broken(rank: usize, status: &Status) -> EpochError {
-    match std::error::Error::source(status) {
-        Some(_) => EpochError::Lost { rank, reason: status.message().into() },
-        None => ended(rank, status.message()),
-    }
 }
 
 fn ended(rank: usize, reason: &str) -> EpochError {

@@ -154,20 +154,20 @@ impl Process {
 
     /// Serves one epoch to its end. What is dropped here tells the compute thread, the collective's peers, the
     /// leader or the followers, and the clients.
-    async fn epoch(&self, formed: &Formed, engaged: Engaged) -> End {
+    async fn epoch(&self, formed: &Formed, mut engaged: Engaged) -> End {
         let phase = engaged.phase();
         tokio::select! {
-            error = self.serve(formed, engaged) => End::Failed(error),
+            error = self.serve(formed, &mut engaged) => End::Failed(error),
             reason = self.registration.ended(formed.epoch) => End::Over(reason),
             never = self.report(phase) => match never {},
         }
     }
 
-    async fn serve(&self, formed: &Formed, mut engaged: Engaged) -> EpochError {
+    async fn serve(&self, formed: &Formed, engaged: &mut Engaged) -> EpochError {
         let (visits, visited) = mpsc::channel(1);
         let seat = Seat { secret: formed.record.secret.clone(), visits };
         let _seat = (formed.rank > 0).then(|| self.rank_door.open(seat));
-        let steps = match self.join(formed, &mut engaged).await {
+        let steps = match self.join(formed, engaged).await {
             Ok(steps) => steps,
             Err(error) => return error,
         };
@@ -178,7 +178,7 @@ impl Process {
         };
         match outcome {
             Ok(never) => match never {},
-            Err(error) => error,
+            Err(error) => engaged.explain(error).await,
         }
     }
 

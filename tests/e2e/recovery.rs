@@ -1,0 +1,160 @@
+//! Streams that outlive what serves them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use galerne_wire::v1::FleetResponse;
+
+use crate::loss::stream_in_the_background;
+use crate::process::{self, Process};
+use crate::setup::{self, Cluster, Etcd};
+
+fn whole(grpc: &str) -> Vec<u32> {
+    stream_in_the_background(grpc).join().expect("no panic").expect("an undisturbed answer")
+}
+
+/// Waits until the group serves with so many ranks, and as many more stand by.
+fn until_ranks(grpc: &str, serving: usize, standing_by: usize) -> FleetResponse {
+    process::eventually("a group of that size", || {
+        let fleet = setup::fleet(grpc).ok()?;
+        let group = fleet.groups.first().filter(|group| group.state == "ready")?;
+        let count = |state: &str| group.ranks.iter().filter(|rank| rank.state == state).count();
+        (count("ready") == serving && count("waiting") == standing_by).then_some(fleet)
+    })
+}
+
+#[test]
+fn a_spare_takes_the_place_of_a_rank_that_dies_or_hangs() {
+    let cluster = Cluster::up(&setup::bard(), &["--tp", "2", "--spares", "1"]);
+    let expected = whole(&cluster.grpc);
+    let faults = [(0, libc::SIGKILL), (1, libc::SIGKILL), (0, libc::SIGSTOP), (1, libc::SIGSTOP)];
+    for (victim, signal) in faults {
+        until_ranks(&cluster.grpc, 2, 1);
+        let open = stream_in_the_background(&cluster.grpc);
+        process::send(cluster.rank_pids()[victim], signal);
+        let answer = open.join().expect("no panic").expect("all of it");
+        assert_eq!(answer, expected, "rank {victim}, signal {signal}");
+    }
+    // What hung was killed and started again; what happened is told.
+    let group = until_ranks(&cluster.grpc, 2, 1).groups.remove(0);
+    let reasons: Vec<&str> = group.past.iter().map(|past| past.reason.as_str()).collect();
+    assert_eq!(reasons, ["died", "died", "hung", "hung"]);
+}
+
+#[test]
+fn survivors_of_a_lost_host_go_on_alone_and_the_group_grows_again() {
+    let etcd = Etcd::start();
+    let worker = |host: &str| {
+        let mut command = setup::galerne();
+        command.args([
+            "worker",
+            "--tp",
+            "2",
+            "--ranks",
+            "1",
+            "--host",
+            host,
+            "--etcd",
+            &etcd.endpoint,
+            "--model",
+        ]);
+        Process::start(command.arg(setup::bard()))
+    };
+    let (_a, b) = (worker("a"), worker("b"));
+    let (_router, grpc) = router(&etcd);
+    until_ranks(&grpc, 2, 0);
+    let expected = whole(&grpc);
+
+    let open = stream_in_the_background(&grpc);
+    b.signal(libc::SIGKILL); // its rank dies with it
+    assert_eq!(open.join().expect("no panic").expect("all of it"), expected);
+    until_ranks(&grpc, 1, 0);
+    assert_eq!(whole(&grpc), expected, "fewer ranks, the same tokens");
+
+    let _b = worker("b");
+    until_ranks(&grpc, 1, 1);
+    let open = stream_in_the_background(&grpc);
+    let group = until_ranks(&grpc, 2, 0).groups.remove(0);
+    assert_eq!(open.join().expect("no panic").expect("all of it"), expected);
+    let reasons: Vec<&str> = group.past.iter().map(|past| past.reason.as_str()).collect();
+    assert_eq!(reasons, ["died", "grown"]);
+}
+
+#[test]
+fn a_drained_group_passes_its_streams_on_and_ends() {
+    let mut cluster = Cluster::up(&setup::bard(), &["--tp", "1", "--replicas", "2"]);
+    let line = cluster.process.line_with("coordination: embedded store on ");
+    let store = line
+        .split_whitespace()
+        .find(|word| word.starts_with("127."))
+        .expect("an address")
+        .trim_end_matches(',')
+        .to_owned();
+    let expected = whole(&cluster.grpc);
+    let open = [(); 4].map(|()| stream_in_the_background(&cluster.grpc));
+    let drain = |group: &str, grace: &str| {
+        let mut command = setup::galerne();
+        Process::start(command.args(["drain", group, "--grace-s", grace, "--etcd", &store]))
+    };
+    let mut drained = drain("g0", "0");
+    assert!(drained.exit_within(process::PATIENCE).success(), "{}", drained.output());
+    for stream in open {
+        assert_eq!(stream.join().expect("no panic").expect("all of it"), expected);
+    }
+    let left: Vec<String> = cluster.fleet().groups.into_iter().map(|group| group.name).collect();
+    assert_eq!(left, ["g1"]);
+
+    // The last one finishes what it has.
+    let open = stream_in_the_background(&cluster.grpc);
+    let mut drained = drain("g1", "60");
+    assert_eq!(open.join().expect("no panic").expect("all of it"), expected);
+    assert!(drained.exit_within(process::PATIENCE).success());
+    let mut stranger = drain("g2", "0");
+    assert!(!stranger.exit_within(process::PATIENCE).success());
+    assert!(stranger.output().contains("no rank of group g2"), "{}", stranger.output());
+    cluster.process.signal(libc::SIGINT);
+    assert!(cluster.process.exit_within(process::PATIENCE).success());
+}
+
+#[test]
+fn streams_go_on_while_etcd_is_away_and_its_leases_are_lost() {
+    let etcd = Etcd::start();
+    let mut command = setup::galerne();
+    command.args(["worker", "--tp", "2", "--spares", "1", "--etcd", &etcd.endpoint, "--model"]);
+    let _worker = Process::start(command.arg(setup::bard()));
+    let (_router, grpc) = router(&etcd);
+    let epoch = until_ranks(&grpc, 2, 1).groups[0].epoch;
+    let expected = whole(&grpc);
+    etcd.process.signal(libc::SIGSTOP);
+    // Longer than a lease lives.
+    let away = std::time::Instant::now();
+    while away.elapsed() < Duration::from_secs(5) {
+        assert_eq!(whole(&grpc), expected);
+    }
+    let open = stream_in_the_background(&grpc);
+    etcd.process.signal(libc::SIGCONT);
+    assert_eq!(open.join().expect("no panic").expect("all of it"), expected);
+    let fleet = until_ranks(&grpc, 2, 1);
+    assert_eq!(fleet.groups[0].epoch, epoch, "nobody died");
+    process::send(fleet.groups[0].ranks[0].pid, libc::SIGKILL);
+    assert_eq!(whole(&grpc), expected);
+}
+
+/// A router, and its gRPC address.
+fn router(etcd: &Etcd) -> (Process, String) {
+    let mut command: Command = setup::galerne();
+    command.args([
+        "router",
+        "--http",
+        "127.0.0.1:0",
+        "--grpc",
+        "127.0.0.1:0",
+        "--etcd",
+        &etcd.endpoint,
+        "--model",
+    ]);
+    let router = Process::start(command.arg(setup::bard()));
+    let line = router.line_with("gRPC on ");
+    let grpc = line.rsplit(' ').next().expect("an address").to_owned();
+    (router, grpc)
+}
