@@ -17,6 +17,9 @@ GRPC ?= 127.0.0.1:8001
 # make bench BENCH="--models smollm2 --peers llama.cpp,openvino --rounds 3"
 BENCH ?=
 
+# make soak SEEDS=1000000
+SEEDS ?= 100000
+
 # make chaos CHAOS="--kills 20 --streams 50"
 CHAOS ?=
 
@@ -25,7 +28,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist lint unit proto bench chaos fuzz clean
+.PHONY: help demo test build dist lint unit proto bench chaos soak fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -60,6 +63,9 @@ unit: ## unit, integration and process-level tests (needs `make build` first)
 
 chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+
+soak: ## many more seeds of the simulation of groups that fail and form (SEEDS=100000)
+	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-coord --lib simulation
 
 bench: build ## all-reduce latency; what starting costs; the engine beside its peers, which are installed once (BENCH="--peers llama.cpp")
 	cargo run --release -p galerne-collective --example latency

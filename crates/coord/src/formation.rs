@@ -182,6 +182,12 @@ fn loss(group: &Group, epoch: Epoch, need: Need) -> Loss {
     told.unwrap_or(Loss { kind: LossKind::Failed, rank: None })
 }
 
+/// The epoch that `me` was to be in, if that was over before it could enter. It has to give it up all the same.
+pub(crate) fn missed(group: &Group, me: &RankRecord) -> Option<Epoch> {
+    let (epoch, record) = group.epoch.as_ref().filter(|_| !group.stands())?;
+    (me.left < *epoch && record.members.iter().any(|member| member.is(me))).then_some(*epoch)
+}
+
 /// Why an epoch is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {

@@ -23,6 +23,8 @@ mod keys;
 pub mod limits;
 mod place;
 mod registration;
+#[cfg(test)]
+mod simulation;
 mod view;
 
 pub use access::{EtcdAccess, EtcdLogin, EtcdTls};

@@ -7,8 +7,9 @@ use std::time::Duration;
 pub const LEASE_TTL_S: i64 = 3;
 /// A rank that its supervisor saw die is shown as dead for so long, in seconds, unless it is back before.
 pub const DEAD_TTL_S: i64 = 10;
-/// So long a group waits for a member whose registration is gone, before it goes on without it.
-pub const GONE_AFTER: Duration = Duration::from_secs(1);
+/// So long a group waits for a member whose registration is gone, before it goes on without it: longer than one that lives
+/// takes to find out that its lease is lost, and to register again.
+pub const GONE_AFTER: Duration = Duration::from_secs(2);
 /// So long survivors wait for a rank to come back, before they go on with fewer.
 pub const SHRINK_AFTER: Duration = Duration::from_secs(1);
 /// So long more ranks than a group has must stand before it grows: it begins anew for it.

@@ -97,6 +97,11 @@ impl Place {
         }
     }
 
+    /// The lease that the rank hangs on.
+    pub(crate) fn lease(&self) -> i64 {
+        self.state().lease
+    }
+
     /// Revision at which this process came.
     pub(crate) fn arrival(&self) -> u64 {
         self.state().arrived

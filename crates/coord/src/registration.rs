@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, Loss, RankRecord, RankState};
+use galerne_types::{Epoch, EpochRecord, Fleet, Group, Health, Loss, LossKind, RankRecord, RankState};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backoff::Backoff;
 use crate::coord::Coord;
 use crate::error::CoordError;
-use crate::formation::{Ended, Need, ended, formation, need};
+use crate::formation::{Ended, Need, ended, formation, missed, need};
 use crate::limits::LOOK_INTERVAL;
 use crate::place::Place;
 
@@ -61,14 +61,19 @@ impl Registration {
     pub async fn form(&self) -> Result<Formed, CoordError> {
         let mut view = self.view.clone();
         let mut backoff = Backoff::new();
-        let mut needed: (Option<(Need, Option<Epoch>)>, Instant) = (None, Instant::now());
+        // Under another lease it waits anew: etcd was away, and others may not be back yet.
+        let mut needed: (Option<(Need, Option<Epoch>, i64)>, Instant) = (None, Instant::now());
         loop {
             let me = self.place.record();
             let group = last(&mut view, &me);
             if let Some(formed) = membership(&group, &me) {
                 return Ok(formed);
             }
-            let now = need(&group).map(|need| (need, group.epoch.as_ref().map(|(epoch, _)| *epoch)));
+            if let Some(epoch) = missed(&group, &me) {
+                self.leave(epoch, Loss { kind: LossKind::Failed, rank: None });
+            }
+            let now = need(&group)
+                .map(|need| (need, group.epoch.as_ref().map(|(epoch, _)| *epoch), self.place.lease()));
             if now != needed.0 {
                 needed = (now, Instant::now());
             }
@@ -164,7 +169,7 @@ fn last(view: &mut watch::Receiver<Fleet>, me: &RankRecord) -> Group {
 }
 
 /// The last epoch, if it stands and `me` is in it.
-fn membership(group: &Group, me: &RankRecord) -> Option<Formed> {
+pub(crate) fn membership(group: &Group, me: &RankRecord) -> Option<Formed> {
     let (epoch, record) = group.epoch.as_ref().filter(|_| group.stands())?;
     let rank = record.members.iter().position(|member| member.is(me))?;
     (me.left < *epoch).then(|| Formed { epoch: *epoch, record: record.clone(), rank })
