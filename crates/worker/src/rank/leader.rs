@@ -188,7 +188,7 @@ impl Leader {
         self.streams.open(id, link, traced);
         if self.drain_due.is_some() {
             let says = "this group is drained: send the request to another one";
-            return self.streams.fail(id, v1::Failed::new(Code::Unavailable, says.to_owned()));
+            return self.fail(id, v1::Failed::new(Code::Unavailable, says.to_owned()));
         }
         match self.scheduler.submit(request) {
             Ok(()) => {
@@ -197,7 +197,7 @@ impl Leader {
                 }
             }
             Err(refusal) => {
-                self.streams.fail(id, refused(&refusal));
+                self.fail(id, refused(&refusal));
             }
         }
     }
@@ -257,6 +257,12 @@ impl Leader {
         Ok(())
     }
 
+    fn fail(&mut self, request: RequestId, failed: v1::Failed) {
+        for left in self.streams.fail(request, failed) {
+            self.cancel(left);
+        }
+    }
+
     fn cancel(&mut self, request: RequestId) {
         self.scheduler.cancel(request);
         self.desk.close(request);
@@ -265,7 +271,7 @@ impl Leader {
     /// Ends the requests that cannot go on under their grammar, before what was drawn for them since is told.
     fn end_failed(&mut self) {
         for (request, says) in self.desk.take_failed() {
-            self.streams.fail(request, v1::Failed::new(Code::Internal, says));
+            self.fail(request, v1::Failed::new(Code::Internal, says));
             self.cancel(request);
         }
     }

@@ -13,7 +13,7 @@ use galerne_wire::v1::run_event::Event;
 use tonic::Status;
 
 /// Events that wait for a router which does not read before all its requests are ended: many seconds of a busy group.
-const LINK_EVENTS_MAX: usize = 1 << 18;
+pub(crate) const LINK_EVENTS_MAX: usize = 1 << 18;
 
 /// Tokens and scores in one message, give or take one event: well within the size of a message, whatever is told of
 /// each.

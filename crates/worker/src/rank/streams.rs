@@ -140,11 +140,9 @@ impl Streams {
         }
     }
 
-    /// Ends a stream with an error.
-    pub(crate) fn fail(&mut self, request: RequestId, failed: v1::Failed) {
-        let news = News::Failed(failed);
-        // Of a link that has just ended, the next event will say so.
-        self.end(request, news, None);
+    /// Ends a stream with an error. Returns the requests that are to be cancelled, as [`emit`](Self::emit) does.
+    pub(crate) fn fail(&mut self, request: RequestId, failed: v1::Failed) -> Vec<RequestId> {
+        self.end(request, News::Failed(failed), None)
     }
 
     fn end(&mut self, request: RequestId, news: News, reason: Option<FinishReason>) -> Vec<RequestId> {
@@ -193,7 +191,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::rank::link::{LinkReceiver, link};
+    use crate::rank::link::{LINK_EVENTS_MAX, LinkReceiver, link};
 
     fn token(request: RequestId, index: u32) -> Event {
         Event::Token { request, index, token: TokenOut::unreported(9) }
@@ -259,14 +257,13 @@ mod tests {
         for id in ids {
             streams.open(id, sender.clone(), None);
         }
-        let mut left = Vec::new();
-        for index in 0.. {
-            left = streams.emit(token(ids[0], index));
-            if !left.is_empty() {
-                break;
-            }
-        }
-        assert_eq!(left, ids);
+        let full = (0..LINK_EVENTS_MAX as u32).all(|index| streams.emit(token(ids[0], index)).is_empty());
+        assert!(full, "so many may wait");
+        assert_eq!(
+            streams.fail(ids[0], v1::Failed::default()),
+            ids,
+            "whatever the news is that does not fit"
+        );
         assert!(!ids.into_iter().any(|id| streams.holds(id)));
     }
 
