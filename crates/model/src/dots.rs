@@ -14,21 +14,31 @@
 //!
 //! A CPU with AVX-512 but without VNNI runs the code for AVX2. Bounds: bytes over bandwidth for few tokens, operations
 //! over the peak of the integer products for many. A block costs 8 products an output, and 2 or 3 more operations of
-//! f32 to scale them.
+//! f32 to scale them. On AVX2 a product of 8 outputs is four instructions, two of which multiply (`simd::avx2`): on a Zen 4,
+//! which begins four a cycle and two of these, one cycle each if nothing else were to do. 8 tokens by 8 outputs take
+//!
+//! ```text
+//! 8 quads × (8 tokens × 4 + 5 for the weights) + 8 tokens × 4 to scale = 328 instructions, 82 cycles for 64 of products
+//! ```
+//! so 78% of the peak of `examples/bounds`; alone on a core 60–65% were measured (105 to 111 of 171 GOP/s).
 
 mod formats;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use galerne_checkpoint::Dtype;
 
 use self::formats::{At, Format, Products, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::linear::Strided;
 use crate::packed::{BLOCK, GROUP_BLOCKS, PANEL, Packed, QUAD};
-use crate::quants::Scale;
 use crate::rows::QuantRows;
 use crate::simd::{DotKernel, Dots, Isa};
+
+/// How far ahead of its products memory is asked for; beyond the last panel it is asked for nothing that is there.
+const AHEAD_BYTES: usize = 2048;
+const LINE_BYTES: usize = 64;
 
 /// As [`linear`](crate::linear::linear), for quantized weights that are not empty.
 ///
@@ -74,7 +84,7 @@ unsafe fn tiles<F: Format>(isa: Isa, tile: Tile, tokens: usize) {
         let tile = tile.starting_at(done);
         // SAFETY: each arm takes at most the tokens that are left.
         done += unsafe {
-            match (tokens - done).min(isa.tokens_of_dots_max()) {
+            match tokens - done {
                 8.. => run::<F, 8>(isa, tile),
                 6.. => run::<F, 6>(isa, tile),
                 4.. => run::<F, 4>(isa, tile),
@@ -119,9 +129,6 @@ impl Tile {
     }
 }
 
-/// The integer sums of one vector of outputs.
-type Sums<F, V> = <<F as Format>::Products as Products>::Sums<V>;
-
 /// The micro-kernel: M tokens by the outputs of some panels.
 struct Tokens<F, const M: usize> {
     tile: Tile,
@@ -131,136 +138,118 @@ struct Tokens<F, const M: usize> {
 impl<F: Format, const M: usize> DotKernel for Tokens<F, M> {
     #[inline(always)]
     unsafe fn run<V: Dots>(self) {
-        let strips = self.tile.panels * (PANEL / 2 / V::LANES);
-        let mut strip = 0;
-        // SAFETY: strips are within the panels.
+        // SAFETY: W divides the vectors of a panel: two of 16 lanes, or four of 8.
         unsafe {
-            if M == 1 {
-                // The sums of one pair of vectors alone would wait for their latency.
-                while strip + 2 <= strips {
-                    self.strips::<V, 2>(strip);
-                    strip += 2;
-                }
-            }
-            while strip < strips {
-                self.strips::<V, 1>(strip);
-                strip += 1;
+            match (V::LANES, M) {
+                (16, _) | (_, 2..=4) => self.panels::<V, 2>(),
+                (_, 1) => self.panels::<V, 4>(),
+                _ => self.panels::<V, 1>(),
             }
         }
     }
 }
 
 impl<F: Format, const M: usize> Tokens<F, M> {
-    /// A strip is a pair of vectors of one panel: outputs `lane …` and `lane + 16 …`.
+    /// Goes through each panel once and in order, W vectors of outputs at a time.
     ///
     /// # Safety
-    /// As [`dots`]; strips `first … first + U` exist.
+    /// As [`dots`].
     #[inline(always)]
-    unsafe fn strips<V: Dots, const U: usize>(&self, first: usize) {
-        let Tile { start, panel_bytes, blocks, x, y, .. } = self.tile;
-        let per_panel = PANEL / 2 / V::LANES;
+    unsafe fn panels<V: Dots, const W: usize>(&self) {
+        let Tile { start, panel_bytes, panels, blocks, x, y } = self.tile;
         // SAFETY: within the panels, the rows of x and the rows of y, as the caller has promised.
         unsafe {
-            let mut from = [start; U];
-            let mut lanes = [0; U];
-            for u in 0..U {
-                from[u] = start.add((first + u) / per_panel * panel_bytes);
-                lanes[u] = (first + u) % per_panel * V::LANES;
-            }
-            let mut shared = [[[V::splat(0.0); 2]; 2]; U];
-            let mut sums = [[[V::splat(0.0); 2]; U]; M];
-            for block in 0..blocks {
-                // Plain loops: what closures do is compiled without the CPU's features, unless it is inlined.
-                let mut scales = [Scale::default(); M];
-                for (m, scale) in scales.iter_mut().enumerate() {
-                    *scale = *x.scales.start.add(m * x.scales.stride + block);
-                }
-                if F::LAYOUT.group > 0 && block.is_multiple_of(GROUP_BLOCKS) {
-                    for u in 0..U {
-                        for (half, shared) in shared[u].iter_mut().enumerate() {
-                            *shared = F::shared::<V>(from[u], lanes[u] + half * (PANEL / 2));
-                        }
-                        from[u] = from[u].add(F::LAYOUT.group);
+            for panel in 0..panels {
+                let mut from = start.add(panel * panel_bytes);
+                let mut group = from;
+                let mut sums = [[0.0; PANEL]; M];
+                for block in 0..blocks {
+                    if F::LAYOUT.group > 0 && block.is_multiple_of(GROUP_BLOCKS) {
+                        group = from;
+                        from = from.add(F::LAYOUT.group);
                     }
-                }
-                for part in 0..F::PARTS {
-                    let values = Strided { start: x.values.start.add(block * BLOCK), ..x.values };
-                    let inner = Self::part::<V, U>(values, from, lanes, &scales, part);
-                    for u in 0..U {
-                        for half in 0..2 {
-                            let at = At {
-                                shared: shared[u][half],
-                                header: from[u],
-                                lane: lanes[u] + half * (PANEL / 2),
-                            };
-                            let d = F::scale::<V>(at, part);
-                            for m in 0..M {
-                                let (sum, scale) = (&mut sums[m][u][half], &scales[m]);
-                                *sum = F::Products::end::<V>(inner[m][u][half])
-                                    .mul_add(d.mul(V::splat(scale.scale)), *sum);
-                            }
-                            if F::OFFSET {
-                                let offset = F::offset::<V>(at);
-                                for m in 0..M {
-                                    sums[m][u][half] =
-                                        offset.mul_add(V::splat(scales[m].total), sums[m][u][half]);
-                                }
-                            }
+                    // One token waits for memory anyway, and reads it in order.
+                    if M > 1 {
+                        for line in (0..F::LAYOUT.block()).step_by(LINE_BYTES) {
+                            V::prefetch(from.wrapping_add(AHEAD_BYTES + line));
                         }
                     }
+                    let x = QuantRows {
+                        values: Strided { start: x.values.start.add(block * BLOCK), ..x.values },
+                        scales: Strided { start: x.scales.start.add(block), ..x.scales },
+                    };
+                    for lane in (0..PANEL).step_by(W * V::LANES) {
+                        for part in 0..F::PARTS {
+                            Self::part::<V, W>(At { group, header: from, lane }, part, x, &mut sums);
+                        }
+                    }
+                    from = from.add(F::LAYOUT.block());
                 }
-                for from in &mut from {
-                    *from = from.add(F::LAYOUT.block());
-                }
-            }
-            for (m, sums) in sums.into_iter().enumerate() {
-                for u in 0..U {
-                    let output = (first + u) / per_panel * PANEL + lanes[u];
-                    let to = y.start.add(m * y.stride + output);
-                    sums[u][0].store(to);
-                    sums[u][1].store(to.add(PANEL / 2));
+                for (m, sums) in sums.iter().enumerate() {
+                    let to = y.start.add(m * y.stride + panel * PANEL);
+                    to.copy_from_nonoverlapping(sums.as_ptr(), PANEL);
                 }
             }
         }
     }
 
-    /// The integer sums of a part of a block, whose activations begin at `values`.
+    /// Adds a part of a block to the sums of W vectors from lane `at.lane` on; `x` begins with the block.
     ///
     /// # Safety
-    /// As [`strips`](Self::strips).
+    /// As [`dots`].
     #[inline(always)]
-    unsafe fn part<V: Dots, const U: usize>(
-        values: Strided<*const i8>,
-        from: [*const u8; U],
-        lanes: [usize; U],
-        scales: &[Scale; M],
-        part: usize,
-    ) -> [[[Sums<F, V>; 2]; U]; M] {
+    unsafe fn part<V: Dots, const W: usize>(at: At, part: usize, x: QuantRows, sums: &mut [[f32; PANEL]; M]) {
         const QUADS_OF_BLOCK: usize = BLOCK / QUAD;
+        // Plain loops: what closures do is compiled without the CPU's features, unless it is inlined.
         // SAFETY: the caller's.
         unsafe {
-            let mut inner = [[[F::Products::begin::<V>(0); 2]; U]; M];
-            for m in 0..M {
-                let sum = if F::PARTS == 1 { scales[m].sum() } else { scales[m].sums[part] };
-                inner[m] = [[F::Products::begin::<V>(sum); 2]; U];
+            let mut inner = [[F::Products::begin::<V>(0); W]; M];
+            for (m, inner) in inner.iter_mut().enumerate() {
+                let scale = &*x.scales.start.add(m * x.scales.stride);
+                let sum = if F::PARTS == 1 { scale.sum() } else { scale.sums[part] };
+                *inner = [F::Products::begin::<V>(sum); W];
             }
+            let mut of_zeros = [F::Products::begin::<V>(0); W];
             for quad in 0..QUADS_OF_BLOCK / F::PARTS {
                 let quad = part * (QUADS_OF_BLOCK / F::PARTS) + quad;
-                for u in 0..U {
-                    let quads = from[u].add(F::LAYOUT.header).cast::<[u8; QUAD]>().add(lanes[u]);
-                    let weights = [
-                        F::Products::quads::<V>(quads, quad),
-                        F::Products::quads::<V>(quads.add(PANEL / 2), quad),
-                    ];
-                    for (m, inner) in inner.iter_mut().enumerate() {
-                        let x =
-                            values.start.add(m * values.stride + quad * QUAD).cast::<i32>().read_unaligned();
-                        inner[u][0] = F::Products::dot::<V>(inner[u][0], weights[0], x);
-                        inner[u][1] = F::Products::dot::<V>(inner[u][1], weights[1], x);
+                let mut weights = [F::Products::weights::<V>(at.quads(F::LAYOUT), quad); W];
+                for w in 0..W {
+                    let quads = at.right(w * V::LANES).quads(F::LAYOUT);
+                    weights[w] = F::Products::weights::<V>(quads, quad);
+                    if M > 1 {
+                        of_zeros[w] = F::Products::dot::<V>(of_zeros[w], weights[w], 0);
+                    }
+                }
+                for (m, inner) in inner.iter_mut().enumerate() {
+                    let x =
+                        x.values.start.add(m * x.values.stride + quad * QUAD).cast::<i32>().read_unaligned();
+                    for w in 0..W {
+                        inner[w] = if M > 1 {
+                            F::Products::dot::<V>(inner[w], weights[w], x)
+                        } else {
+                            F::Products::dot_once::<V>(inner[w], weights[w], x)
+                        };
                     }
                 }
             }
-            inner
+            if M > 1 {
+                // Registers hold the sums of a block; those of the blocks before wait in memory, and nowhere else.
+                compiler_fence(Ordering::SeqCst);
+            }
+            for w in 0..W {
+                let at = at.right(w * V::LANES);
+                let d = F::scale::<V>(at, part);
+                for m in 0..M {
+                    let scale = &*x.scales.start.add(m * x.scales.stride);
+                    let sum = sums[m].as_mut_ptr().add(at.lane);
+                    let inner = F::Products::end::<V>(inner[m][w], of_zeros[w]);
+                    let mut acc = inner.mul_add(d.mul(V::splat(scale.scale)), V::load(sum));
+                    if F::OFFSET {
+                        acc = F::offset::<V>(at).mul_add(V::splat(scale.total), acc);
+                    }
+                    acc.store(sum);
+                }
+            }
         }
     }
 }
@@ -274,7 +263,7 @@ mod tests {
     use super::*;
     use crate::linear::linear;
     use crate::packed::Shape;
-    use crate::quants::Quantize;
+    use crate::quants::{Quantize, Scale};
     use crate::rows::Inputs;
 
     const FORMATS: [Dtype; 5] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4K, Dtype::Q6K];

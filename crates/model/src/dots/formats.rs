@@ -5,22 +5,34 @@ use galerne_checkpoint::Dtype;
 use crate::packed::{Layout, PANEL, QUAD};
 use crate::simd::Dots;
 
-/// The scales of one vector of outputs of a block.
+/// A block for outputs `lane …` of a panel.
 #[derive(Clone, Copy)]
-pub(super) struct At<V> {
-    /// The group's d and −dmin, if the format has groups.
-    pub(super) shared: [V; 2],
+pub(super) struct At {
+    /// What the group shares, if the format has groups.
+    pub(super) group: *const u8,
     pub(super) header: *const u8,
     pub(super) lane: usize,
 }
 
-impl<V: Dots> At<V> {
+impl At {
+    /// So many outputs further.
+    #[inline(always)]
+    pub(super) fn right(self, lanes: usize) -> Self {
+        Self { lane: self.lane + lanes, ..self }
+    }
+
+    /// The first quad.
+    #[inline(always)]
+    pub(super) fn quads(self, layout: Layout) -> *const [u8; QUAD] {
+        self.header.wrapping_add(layout.header).cast::<[u8; QUAD]>().wrapping_add(self.lane)
+    }
+
     /// The `at`-th byte of every output in the header of a block of a K-quant.
     ///
     /// # Safety
     /// The header holds so many.
     #[inline(always)]
-    unsafe fn part(self, at: usize) -> V {
+    unsafe fn part<V: Dots>(self, at: usize) -> V {
         // SAFETY: the caller's.
         unsafe { V::load_bytes(self.header.cast::<i8>().add(at * PANEL + self.lane)) }
     }
@@ -41,14 +53,23 @@ unsafe fn f16s<V: Dots>(from: *const u8, at: usize, lane: usize) -> V {
 /// # Safety
 /// As [`Dots`].
 pub(super) trait Products {
+    /// A quad of every lane.
+    type Weights<V: Dots>: Copy;
     type Sums<V: Dots>: Copy;
 
     /// The sum of a part whose activations sum to `sum`, before any product.
     unsafe fn begin<V: Dots>(sum: i32) -> Self::Sums<V>;
     /// The `quad`-th quad of a block; `first` is its first.
-    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
-    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: V::Quads, x: i32) -> Self::Sums<V>;
-    unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
+    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> Self::Weights<V>;
+    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: Self::Weights<V>, x: i32) -> Self::Sums<V>;
+    /// As [`dot`](Self::dot), but what activations of zero come to is nothing.
+    #[inline(always)]
+    unsafe fn dot_once<V: Dots>(sums: Self::Sums<V>, weights: Self::Weights<V>, x: i32) -> Self::Sums<V> {
+        // SAFETY: the caller's.
+        unsafe { Self::dot::<V>(sums, weights, x) }
+    }
+    /// `of_zeros` is what activations of zero come to.
+    unsafe fn end<V: Dots>(sums: Self::Sums<V>, of_zeros: Self::Sums<V>) -> V;
 }
 
 /// Signed bytes.
@@ -59,6 +80,7 @@ pub(super) struct Nibbles<const ZERO: i32>;
 pub(super) struct Sixes;
 
 impl Products for Bytes {
+    type Weights<V: Dots> = V::Signed;
     type Sums<V: Dots> = V::Bytes;
 
     #[inline(always)]
@@ -68,25 +90,32 @@ impl Products for Bytes {
     }
 
     #[inline(always)]
-    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Signed {
         // SAFETY: the caller's.
-        unsafe { V::load_quads(first.add(quad * PANEL)) }
+        unsafe { V::signed(V::load_quads(first.add(quad * PANEL))) }
     }
 
     #[inline(always)]
-    unsafe fn dot<V: Dots>(sums: V::Bytes, weights: V::Quads, x: i32) -> V::Bytes {
+    unsafe fn dot<V: Dots>(sums: V::Bytes, weights: V::Signed, x: i32) -> V::Bytes {
         // SAFETY: the caller's.
         unsafe { V::dot_bytes(sums, weights, x) }
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Bytes) -> V {
+    unsafe fn dot_once<V: Dots>(sums: V::Bytes, weights: V::Signed, x: i32) -> V::Bytes {
         // SAFETY: the caller's.
-        unsafe { V::bytes_end(sums) }
+        unsafe { V::dot_bytes_once(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Dots>(sums: V::Bytes, of_zeros: V::Bytes) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_end(sums, of_zeros) }
     }
 }
 
 impl<const ZERO: i32> Products for Nibbles<ZERO> {
+    type Weights<V: Dots> = V::Quads;
     type Sums<V: Dots> = V::Nibbles;
 
     #[inline(always)]
@@ -96,7 +125,7 @@ impl<const ZERO: i32> Products for Nibbles<ZERO> {
     }
 
     #[inline(always)]
-    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's.
         unsafe {
             let quads = V::load_quads(first.add(quad / 2 * PANEL));
@@ -111,13 +140,14 @@ impl<const ZERO: i32> Products for Nibbles<ZERO> {
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
+    unsafe fn end<V: Dots>(sums: V::Nibbles, _of_zeros: V::Nibbles) -> V {
         // SAFETY: the caller's.
         unsafe { V::nibbles_end(sums) }
     }
 }
 
 impl Products for Sixes {
+    type Weights<V: Dots> = V::Quads;
     type Sums<V: Dots> = V::Sixes;
 
     #[inline(always)]
@@ -127,11 +157,11 @@ impl Products for Sixes {
     }
 
     #[inline(always)]
-    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
         unsafe {
             let row = first.add(quad / QUAD * 3 * PANEL);
-            let low = Nibbles::<0>::quads::<V>(row, quad % QUAD);
+            let low = Nibbles::<0>::weights::<V>(row, quad % QUAD);
             V::with_pairs(low, V::load_quads(row.add(2 * PANEL)), quad % QUAD)
         }
     }
@@ -143,7 +173,7 @@ impl Products for Sixes {
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
+    unsafe fn end<V: Dots>(sums: V::Sixes, _of_zeros: V::Sixes) -> V {
         // SAFETY: the caller's.
         unsafe { V::sixes_end(sums) }
     }
@@ -161,21 +191,14 @@ pub(super) trait Format {
     const OFFSET: bool = false;
     type Products: Products;
 
-    /// A group's d and −dmin for outputs `lane …`.
     #[inline(always)]
-    unsafe fn shared<V: Dots>(_group: *const u8, _lane: usize) -> [V; 2] {
-        // SAFETY: moves no memory.
-        unsafe { [V::splat(0.0); 2] }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
+    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
         // SAFETY: the caller's.
         unsafe { f16s(at.header, 0, at.lane) }
     }
 
     #[inline(always)]
-    unsafe fn offset<V: Dots>(at: At<V>) -> V {
+    unsafe fn offset<V: Dots>(at: At) -> V {
         // SAFETY: the caller's.
         unsafe { f16s(at.header, 1, at.lane) }
     }
@@ -209,21 +232,15 @@ impl Format for Q4K {
     type Products = Nibbles<0>;
 
     #[inline(always)]
-    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
+    unsafe fn scale<V: Dots>(at: At, _part: usize) -> V {
         // SAFETY: the caller's.
-        unsafe { [f16s(group, 0, lane), V::splat(0.0).sub(f16s(group, 1, lane))] }
+        unsafe { f16s::<V>(at.group, 0, at.lane).mul(at.part(0)) }
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At<V>, _part: usize) -> V {
+    unsafe fn offset<V: Dots>(at: At) -> V {
         // SAFETY: the caller's.
-        unsafe { at.shared[0].mul(at.part(0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn offset<V: Dots>(at: At<V>) -> V {
-        // SAFETY: the caller's.
-        unsafe { at.shared[1].mul(at.part(1)) }
+        unsafe { V::splat(0.0).sub(f16s(at.group, 1, at.lane)).mul(at.part(1)) }
     }
 }
 
@@ -233,14 +250,8 @@ impl Format for Q6K {
     type Products = Sixes;
 
     #[inline(always)]
-    unsafe fn shared<V: Dots>(group: *const u8, lane: usize) -> [V; 2] {
+    unsafe fn scale<V: Dots>(at: At, part: usize) -> V {
         // SAFETY: the caller's.
-        unsafe { [f16s(group, 0, lane), V::splat(0.0)] }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: Dots>(at: At<V>, part: usize) -> V {
-        // SAFETY: the caller's.
-        unsafe { at.shared[0].mul(at.part(part)) }
+        unsafe { f16s::<V>(at.group, 0, at.lane).mul(at.part(part)) }
     }
 }

@@ -143,9 +143,18 @@ impl Vector for __m256 {
     }
 }
 
+/// Bytes as `vpmaddubsw` takes them, unsigned by signed: the size of a weight, and its sign, which is all ones or zeros.
+#[derive(Clone, Copy)]
+pub(crate) struct Signed {
+    quads: __m256i,
+    sizes: __m256i,
+    signs: __m256i,
+}
+
 /// Products of bytes are added up in pairs to 16 bits, which saturate: so weights may have seven bits and a sign.
 impl Dots for __m256 {
     type Quads = __m256i;
+    type Signed = Signed;
     type Bytes = __m256i;
     /// Two numbers of 16 bits a lane: 16 products of 15 · 127 fit, so a block needs no wider ones.
     type Nibbles = __m256i;
@@ -189,17 +198,37 @@ impl Dots for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn dot_bytes(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
-        // |w| · (x with w's sign): two of them, 128 · 127 each, fit 16 bits.
-        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+    unsafe fn signed(quads: __m256i) -> Signed {
+        Signed {
+            quads,
+            sizes: _mm256_abs_epi8(quads),
+            signs: _mm256_cmpgt_epi8(_mm256_setzero_si256(), quads),
+        }
+    }
+
+    /// Where a weight w is negative, x becomes −1 − x instead of −x: that is |w| too little, whatever x is, so the sums of
+    /// zeros tell by how much.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_bytes(sums: __m256i, weights: Signed, x: i32) -> __m256i {
+        let signed = _mm256_xor_si256(_mm256_set1_epi32(x), weights.signs);
+        let pairs = _mm256_maddubs_epi16(weights.sizes, signed); // two of them, 128 · 128 at most each, fit 16 bits
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+
+    /// `vpsignb` is right at once, but takes the two units that multiply, which have most to do.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_bytes_once(sums: __m256i, weights: Signed, x: i32) -> __m256i {
+        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), weights.quads);
+        let pairs = _mm256_maddubs_epi16(weights.sizes, signed);
         _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn bytes_end(sums: __m256i) -> Self {
-        _mm256_cvtepi32_ps(sums)
+    unsafe fn bytes_end(sums: __m256i, of_zeros: __m256i) -> Self {
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, of_zeros))
     }
 
     #[inline]
@@ -238,6 +267,12 @@ impl Dots for __m256 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn sixes_end(sums: __m256i) -> Self {
         _mm256_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }
 
     #[inline]

@@ -151,6 +151,7 @@ impl Vector for __m512 {
 /// `vpdpbusd` multiplies unsigned bytes by signed ones: weights are moved up by 128, and the sums begin 128 Σx lower.
 impl Dots for __m512 {
     type Quads = __m512i;
+    type Signed = __m512i;
     type Bytes = __m512i;
     type Nibbles = __m512i;
     type Sixes = __m512i;
@@ -193,14 +194,26 @@ impl Dots for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn dot_bytes(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
-        let moved = _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
-        _mm512_dpbusd_epi32(sums, moved, _mm512_set1_epi32(x))
+    unsafe fn signed(quads: __m512i) -> __m512i {
+        _mm512_xor_si512(quads, _mm512_set1_epi8(-128))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn bytes_end(sums: __m512i) -> Self {
+    unsafe fn dot_bytes(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
+        _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_bytes_once(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { Self::dot_bytes(sums, weights, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_end(sums: __m512i, _of_zeros: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
     }
 
@@ -238,6 +251,12 @@ impl Dots for __m512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn sixes_end(sums: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }
 
     #[inline]

@@ -74,15 +74,6 @@ impl Isa {
         }
     }
 
-    /// The same for the sums of a block in products of bytes.
-    pub(crate) fn tokens_of_dots_max(self) -> usize {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => 8,
-            _ => 4,
-        }
-    }
-
     /// Runs a kernel in code compiled for this instruction set.
     ///
     /// # Safety
@@ -179,6 +170,8 @@ pub(crate) trait Vector: Copy {
 pub(crate) trait Dots: Vector {
     /// Four bytes of weights for every lane.
     type Quads: Copy;
+    /// The same as signed bytes are multiplied.
+    type Signed: Copy;
     /// Sums where weights are signed bytes.
     type Bytes: Copy;
     /// Sums where weights are 0 … 15.
@@ -197,8 +190,12 @@ pub(crate) trait Dots: Vector {
 
     /// Zeros, for a block whose activations sum to `sum`.
     unsafe fn bytes_begin(sum: i32) -> Self::Bytes;
-    unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Quads, x: i32) -> Self::Bytes;
-    unsafe fn bytes_end(sums: Self::Bytes) -> Self;
+    unsafe fn signed(quads: Self::Quads) -> Self::Signed;
+    unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Signed, x: i32) -> Self::Bytes;
+    /// The same at once for weights that one token alone is multiplied with: zeros come to nothing.
+    unsafe fn dot_bytes_once(sums: Self::Bytes, weights: Self::Signed, x: i32) -> Self::Bytes;
+    /// `of_zeros`: the sums of the same weights, whose activations are all zero.
+    unsafe fn bytes_end(sums: Self::Bytes, of_zeros: Self::Bytes) -> Self;
 
     /// `first`, an even number, in all lanes.
     unsafe fn nibbles_begin(first: i32) -> Self::Nibbles;
@@ -209,6 +206,9 @@ pub(crate) trait Dots: Vector {
     unsafe fn sixes_begin(first: i32) -> Self::Sixes;
     unsafe fn dot_sixes(sums: Self::Sixes, weights: Self::Quads, x: i32) -> Self::Sixes;
     unsafe fn sixes_end(sums: Self::Sixes) -> Self;
+
+    /// Asks for the cache line of an address, which need not be valid.
+    unsafe fn prefetch(from: *const u8);
 
     /// Stores the lowest byte of every number's bits.
     unsafe fn store_low_bytes(self, to: *mut i8);

@@ -123,6 +123,7 @@ impl Vector for F32x8 {
 
 impl Dots for F32x8 {
     type Quads = [[u8; 4]; LANES];
+    type Signed = Self::Quads;
     type Bytes = [i32; LANES];
     type Nibbles = [i32; LANES];
     type Sixes = [i32; LANES];
@@ -156,12 +157,23 @@ impl Dots for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn signed(quads: Self::Quads) -> Self::Quads {
+        quads
+    }
+
+    #[inline(always)]
     unsafe fn dot_bytes(sums: [i32; LANES], weights: Self::Quads, x: i32) -> [i32; LANES] {
         dot(sums, weights, x, |byte| byte.cast_signed().into())
     }
 
     #[inline(always)]
-    unsafe fn bytes_end(sums: [i32; LANES]) -> Self {
+    unsafe fn dot_bytes_once(sums: [i32; LANES], weights: Self::Quads, x: i32) -> [i32; LANES] {
+        // SAFETY: the caller's.
+        unsafe { Self::dot_bytes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_end(sums: [i32; LANES], _of_zeros: [i32; LANES]) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
 
@@ -194,6 +206,9 @@ impl Dots for F32x8 {
     unsafe fn sixes_end(sums: [i32; LANES]) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
 
     #[inline(always)]
     unsafe fn store_low_bytes(self, to: *mut i8) {
