@@ -25,7 +25,7 @@ use crate::simd::{Isa, Kernel, Vector};
 /// Inputs of a panel that are widened at once: half a first-level cache of 32 KiB.
 const WIDENED_INPUTS: usize = 4 * BLOCK;
 
-/// Up to this many tokens widen weights in registers; more share a widened panel.
+/// Up to this many tokens widen weights in registers, if the format does not say otherwise; more share a widened panel.
 pub(crate) const TOKENS_DIRECT_MAX: usize = 3;
 
 /// Rows of activations: row t starts at `start + t · stride`.
@@ -86,7 +86,7 @@ unsafe fn any<F: Format>(
     x: Strided<*const f32>,
     y: Strided<*mut f32>,
 ) {
-    if tokens <= TOKENS_DIRECT_MAX {
+    if tokens <= F::TOKENS_DIRECT_MAX {
         // SAFETY: the caller's.
         return unsafe { tiles::<F>(isa, weights, panels, tokens, x, y) };
     }
@@ -251,13 +251,12 @@ impl<F: Format, const M: usize> Tile<F, M> {
             }
             let mut groups = from;
             let mut sums = [[[V::splat(0.0); 2]; U]; M];
-            let at = |m: usize, u: usize| {
-                self.y.start.add(m * self.y.stride + (first + u) / per_panel * PANEL + lanes[u])
-            };
+            let at =
+                |m: usize, u: usize| self.y.start.add(m * self.y.stride + (first + u) / per_panel * PANEL);
             if self.panels.goes_on {
                 for (m, sums) in sums.iter_mut().enumerate() {
                     for (u, sum) in sums.iter_mut().enumerate() {
-                        *sum = [V::load(at(m, u)), V::load(at(m, u).add(PANEL / 2))];
+                        *sum = F::load(at(m, u), lanes[u]);
                     }
                 }
             }
@@ -292,9 +291,8 @@ impl<F: Format, const M: usize> Tile<F, M> {
                 }
             }
             for (m, sums) in sums.into_iter().enumerate() {
-                for (u, [low, high]) in sums.into_iter().enumerate() {
-                    low.store(at(m, u));
-                    high.store(at(m, u).add(PANEL / 2));
+                for (u, sums) in sums.into_iter().enumerate() {
+                    F::store(sums, at(m, u), lanes[u]);
                 }
             }
         }
@@ -316,16 +314,14 @@ impl<F: Format> Kernel for Widen<F> {
         for lane in (0..PANEL / 2).step_by(V::LANES) {
             // SAFETY: within the panel and the scratch, as the caller has promised.
             unsafe {
-                let mut to = to.add(lane);
+                let mut to = to;
                 for first in inputs.clone().step_by(BLOCK) {
                     let (header, group) = F::LAYOUT.block_at(first / BLOCK);
                     let scales = F::scales::<V>(from.add(group), from.add(header), lane);
                     let mut row = from.add(header + F::LAYOUT.header);
                     for done in (first..inputs.end.min(first + BLOCK)).step_by(F::LAYOUT.inputs) {
                         for k in 0..F::LAYOUT.inputs {
-                            let [low, high] = F::weights::<V>(row, lane, done - first + k, scales);
-                            low.store(to);
-                            high.store(to.add(PANEL / 2));
+                            F::store(F::weights::<V>(row, lane, done - first + k, scales), to, lane);
                             to = to.add(PANEL);
                         }
                         row = row.add(F::LAYOUT.row);

@@ -2,6 +2,7 @@
 
 use galerne_checkpoint::Dtype;
 
+use super::TOKENS_DIRECT_MAX;
 use crate::packed::{Layout, PANEL, QUAD};
 use crate::simd::Vector;
 
@@ -9,9 +10,11 @@ use crate::simd::Vector;
 ///
 /// # Safety
 /// The functions read what a group shares and the header of a block, or the row that input `k` of a block is in, for
-/// outputs `lane …` and `lane + 16 …`.
+/// outputs `lane …` and `lane + 16 …`, unless the format cuts a panel into strips in a way of its own.
 pub(super) trait Format {
     const LAYOUT: Layout;
+    /// Up to this many tokens widen weights in registers; more share a widened panel.
+    const TOKENS_DIRECT_MAX: usize = TOKENS_DIRECT_MAX;
 
     /// `[d, d', m, m']` of the two vectors, as far as the format has them; in Q6_K `d, d'` of the one half of the inputs
     /// and of the other.
@@ -22,6 +25,22 @@ pub(super) trait Format {
     }
 
     unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2];
+
+    /// The sums of a strip in a row of a panel's 32.
+    #[inline(always)]
+    unsafe fn load<V: Vector>(row: *const f32, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { [V::load(row.add(lane)), V::load(row.add(lane + PANEL / 2))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Vector>([low, high]: [V; 2], row: *mut f32, lane: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            low.store(row.add(lane));
+            high.store(row.add(lane + PANEL / 2));
+        }
+    }
 }
 
 pub(super) struct F32;
@@ -56,16 +75,28 @@ impl Format for F16 {
     }
 }
 
+/// A strip is 2 · LANES neighbours here: those at even places and those at odd ones, which a shift and a mask
+/// widen beside the multiply-adds: only many tokens gain by a panel that stays in the first-level cache.
 impl Format for Bf16 {
     const LAYOUT: Layout = Layout::of(Dtype::Bf16);
+    const TOKENS_DIRECT_MAX: usize = 16;
 
     #[inline(always)]
     unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: usize, _: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe {
-            let values = row.cast::<u16>().add(lane);
-            [V::load_bf16(values), V::load_bf16(values.add(PANEL / 2))]
-        }
+        unsafe { V::load_bf16_pairs(row.cast::<u16>().add(2 * lane)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(row: *const f32, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's.
+        unsafe { V::load_pairs(row.add(2 * lane)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Vector>(sums: [V; 2], row: *mut f32, lane: usize) {
+        // SAFETY: the caller's.
+        unsafe { V::store_pairs(sums, row.add(2 * lane)) }
     }
 }
 

@@ -109,6 +109,39 @@ impl Vector for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
+        // SAFETY: the caller's; 16 × 2 bytes.
+        let pairs = unsafe { _mm256_loadu_si256(from.cast()) };
+        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
+        // SAFETY: the caller's; 16 × 4 bytes.
+        let (low, high) = unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) };
+        // Each half of a vector is shuffled for itself, so its quarters come out as 0, 2, 1, 3.
+        let in_order = |x| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(x)));
+        [
+            in_order(_mm256_shuffle_ps::<0b10_00_10_00>(low, high)),
+            in_order(_mm256_shuffle_ps::<0b11_01_11_01>(low, high)),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
+        let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+        // SAFETY: the caller's; 16 × 4 bytes.
+        unsafe {
+            _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(low, high));
+            _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x31>(low, high));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
         // SAFETY: the caller's; 8 × 4 bytes.
         let quads = unsafe { _mm256_loadu_si256(from.cast()) };

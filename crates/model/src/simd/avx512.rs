@@ -109,6 +109,37 @@ impl Vector for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
+        // SAFETY: the caller's; 32 × 2 bytes.
+        let pairs = unsafe { _mm512_loadu_si512(from.cast()) };
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        // SAFETY: the caller's; 32 × 4 bytes.
+        let (low, high) = unsafe { (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))) };
+        [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
+        let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        // SAFETY: the caller's; 32 × 4 bytes.
+        unsafe {
+            _mm512_storeu_ps(to, _mm512_permutex2var_ps(even, low, odd));
+            _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(even, high, odd));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
         // SAFETY: the caller's; 16 × 4 bytes.
         let quads = unsafe { _mm512_loadu_si512(from.cast()) };

@@ -152,6 +152,12 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Widens bfloat16.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Widens twice as many: those at even places and those at odd ones.
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2];
+    /// Twice as many numbers: those at even places and those at odd ones.
+    unsafe fn load_pairs(from: *const f32) -> [Self; 2];
+    /// As they were before [`load_pairs`](Vector::load_pairs).
+    unsafe fn store_pairs(pairs: [Self; 2], to: *mut f32);
     /// Converts byte `byte` of every four, as a signed number.
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self;
     /// Converts bytes, as signed numbers.

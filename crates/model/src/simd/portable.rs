@@ -97,6 +97,26 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
+        let widened = |bits: [u16; 2], odd: usize| f32::from_bits(u32::from(bits[odd]) << 16);
+        // SAFETY: the caller's.
+        unsafe { [0, 1].map(|odd| Self::convert(from.cast::<[u16; 2]>(), |bits| widened(bits, odd))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
+        // SAFETY: the caller's.
+        unsafe { [0, 1].map(|odd| Self::convert(from.cast::<[f32; 2]>(), |pair| pair[odd])) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
+        let pairs: [[f32; 2]; LANES] = std::array::from_fn(|lane| [even.0[lane], odd.0[lane]]);
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[[f32; 2]; LANES]>().write_unaligned(pairs) };
+    }
+
+    #[inline(always)]
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self {
         // SAFETY: the caller's.
         unsafe { Self::convert(from, |quad| f32::from(quad[byte].cast_signed())) }
