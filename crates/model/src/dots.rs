@@ -20,7 +20,7 @@
 //! ```text
 //! 8 quads × (8 tokens × 4 + 5 for the weights) + 8 tokens × 4 to scale = 328 instructions, 82 cycles for 64 of products
 //! ```
-//! so 78% of the peak of `examples/bounds`; alone on a core 60–65% were measured (105 to 111 of 171 GOP/s).
+//! so 78% of the peak of `examples/bounds` at most; a copy of this loop alone reached 105 to 111 of 171 GOP/s.
 
 mod formats;
 
