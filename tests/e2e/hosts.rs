@@ -9,15 +9,16 @@ use crate::process::{self, Process};
 use crate::setup::{self, Etcd};
 
 /// Two hosts and a third for etcd and the router, on one bridge inside the third; gone when dropped.
-struct Network {
+pub(crate) struct Network {
     names: [String; 3],
 }
 
-const ADDRESSES: [&str; 3] = ["10.213.0.1", "10.213.0.2", "10.213.0.3"];
+pub(crate) const ADDRESSES: [&str; 3] = ["10.213.0.1", "10.213.0.2", "10.213.0.3"];
 
 impl Network {
-    fn new() -> Self {
-        let names = ["hub", "a", "b"].map(|name| format!("galerne-{}-{name}", std::process::id()));
+    /// `tag` tells it from those of other tests: a letter.
+    pub(crate) fn new(tag: char) -> Self {
+        let names = ["hub", "a", "b"].map(|name| format!("galerne-{}{tag}-{name}", std::process::id()));
         let network = Self { names };
         for name in &network.names {
             ip(&["netns", "add", name]);
@@ -37,14 +38,20 @@ impl Network {
     }
 
     /// The command that runs `program` on host `place`.
-    fn on(&self, place: usize, program: PathBuf) -> Command {
+    pub(crate) fn on(&self, place: usize, program: PathBuf) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[place]]).arg(program);
         command
     }
 
+    /// Cuts host `place`, 1 or 2, off from all others, or joins it again.
+    pub(crate) fn cut(&self, place: usize, off: bool) {
+        let port = ["port-a", "port-b"][place - 1];
+        ip(&["-n", &self.names[0], "link", "set", port, if off { "down" } else { "up" }]);
+    }
+
     /// Runs `task` in a thread that has moved to host `place`.
-    fn inside(&self, place: usize, task: impl FnOnce() + Send) {
+    pub(crate) fn inside(&self, place: usize, task: impl FnOnce() + Send) {
         let namespace = File::open(Path::new("/run/netns").join(&self.names[place])).expect("a namespace");
         std::thread::scope(|scope| {
             let moved = scope.spawn(move || {
@@ -74,7 +81,7 @@ fn ip(arguments: &[&str]) {
 
 #[test]
 fn two_ranks_in_two_network_namespaces_answer_the_golden_tokens_over_tcp() {
-    let network = Network::new();
+    let network = Network::new('h');
     let galerne = || PathBuf::from(setup::galerne().get_program());
     let etcd = Etcd::start_with(network.on(0, Etcd::program()), ADDRESSES[0]);
     let mut workers = Vec::new();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use galerne_wire::v1::FleetResponse;
 
+use crate::hosts::{ADDRESSES, Network};
 use crate::loss::stream_in_the_background;
 use crate::process::{self, Process};
 use crate::setup::{self, Cluster, Etcd};
@@ -138,6 +139,50 @@ fn streams_go_on_while_etcd_is_away_and_its_leases_are_lost() {
     assert_eq!(fleet.groups[0].epoch, epoch, "nobody died");
     process::send(fleet.groups[0].ranks[0].pid, libc::SIGKILL);
     assert_eq!(whole(&grpc), expected);
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_replaced_within_a_second_and_comes_back_as_a_spare() {
+    let network = Network::new('r');
+    let program = || setup::galerne().get_program().into();
+    let etcd = Etcd::start_with(network.on(0, Etcd::program()), ADDRESSES[0]);
+    let worker = |place: usize, spares: &str| {
+        let mut command = network.on(place, program());
+        command.args(["worker", "--tp", "2", "--ranks", "1", "--spares", spares, "--bind", ADDRESSES[place]]);
+        Process::start(command.args(["--etcd", &etcd.endpoint, "--model"]).arg(setup::bard()))
+    };
+    let _workers = [worker(1, "1"), worker(2, "0")];
+    let mut command = network.on(0, program());
+    command.args([
+        "router",
+        "--http",
+        "127.0.0.1:0",
+        "--grpc",
+        "127.0.0.1:0",
+        "--etcd",
+        &etcd.endpoint,
+        "--model",
+    ]);
+    let router = Process::start(command.arg(setup::bard()));
+    let line = router.line_with("gRPC on ");
+    let grpc = line.rsplit(' ').next().expect("an address");
+    network.inside(0, || {
+        // The ranks of host 1 come first by name: cut the other one off until both hosts have a part.
+        until_ranks(grpc, 2, 1);
+        let expected = whole(grpc);
+        for place in [2, 1] {
+            let open = stream_in_the_background(grpc);
+            network.cut(place, true);
+            let cut = std::time::Instant::now();
+            while cut.elapsed() < Duration::from_secs(4) {
+                std::thread::park_timeout(Duration::from_millis(100)); // longer than a lease lives
+            }
+            network.cut(place, false);
+            assert_eq!(open.join().expect("no panic").expect("all of it"), expected, "host {place}");
+            until_ranks(grpc, 2, 1);
+            assert_eq!(whole(grpc), expected);
+        }
+    });
 }
 
 /// A router, and its gRPC address.

@@ -160,10 +160,10 @@ impl Groups {
     /// it or the leader can be reached again.
     pub(crate) fn lost(self: &Arc<Self>, place: &Place) {
         let mut state = self.current();
-        state.dispatcher.lost(&place.group, place.epoch);
         if serving_epoch(&state.seen, &place.group) != Some(place.epoch) {
-            return; // the fleet has moved on by itself
+            return; // the fleet has moved on by itself; if its leader's word comes back it lives
         }
+        state.dispatcher.lost(&place.group, place.epoch);
         if state.lost.insert(place.group.clone(), place.epoch) == Some(place.epoch) {
             return; // somebody else probes it already
         }
@@ -323,7 +323,13 @@ impl State {
                 group.health = Some(tie.health.clone()); // a lease was lost, and nothing else
             }
         }
-        self.lost.retain(|id, epoch| serving_epoch(&fleet, id) == Some(*epoch));
+        self.lost.retain(|id, epoch| {
+            let stays = serving_epoch(&fleet, id) == Some(*epoch);
+            if !stays {
+                self.dispatcher.found(id, *epoch); // if its leader's word comes back it lives
+            }
+            stays
+        });
         let leads =
             |leader: &String| fleet.groups.values().any(|g| g.serving().is_some_and(|h| h.leader == *leader));
         self.channels.retain(|leader, _| leads(leader));

@@ -57,6 +57,22 @@ async fn when_all_are_lost_the_client_is_told_to_come_back() {
     assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
 }
 
+/// A host that was cut off: its lease ends, and when it is back its leader says again what it said before.
+#[tokio::test]
+async fn a_lost_leader_whose_word_comes_back_is_believed() {
+    let address = deserted().await;
+    let groups = BTreeMap::from([group("g0", 7, &address)]);
+    let stage = Stage::set(groups.clone()).await;
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 503);
+    assert_eq!(states(&stage).await, ["lost"]);
+    stage.fleet.send_modify(|fleet| fleet.groups.values_mut().for_each(|group| group.health = None));
+    assert_eq!(states(&stage).await, ["forming"]);
+    let script = tokens(&ids("Anon"), FinishReason::Stop);
+    let _leader = Leader::start_at(address.parse().unwrap(), script).await;
+    stage.fleet.send_replace(Fleet { groups });
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_lost_leader_that_answers_again_is_back() {
     let address = deserted().await;
