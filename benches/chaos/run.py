@@ -284,7 +284,7 @@ def main():
     options = parser.parse_args()
     kills, count = (5, 40) if options.quick else (options.kills, options.streams)
     told, failed = [], 0
-    for model, name, streams, tokens, hosts in [(BARD, "bard-1m", count, 1500, 2), (DEMO, "SmolLM2-135M (Q4_1)", 8, 150, 2)]:
+    for model, name, streams, tokens, hosts in [(BARD, "bard-1m", count, 1500 if options.quick else 400, 2), (DEMO, "SmolLM2-135M (Q4_1)", 8, 150, 2)]:
         cluster = Cluster(model, hosts=hosts, tp=2, spares=1)
         try:
             cluster.until_ready()
