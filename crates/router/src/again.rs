@@ -1,23 +1,31 @@
 //! Requests that are sent again: how many, and which are not.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use galerne_dispatch::{Bans, Digest, RetryBudget};
 use galerne_types::{Request, Sampling};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What there is to share among the requests on probation.
+const PROBATION: u32 = 64;
 
 /// What this router has seen of requests that were lost.
 pub(crate) struct Again {
     budget: Mutex<RetryBudget>,
     bans: Mutex<Bans>,
+    /// Requests on which groups were lost are tried few at a time, the fewer the more often: one on which they die is found
+    /// among those on which they happened to.
+    probation: Arc<Semaphore>,
     /// Time counts from here.
     began: Instant,
 }
 
 impl Again {
     pub(crate) fn new() -> Self {
-        Self { budget: Mutex::default(), bans: Mutex::default(), began: Instant::now() }
+        let probation = Arc::new(Semaphore::new(PROBATION as usize));
+        Self { budget: Mutex::default(), bans: Mutex::default(), probation, began: Instant::now() }
     }
 
     /// Counts a request; false if it is refused because groups were lost on it just now.
@@ -33,6 +41,16 @@ impl Again {
     /// The time until there may be one, if there have been too many.
     pub(crate) fn retry(&self) -> Result<(), Duration> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).retry(self.began.elapsed())
+    }
+
+    /// Waits until a request may be tried on which so many groups in a row were lost: 16 at once after the first of them,
+    /// then 4, then each alone.
+    pub(crate) async fn probation(&self, deaths: u32) -> Option<OwnedSemaphorePermit> {
+        if deaths == 0 {
+            return None;
+        }
+        let share = 4u32.saturating_pow(deaths).min(PROBATION);
+        self.probation.clone().acquire_many_owned(share).await.ok()
     }
 
     /// Refuses a request from now on.

@@ -67,8 +67,9 @@ impl Default for RequestLimits {
 /// Groups that are tried for one request before a leader has had it.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
 
-/// Groups that are lost in a row on a request without a token before it is taken for the reason.
-pub(crate) const DEATHS_MAX: u32 = 2;
+/// Suspicion at which a request is taken for the reason that groups are lost: two were lost in a row while they worked on it
+/// and on no other that had not had a token, or more while they worked on several.
+pub(crate) const SUSPICION_MAX: f32 = 1.5;
 
 /// The most that an answer whose group was lost waits before it is sent to one for the first time: all answers of a group
 /// are lost at once. Each further wait is up to twice as long.

@@ -1,7 +1,7 @@
 //! The one stream between this router and a leader: all requests go up on it, news of all of them come down. Whoever
 //! reads it never waits for a client: each request has an inbox with a limit.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -40,6 +40,8 @@ struct Open {
     last: u32,
     /// The leader has answered.
     heard: bool,
+    /// Requests that the ranks have begun to work on, and that have had no token since.
+    working: HashSet<u32>,
     /// Why there will be no more news.
     end: Option<Status>,
 }
@@ -155,6 +157,11 @@ impl Link {
         self.requests.open().heard
     }
 
+    /// How many requests the ranks work on, or were working on when it ended, that have had no token of it.
+    pub(crate) fn suspects(&self) -> usize {
+        self.requests.open().working.len()
+    }
+
     /// Sends a request.
     pub(crate) fn send(self: &Arc<Self>, mut request: v1::RunRequest) -> Letters {
         let inbox = Arc::new(Inbox::new());
@@ -212,6 +219,7 @@ impl Requests {
         let mut delivery = Delivery { requests: self, open: self.open(), now, readers };
         delivery.events(events);
         for TokenRun { request, index, tokens } in tokens.unwrap_or_default().runs()? {
+            delivery.open.working.remove(&request);
             let mut told = (index..).zip(tokens).map(|(index, &id)| Told::Bare(index, id));
             delivery.put(request, &mut told, false);
         }
@@ -228,6 +236,7 @@ impl Requests {
         let open_still = open.inboxes.get(&id).is_some_and(|known| Arc::ptr_eq(known, inbox));
         if open_still {
             open.inboxes.remove(&id);
+            open.working.remove(&id);
             drop(open);
             self.cancel(id);
         }
@@ -258,6 +267,11 @@ impl Delivery<'_> {
         for v1::RunEvent { id, event } in events {
             let Some(event) = event else { continue };
             let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            if matches!(event, Event::Begun(_)) && self.open.inboxes.contains_key(&id) {
+                self.open.working.insert(id);
+            } else if last || matches!(event, Event::Token(_)) {
+                self.open.working.remove(&id);
+            }
             self.put(id, &mut std::iter::once(event.into()), last);
         }
     }

@@ -12,7 +12,7 @@ use super::run::{Missed, Run, Trouble};
 use crate::ask::random_seed;
 use crate::failure::Failure;
 use crate::groups::{Place, Watch};
-use crate::limits::{ATTEMPTS_MAX, DEATHS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits};
+use crate::limits::{ATTEMPTS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits, SUSPICION_MAX};
 use crate::model::Model;
 use crate::repeats::Claim;
 use crate::serve::Router;
@@ -46,6 +46,8 @@ struct Tries {
     unheard: usize,
     /// Groups in a row that were lost while their ranks worked on it.
     deaths: u32,
+    /// How likely it is the reason: each of k requests without a token at a group that is lost by a k-th.
+    suspicion: f32,
     /// Who has refused it last.
     refused: Option<GroupId>,
 }
@@ -57,12 +59,22 @@ impl Opening {
             &self.router.requests;
         let (now, seen) = (Instant::now(), self.router.groups.watch());
         let (due, recovers) = (now + first_token_s_max, now + recovery_s_max);
-        let mut tries =
-            Tries { seen, due, recovers, pause: RETRY_MS_MIN, unheard: 0, deaths: 0, refused: None };
+        let mut tries = Tries {
+            seen,
+            due,
+            recovers,
+            pause: RETRY_MS_MIN,
+            unheard: 0,
+            deaths: 0,
+            suspicion: 0.0,
+            refused: None,
+        };
         if self.accepted {
             tries.pause().await;
         }
         loop {
+            let probation = timeout_at(tries.end(), self.router.again.probation(tries.deaths)).await;
+            let probation = probation.map_err(|_| self.failure(tries.over()))?;
             let place = self.place(&mut tries).await?;
             let claim = self.claim.as_deref();
             if claim.is_some_and(Claim::is_over) {
@@ -73,7 +85,10 @@ impl Opening {
                     self.router.groups.succeeded(&run.place);
                     return Ok(run);
                 }
-                Err(missed) => self.missed(missed, &mut tries).await?,
+                Err(missed) => {
+                    drop(probation);
+                    self.missed(missed, &mut tries).await?;
+                }
             }
         }
     }
@@ -122,7 +137,10 @@ impl Opening {
                 metrics.retry_lost.inc_by(u64::from(self.tokens.is_empty()));
                 groups.lost(&place);
                 self.accepted |= matches!(trouble, Trouble::Lost);
-                tries.deaths += u32::from(begun);
+                if begun {
+                    tries.deaths += 1;
+                    tries.suspicion += 1.0 / place.link.suspects().max(1) as f32;
+                }
                 tries.recovers = Instant::now() + self.router.requests.recovery_s_max;
             }
             Trouble::Stale => {
@@ -133,7 +151,7 @@ impl Opening {
             }
         }
         drop(place);
-        if tries.deaths >= DEATHS_MAX && self.tokens.is_empty() {
+        if tries.suspicion >= SUSPICION_MAX {
             self.router.again.ban(&self.model.name, &self.request);
             tracing::warn!(deaths = tries.deaths, "groups were lost on a request: it is refused for a while");
             return Err(Failure::KillsGroups);

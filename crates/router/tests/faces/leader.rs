@@ -50,6 +50,8 @@ pub(crate) struct Leader {
     pub(crate) requests: mpsc::UnboundedReceiver<v1::RunRequest>,
     /// One message for each stream that was dropped before its script's end.
     pub(crate) cancelled: mpsc::UnboundedReceiver<()>,
+    /// One message for each request that waits, and has told what came before.
+    pub(crate) waiting: mpsc::UnboundedReceiver<()>,
     /// One message for each stream that a router opened in the belief in another epoch.
     pub(crate) refused: mpsc::UnboundedReceiver<u64>,
     epoch: Arc<AtomicU64>,
@@ -67,10 +69,11 @@ impl Leader {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (requests, seen) = mpsc::unbounded_channel();
         let (dropped, cancelled) = mpsc::unbounded_channel();
+        let (waits, waiting) = mpsc::unbounded_channel();
         let script = Arc::new(Mutex::new(script));
         let (refusing, refused) = mpsc::unbounded_channel();
         let epoch = Arc::new(AtomicU64::new(7));
-        let player = Player { script: script.clone(), requests, dropped };
+        let player = Player { script: script.clone(), requests, dropped, waits };
         let service = Service { player: Arc::new(player), epoch: epoch.clone(), refusing };
         let bound = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::bind(address).await.unwrap();
@@ -81,7 +84,7 @@ impl Leader {
             address
         });
         let address = bound.await.unwrap().to_string();
-        Self { address, requests: seen, cancelled, refused, epoch, script, runtime: Some(runtime) }
+        Self { address, requests: seen, cancelled, waiting, refused, epoch, script, runtime: Some(runtime) }
     }
 
     pub(crate) fn play(&self, script: Vec<Act>) {
@@ -117,6 +120,7 @@ struct Player {
     script: Arc<Mutex<Vec<Act>>>,
     requests: mpsc::UnboundedSender<v1::RunRequest>,
     dropped: mpsc::UnboundedSender<()>,
+    waits: mpsc::UnboundedSender<()>,
 }
 
 /// Tells when it is dropped before it was disarmed.
@@ -140,42 +144,47 @@ impl Player {
         let script = rest(script, seed, &request.prompt[request.prompt.len() - first as usize..]);
         let _ = self.requests.send(request);
         let state = (script.into_iter(), first, Guard(Some(self.dropped.clone())));
-        let events = stream::unfold(state, move |(mut script, mut index, mut guard)| async move {
-            loop {
-                let event = match script.next() {
-                    Some(Act::Token(token)) => {
-                        index += 1;
-                        Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None })
-                    }
-                    Some(Act::Cached(token, cached_tokens)) => {
-                        index += 1;
-                        let timing = Some(v1::Timing { cached_tokens, ..Default::default() });
-                        Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing })
-                    }
-                    Some(Act::Seeded(_)) => unreachable!("turned into a token before"),
-                    Some(Act::Score(position, scores)) => Event::Scored(v1::Scored { position, scores }),
-                    Some(Act::Begin) => Event::Begun(v1::Begun {}),
-                    Some(Act::Finish(reason)) => Event::Finished(reason.into()),
-                    Some(Act::Fail(failed)) => Event::Failed(failed),
-                    Some(Act::Wait(gate)) => {
-                        gate.acquire().await.unwrap().forget();
-                        continue;
-                    }
-                    Some(Act::Lose(times)) => {
-                        let take = |left: u64| left.checked_sub(1);
-                        if times.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+        let waits = self.waits.clone();
+        let events = stream::unfold(state, move |(mut script, mut index, mut guard)| {
+            let waits = waits.clone();
+            async move {
+                loop {
+                    let event = match script.next() {
+                        Some(Act::Token(token)) => {
+                            index += 1;
+                            Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing: None })
+                        }
+                        Some(Act::Cached(token, cached_tokens)) => {
+                            index += 1;
+                            let timing = Some(v1::Timing { cached_tokens, ..Default::default() });
+                            Event::Token(v1::RunToken { index: index - 1, token: Some(token), timing })
+                        }
+                        Some(Act::Seeded(_)) => unreachable!("turned into a token before"),
+                        Some(Act::Score(position, scores)) => Event::Scored(v1::Scored { position, scores }),
+                        Some(Act::Begin) => Event::Begun(v1::Begun {}),
+                        Some(Act::Finish(reason)) => Event::Finished(reason.into()),
+                        Some(Act::Fail(failed)) => Event::Failed(failed),
+                        Some(Act::Wait(gate)) => {
+                            let _ = waits.send(());
+                            gate.acquire().await.unwrap().forget();
                             continue;
                         }
-                        guard.0.take();
-                        let lost = Status::unavailable("the group was lost");
-                        return Some((Err(lost), (Vec::new().into_iter(), index, guard)));
-                    }
-                    None => {
-                        guard.0.take();
-                        return None;
-                    }
-                };
-                return Some((Ok(v1::RunEvent { id, event: Some(event) }), (script, index, guard)));
+                        Some(Act::Lose(times)) => {
+                            let take = |left: u64| left.checked_sub(1);
+                            if times.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+                                continue;
+                            }
+                            guard.0.take();
+                            let lost = Status::unavailable("the group was lost");
+                            return Some((Err(lost), (Vec::new().into_iter(), index, guard)));
+                        }
+                        None => {
+                            guard.0.take();
+                            return None;
+                        }
+                    };
+                    return Some((Ok(v1::RunEvent { id, event: Some(event) }), (script, index, guard)));
+                }
             }
         });
         events.boxed()

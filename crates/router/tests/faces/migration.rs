@@ -1,12 +1,14 @@
 //! Answers that outlive their groups.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_router::RequestLimits;
 use galerne_types::{Compute, Epoch, Fleet, Group, GroupId, Shards};
 use galerne_wire::v1::{self, FinishReason, GenerateRequest, generate_request::Prompt};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 use vllm_proto::inference_client::InferenceClient;
@@ -366,6 +368,34 @@ async fn a_request_on_which_two_groups_were_lost_is_refused_for_a_while() {
             let metrics = stage.get("/metrics").await.body;
             assert!(metrics.contains("galerne_router_banned_requests 1\n"), "{metrics}");
         }
+    }
+}
+
+/// Of several on which groups were lost together none is taken for the reason at once.
+#[tokio::test]
+async fn requests_that_were_there_when_groups_were_lost_go_on() {
+    let doors = [gate(), gate()];
+    let script = |door: &Arc<Semaphore>| vec![Act::Begin, Act::Wait(door.clone()), losses(1)];
+    let mut first = Leader::start(script(&doors[0])).await;
+    let mut second = Leader::start(script(&doors[1])).await;
+    let third = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let addresses = [&first, &second, &third].map(|leader| leader.address.clone());
+    let fleet = |number: usize| BTreeMap::from([group(&format!("g{number}"), 7, &addresses[number])]);
+    let stage = Stage::set(fleet(0)).await;
+    let mut open = Vec::new();
+    for prompt in ["x", "y", "z"] {
+        open.push(stage.start(TEXT, &json!({ "prompt": prompt })).await);
+    }
+    for (number, (leader, door)) in [&mut first, &mut second].into_iter().zip(&doors).enumerate() {
+        for _ in 0..3 {
+            patiently(leader.waiting.recv()).await.unwrap();
+        }
+        stage.fleet.send_replace(Fleet { groups: fleet(number + 1) });
+        door.add_permits(1);
+    }
+    for connection in open {
+        let reply = connection.rest().await;
+        assert_eq!(reply.status, 200, "{reply:?}");
     }
 }
 
