@@ -127,12 +127,16 @@ class Cluster:
         self.folder.cleanup()
 
 
+class Refused(Exception):
+    """The request was not taken: its client is told to come back."""
+
+
 class Stream:
     """One answer: its text, when its pieces came, and what went wrong."""
 
     def __init__(self, number, tokens):
         self.number, self.tokens = number, tokens
-        self.text, self.error, self.times = "", None, []
+        self.text, self.error, self.times, self.refusals = "", None, [], 0
 
     async def run(self):
         body = {
@@ -142,6 +146,10 @@ class Stream:
         }
         try:
             await asyncio.wait_for(self.read(json.dumps(body).encode()), STREAM_S)
+        except Refused:
+            self.text, self.times, self.refusals = "", [], self.refusals + 1
+            await asyncio.sleep(0.2)
+            return await self.run()
         except (OSError, asyncio.TimeoutError, ValueError) as error:
             self.error = f"{type(error).__name__} {error}"
         return self
@@ -155,6 +163,8 @@ class Stream:
             received += piece
             self.times.append(time.time())
         writer.close()
+        if received.startswith((b"HTTP/1.1 503", b"HTTP/1.1 429")) and b"no_group_ready" in received:
+            raise Refused
         finished = False
         for line in received.split(b"\n"):
             if not line.startswith(b"data: "):
@@ -235,13 +245,13 @@ async def cell(cluster, judge, role, fault, delay):
 
 async def storm(cluster, judge, kills, pause):
     """Kills rank after rank while as many streams as there are run all the time."""
-    done, lost, stop = 0, [], False
+    done, refused, lost, stop = 0, 0, [], False
 
     async def client(number):
-        nonlocal done
+        nonlocal done, refused
         while not stop:
             stream = await Stream(number, judge.tokens).run()
-            done += 1
+            done, refused = done + 1, refused + stream.refusals
             lost.extend(judge.lost([stream]))
 
     cluster.until_ready()
@@ -257,7 +267,7 @@ async def storm(cluster, judge, kills, pause):
         print(f"\rkill {kill + 1} of {kills}: {done} streams done, {len(lost)} lost ", end="", flush=True)
     stop = True
     await asyncio.gather(*clients)
-    print(f"\n{in_flight} streams were open at a kill, {done} streams in all, {len(lost)} lost")
+    print(f"\n{in_flight} streams were open at a kill, {done} streams in all, {len(lost)} lost, {refused} refused at first")
     for said in lost[:10]:
         print("   ", said)
     return kills, in_flight, done, len(lost)

@@ -136,13 +136,6 @@ impl Place {
         written
     }
 
-    /// Takes the leader's word back.
-    pub(crate) async fn withdraw(&self) -> Result<(), CoordError> {
-        self.change(|_, health| *health = None);
-        let _turn = self.turn.lock().await;
-        self.delete_health().await
-    }
-
     /// Revokes the lease; one that is gone already is no error.
     pub(crate) async fn give_up(&self) -> Result<(), CoordError> {
         let lease = self.state().lease;

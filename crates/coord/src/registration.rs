@@ -131,21 +131,13 @@ impl Registration {
     }
 
     /// The leader's word that its group serves, under this rank's lease. It is kept up when the lease is lost
-    /// and renewed, until [`withdraw`](Self::withdraw) or [`leave`](Self::leave).
+    /// and renewed, until the rank [leaves](Self::leave) the epoch.
     ///
     /// # Errors
     /// [`CoordError::Superseded`] when `health.epoch` is not the group's last one,
     /// [`CoordError::Unregistered`] when the lease is lost, and when etcd cannot be reached.
     pub async fn declare(&self, health: Health) -> Result<(), CoordError> {
         self.place.declare(health).await
-    }
-
-    /// Takes the leader's word back.
-    ///
-    /// # Errors
-    /// When etcd cannot be reached; then it is taken back as soon as it can.
-    pub async fn withdraw(&self) -> Result<(), CoordError> {
-        self.place.withdraw().await
     }
 
     /// Waits until another process has taken this rank's place: time to end.

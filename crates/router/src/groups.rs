@@ -40,6 +40,9 @@ struct State {
     /// To leaders, by their addresses.
     channels: HashMap<String, Channel>,
     links: BTreeMap<GroupId, Tie>,
+    /// Incarnations of groups that were lost, and of each group the newest of them.
+    losses: u64,
+    counted: BTreeMap<GroupId, Epoch>,
     /// Groups whose leaders could not be reached, and the incarnation that could not.
     lost: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
@@ -112,6 +115,8 @@ impl Groups {
             dispatcher: Dispatcher::new(),
             channels: HashMap::new(),
             links: BTreeMap::new(),
+            losses: 0,
+            counted: BTreeMap::new(),
             lost: BTreeMap::new(),
             digests,
             tls,
@@ -160,6 +165,11 @@ impl Groups {
     /// it or the leader can be reached again.
     pub(crate) fn lost(self: &Arc<Self>, place: &Place) {
         let mut state = self.current();
+        let newest = state.counted.entry(place.group.clone()).or_default();
+        if *newest < place.epoch {
+            *newest = place.epoch;
+            state.losses += 1;
+        }
         if serving_epoch(&state.seen, &place.group) != Some(place.epoch) {
             return; // the fleet has moved on by itself; if its leader's word comes back it lives
         }
@@ -178,6 +188,11 @@ impl Groups {
         self.rotation.send_replace(());
         let (groups, id, epoch) = (self.clone(), place.group.clone(), place.epoch);
         tokio::spawn(async move { groups.probe(&id, epoch).await });
+    }
+
+    /// How many incarnations of groups were lost so far.
+    pub(crate) fn losses(&self) -> u64 {
+        self.current().losses
     }
 
     /// A request had a token there.
@@ -323,6 +338,7 @@ impl State {
                 group.health = Some(tie.health.clone()); // a lease was lost, and nothing else
             }
         }
+        self.counted.retain(|id, _| fleet.groups.contains_key(id));
         self.lost.retain(|id, epoch| {
             let stays = serving_epoch(&fleet, id) == Some(*epoch);
             if !stays {

@@ -4,7 +4,7 @@
 //! [`run_rank`]. A rank registers, and for each epoch that it is a member of it loads its virtual shards, meets
 //! the others in the collective, tries both, and then runs steps: those that its own scheduler plans if it is the
 //! leader (rank 0), else those that the leader sends. Whatever breaks an epoch ends it at every rank at once:
-//! health is withdrawn, open streams get one explicit error, and the ranks wait for a newer epoch with their
+//! each says why, open streams are told so that routers take them elsewhere, and the ranks wait for a newer epoch with their
 //! weights kept.
 
 mod backoff;

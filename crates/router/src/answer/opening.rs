@@ -12,7 +12,9 @@ use super::run::{Missed, Run, Trouble};
 use crate::ask::random_seed;
 use crate::failure::Failure;
 use crate::groups::{Place, Watch};
-use crate::limits::{ATTEMPTS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits, SUSPICION_MAX};
+use crate::limits::{
+    ATTEMPTS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits, SUSPICION_ELSEWHERE_MAX, SUSPICION_MAX,
+};
 use crate::model::Model;
 use crate::repeats::Claim;
 use crate::serve::Router;
@@ -48,6 +50,8 @@ struct Tries {
     deaths: u32,
     /// How likely it is the reason: each of k requests without a token at a group that is lost by a k-th.
     suspicion: f32,
+    /// Groups that had been lost before the first of these.
+    losses_before: u64,
     /// Who has refused it last.
     refused: Option<GroupId>,
 }
@@ -67,6 +71,7 @@ impl Opening {
             unheard: 0,
             deaths: 0,
             suspicion: 0.0,
+            losses_before: 0,
             refused: None,
         };
         if self.accepted {
@@ -138,6 +143,9 @@ impl Opening {
                 groups.lost(&place);
                 self.accepted |= matches!(trouble, Trouble::Lost);
                 if begun {
+                    if tries.deaths == 0 {
+                        tries.losses_before = groups.losses() - 1;
+                    }
                     tries.deaths += 1;
                     tries.suspicion += 1.0 / place.link.suspects().max(1) as f32;
                 }
@@ -151,7 +159,9 @@ impl Opening {
             }
         }
         drop(place);
-        if tries.suspicion >= SUSPICION_MAX {
+        // Where groups are lost without it, too, it takes more to be sure.
+        let always = groups.losses() - tries.losses_before == u64::from(tries.deaths);
+        if tries.suspicion >= if always { SUSPICION_MAX } else { SUSPICION_ELSEWHERE_MAX } {
             self.router.again.ban(&self.model.name, &self.request);
             tracing::warn!(deaths = tries.deaths, "groups were lost on a request: it is refused for a while");
             return Err(Failure::KillsGroups);

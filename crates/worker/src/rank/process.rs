@@ -65,11 +65,12 @@ enum End {
 impl Process {
     /// Serves epochs until the group is drained; returns only what must end the process.
     pub(crate) async fn live(&self) -> WorkerError {
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut left) = (Backoff::new(), None);
         loop {
             let formed = tokio::select! {
                 biased;
                 _ = self.registration.drained() => return WorkerError::Drained,
+                () = self.named_slow(left) => return WorkerError::Slow,
                 formed = self.registration.form() => formed,
                 never = self.stand_by() => match never {},
             };
@@ -117,9 +118,7 @@ impl Process {
             if let Err(error) = let_go(phase).await {
                 return error;
             }
-            if self.is_named_slow(epoch) {
-                return WorkerError::Slow;
-            }
+            left = Some(epoch);
         }
     }
 
@@ -134,13 +133,17 @@ impl Process {
         std::future::pending().await
     }
 
-    /// Whether the leader of that epoch has ended it because all others waited for this rank.
-    fn is_named_slow(&self, epoch: Epoch) -> bool {
-        let (fleet, me) = (self.fleet.borrow(), self.setup.options.id());
-        let group = fleet.groups.get(&self.setup.options.group);
-        let mut ranks = group.into_iter().flat_map(|group| group.ranks.values());
-        let slow = Some(Loss { kind: LossKind::Slow, rank: Some(me) });
-        ranks.any(|rank| rank.left == epoch && rank.loss == slow)
+    /// Waits until the leader of that epoch says that it has ended it because all others waited for this rank.
+    async fn named_slow(&self, left: Option<Epoch>) {
+        let slow = Some(Loss { kind: LossKind::Slow, rank: Some(self.setup.options.id()) });
+        let named = |fleet: &Fleet| {
+            let group = fleet.groups.get(&self.setup.options.group);
+            let mut ranks = group.into_iter().flat_map(|group| group.ranks.values());
+            ranks.any(|rank| Some(rank.left) == left && rank.loss == slow)
+        };
+        if left.is_none() || self.fleet.clone().wait_for(named).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Gives up the registration.
