@@ -69,7 +69,7 @@ pub(crate) enum Failure {
     },
     /// Groups were lost on it, and no more are risked.
     #[error(
-        "two groups were lost one after the other while they worked on this request, before its first token: it is \
+        "groups were lost one after the other while they worked on this request, and gave it no token: it is \
          refused for a while"
     )]
     KillsGroups,
