@@ -5,6 +5,10 @@ CACHE := $(CURDIR)/.cache
 export PROTOC ?= $(CACHE)/bin/protoc
 export PYTHONPATH := $(CACHE)/python
 export PATH := $(CACHE)/bin:$(PATH)
+# With a CUDA toolkit the binary holds the kernels for GPUs; `make cuda` brings one.
+ifeq ($(CUDA_HOME),)
+export CUDA_HOME = $(patsubst %/bin/nvcc,%,$(wildcard $(CACHE)/cuda/nvidia/cu13/bin/nvcc))
+endif
 
 # make demo TP=1 REPLICAS=2 MODEL=path/to/model PROMPT="…"
 TP ?= 3
@@ -28,7 +32,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist lint unit proto bench chaos soak fuzz clean
+.PHONY: help demo test build dist cuda lint unit proto bench chaos soak fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -48,6 +52,10 @@ build: ## the release binary, target/release/galerne
 dist: ## the binary to ship, target/dist/galerne: optimized as a whole, which takes some minutes more
 	@.ci/setup build
 	cargo build --profile dist --locked --bin galerne
+
+cuda: ## the release binary with kernels for NVIDIA GPUs; fetches a CUDA compiler if there is none
+	@.ci/setup cuda
+	@$(MAKE) --no-print-directory build
 
 lint: ## format, clippy with warnings denied, dependency rules
 	cargo fmt --all --check

@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("collective", &[]),
     ("checkpoint", &["types"]),
     ("model", &["types", "collective", "checkpoint"]),
+    ("emulator", &["model"]),
     ("text", &["checkpoint"]),
     ("grammar", &["types"]),
     ("wire", &["types"]),

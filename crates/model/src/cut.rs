@@ -78,6 +78,27 @@ impl Cut {
     }
 }
 
+/// Which part of which model a rank has.
+pub(crate) struct Portion {
+    pub(crate) config: Config,
+    pub(crate) shards: Shards,
+    pub(crate) rank: usize,
+    pub(crate) cut: Cut,
+}
+
+impl Portion {
+    /// # Errors
+    /// As [`Cut::of`].
+    pub(crate) fn new(checkpoint: &Checkpoint, shards: Shards, rank: usize) -> Result<Self, ModelError> {
+        Ok(Self { config: checkpoint.config().clone(), shards, rank, cut: Cut::of(checkpoint, shards)? })
+    }
+
+    /// The virtual shards of this rank.
+    pub(crate) fn own_shards(&self) -> Range<usize> {
+        self.shards.of_rank(self.rank)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

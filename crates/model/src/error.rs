@@ -1,6 +1,8 @@
 use galerne_checkpoint::{CheckpointError, Weight};
 use galerne_collective::CollectiveError;
-use galerne_types::RequestId;
+use galerne_types::{KvDtype, RequestId};
+
+use crate::gpu::DeviceError;
 
 /// Why a model cannot be loaded, or a step cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,29 @@ pub enum ModelError {
     Mask {
         /// The request.
         request: RequestId,
+    },
+    /// A GPU does not do what it was asked.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernels for GPUs have no room for such a model.
+    #[error(
+        "{group} query heads on one KV head, {shards} virtual shards: on a GPU at most {group_max} and {shards_max} are possible"
+    )]
+    GpuShape {
+        /// The model's.
+        group: usize,
+        /// The kernels'.
+        group_max: usize,
+        /// S.
+        shards: usize,
+        /// The kernels' most.
+        shards_max: usize,
+    },
+    /// Keys and values are kept in one way on a GPU.
+    #[error("a GPU keeps keys and values in bf16, not in {dtype}: leave --kv-dtype out")]
+    KvDtype {
+        /// What was asked for.
+        dtype: KvDtype,
     },
     /// The system gave no thread.
     #[error("a compute thread could not be started: {0}")]

@@ -71,12 +71,12 @@ struct Workspace {
 
 impl Workspace {
     fn new(weights: &Weights, tokens: usize, compute: Compute) -> Self {
-        let (config, own) = (&weights.config, weights.own_shards());
+        let (config, own) = (&weights.portion.config, weights.portion.own_shards());
         let rows = |width: usize| Rows::zeroed(tokens, width);
         let inputs = |width: usize| Rows::for_products(tokens, width, compute);
-        let q = weights.cut.heads(own.clone()).len() * config.head_dim;
-        let kv = weights.cut.kv_heads(own.clone()).len() * config.head_dim;
-        let mlp = weights.cut.mlp(own.clone()).len();
+        let q = weights.portion.cut.heads(own.clone()).len() * config.head_dim;
+        let kv = weights.portion.cut.kv_heads(own.clone()).len() * config.head_dim;
+        let mlp = weights.portion.cut.mlp(own.clone()).len();
         Self {
             hidden: rows(config.hidden),
             delta: rows(config.hidden),
@@ -106,10 +106,10 @@ impl Workspace {
 
 impl Forward {
     pub(crate) fn new(weights: &Weights, engine: Engine, room: Room) -> Self {
-        let (config, own) = (&weights.config, weights.own_shards());
-        let kv_heads = weights.cut.kv_heads(own.clone()).len();
+        let (config, own) = (&weights.portion.config, weights.portion.own_shards());
+        let kv_heads = weights.portion.cut.kv_heads(own.clone()).len();
         let tile = Tile::new(config.head_dim, room.kv_dtype);
-        let pieces = tree::pieces(weights.shards.virtual_shards(), own.clone());
+        let pieces = tree::pieces(weights.portion.shards.virtual_shards(), own.clone());
         Self {
             engine,
             kv: KvMemory::new(config.layers, kv_heads, room.kv_blocks, tile),
@@ -134,7 +134,7 @@ impl Forward {
         collective: &mut dyn Collective,
         trace: &mut Tracer<'_>,
     ) -> Result<(), ModelError> {
-        let (tokens, config) = (places.len(), &weights.config);
+        let (tokens, config) = (places.len(), &weights.portion.config);
         let mut tell = |layer: usize, rows: &Rows| {
             if let Some(trace) = trace {
                 let rows = rows.data.chunks_exact(rows.width).take(tokens);
@@ -180,7 +180,7 @@ impl Forward {
 
     /// The rank that owns a token's row brings it; what it does not own is zero.
     fn embed(&mut self, weights: &Weights, places: &[Place]) {
-        let own = weights.cut.vocab(weights.own_shards());
+        let own = weights.portion.cut.vocab(weights.portion.own_shards());
         let Rows { width, data, .. } = &mut self.work.partials;
         let partials = &mut data[..self.pieces.len() * places.len() * *width];
         partials.fill(0.0);
@@ -194,7 +194,8 @@ impl Forward {
 
     /// Adds what the last reduction gave to the residual stream, and norms it.
     fn add_norm(&mut self, weights: &Weights, norm: &[f32], tokens: usize) {
-        let (isa, width, eps) = (self.engine.isa, weights.config.hidden, weights.config.norm_eps);
+        let (isa, width, eps) =
+            (self.engine.isa, weights.portion.config.hidden, weights.portion.config.norm_eps);
         let Workspace { hidden, delta, normed, .. } = &mut self.work;
         let (hidden, normed) = (hidden.shared(), normed.shared());
         self.engine.team.each(tokens, CHEAP_TOKENS, &|_, range| {
@@ -225,10 +226,11 @@ impl Forward {
 
     /// RoPE on queries and keys; keys and values go to the KV memory.
     fn turn_and_store(&mut self, weights: &Weights, index: usize, slices: &[Slice], places: &[Place]) {
-        let dim = weights.config.head_dim;
+        let dim = weights.portion.config.head_dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        let own = weights.own_shards();
-        let (heads, kv_heads) = (weights.cut.heads(own.clone()).len(), weights.cut.kv_heads(own).len());
+        let own = weights.portion.own_shards();
+        let (heads, kv_heads) =
+            (weights.portion.cut.heads(own.clone()).len(), weights.portion.cut.kv_heads(own).len());
         let Workspace { q, k, v, .. } = &mut self.work;
         let (q, k, v, rope, kv) = (q.shared(), k.shared(), v.shared(), &self.rope, self.kv.layer(index));
         self.engine.team.each(places.len(), CHEAP_TOKENS, &|_, range| {
@@ -256,8 +258,11 @@ impl Forward {
 
     /// Every token attends to what its window shows, itself included.
     fn attend(&mut self, weights: &Weights, index: usize, slices: &[Slice], places: &[Place]) {
-        let (isa, window, dim) = (self.engine.isa, self.window, weights.config.head_dim);
-        let (kv_heads, group) = (weights.cut.kv_heads(weights.own_shards()).len(), weights.config.group());
+        let (isa, window, dim) = (self.engine.isa, self.window, weights.portion.config.head_dim);
+        let (kv_heads, group) = (
+            weights.portion.cut.kv_heads(weights.portion.own_shards()).len(),
+            weights.portion.config.group(),
+        );
         let Workspace { q, attended, .. } = &mut self.work;
         let (q, attended, kv) = (q.shared(), attended.shared(), self.kv.layer(index));
         let runs = &self.runs;

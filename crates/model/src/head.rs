@@ -3,6 +3,7 @@
 use galerne_collective::Collective;
 use galerne_types::{Compute, Slice, TokenId, TokenOut};
 
+use crate::cut::Portion;
 use crate::error::ModelError;
 use crate::memory::SharedMut;
 use crate::products::Engine;
@@ -44,6 +45,7 @@ pub(crate) struct Head {
     gathered: Vec<f32>,
     /// At rank 0: `[position][vocab]`.
     logits: Vec<f32>,
+    vocab: usize,
     /// Rows of each rank, and the same padded.
     widths: Vec<(usize, usize)>,
     counts: Vec<usize>,
@@ -61,42 +63,54 @@ pub(crate) struct How<'a> {
 
 impl Head {
     /// Room for rounds of `positions`.
-    pub(crate) fn new(weights: &Weights, positions: usize, compute: Compute) -> Self {
-        let shards = weights.shards;
-        let rows_of = |rank| weights.cut.vocab(shards.of_rank(rank)).len();
-        let part = Rows::zeroed(positions, rows_of(weights.rank));
+    pub(crate) fn new(portion: &Portion, positions: usize, compute: Compute) -> Self {
+        let shards = portion.shards;
+        let rows_of = |rank| portion.cut.vocab(shards.of_rank(rank)).len();
+        let part = Rows::zeroed(positions, rows_of(portion.rank));
         let padded = |rows: usize| (rows, rows.next_multiple_of(crate::packed::PANEL));
         let widths: Vec<_> = (0..shards.world_size()).map(|rank| padded(rows_of(rank))).collect();
-        let at_root = if weights.rank == 0 { positions } else { 0 };
+        let at_root = if portion.rank == 0 { positions } else { 0 };
         Self {
-            hidden: Rows::for_products(positions, weights.config.hidden, compute),
+            hidden: Rows::for_products(positions, portion.config.hidden, compute),
             part,
             gathered: vec![0.0; at_root * widths.iter().map(|(_, padded)| padded).sum::<usize>()],
-            logits: vec![0.0; at_root * weights.config.vocab],
+            logits: vec![0.0; at_root * portion.config.vocab],
+            vocab: portion.config.vocab,
             counts: Vec::with_capacity(widths.len()),
             widths,
             read: Vec::with_capacity(at_root),
         }
     }
 
-    /// Computes the logits of the rows of `normed` that `round` names, and gathers them at rank 0.
-    ///
-    /// # Errors
-    /// [`ModelError::Collective`] if the other ranks are lost.
+    /// Computes this rank's part of the logits of the rows of `normed` that `round` names.
     pub(crate) fn project(
         &mut self,
         weights: &Weights,
         engine: &mut Engine,
         normed: &Rows,
         round: &[Wanted],
-        collective: &mut dyn Collective,
-    ) -> Result<(), ModelError> {
-        let positions = round.len();
+    ) {
         for (to, Wanted { row, .. }) in round.iter().enumerate() {
             self.hidden.copy_row(to, normed, *row);
         }
         let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
-        engine.products(positions, &self.hidden, [(matrix, self.part.shared())]);
+        engine.products(round.len(), &self.hidden, [(matrix, self.part.shared())]);
+    }
+
+    /// Where this rank's part of the logits goes, a row for each position of a round.
+    pub(crate) fn part(&mut self) -> &mut Rows {
+        &mut self.part
+    }
+
+    /// Gathers the parts of so many positions at rank 0.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if the other ranks are lost.
+    pub(crate) fn gather(
+        &mut self,
+        positions: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), ModelError> {
         self.counts.clear();
         self.counts.extend(self.widths.iter().map(|(_, padded)| positions * padded));
         let all = if collective.rank() == 0 { self.counts.iter().sum() } else { 0 };
@@ -108,14 +122,13 @@ impl Head {
     /// At rank 0: draws or scores a token for each of the rows just gathered.
     pub(crate) fn read(
         &mut self,
-        weights: &Weights,
         engine: &mut Engine,
         slices: &[Slice],
         round: &[Wanted],
         how: &How<'_>,
         trace: &mut Tracer<'_>,
     ) -> impl Iterator<Item = TokenOut> {
-        let vocab = weights.config.vocab;
+        let vocab = self.vocab;
         self.read.resize(round.len(), None);
         let (results, logits) = (SharedMut::new(&mut self.read), SharedMut::new(&mut self.logits));
         let (gathered, widths) = (&self.gathered[..], &self.widths[..]);

@@ -13,11 +13,13 @@
 //! threads.
 
 mod attention;
+mod backend;
 mod check;
 mod cut;
 mod dots;
 mod error;
 mod forward;
+pub mod gpu;
 mod head;
 mod kv;
 mod linear;

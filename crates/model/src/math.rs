@@ -137,7 +137,7 @@ impl Kernel for Swiglu {
 pub(crate) struct RopeTable {
     pairs: usize,
     /// [position][cos of pair 0 …, sin of pair 0 …]
-    turns: Vec<f32>,
+    pub(crate) turns: Vec<f32>,
 }
 
 impl RopeTable {

@@ -6,9 +6,11 @@ use galerne_collective::{AbortHandle, Collective};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Compute, Draw, KvDtype, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
+use crate::backend::Backend;
 use crate::check::{Bounds, Place, Places, place};
+use crate::cut::Portion;
 use crate::error::ModelError;
-use crate::forward::{Forward, Room, TILE_TOKENS_MAX};
+use crate::gpu::GpuWeights;
 use crate::head::{Head, How, Want, Wanted};
 use crate::products::Engine;
 use crate::sampler::{Mask, Past};
@@ -94,10 +96,9 @@ pub type Masks<'a> = dyn FnMut(RequestId) -> Option<Mask> + 'a;
 /// One rank of a group: its weights, its KV memory and its way to the others. Runs the leader's steps and decides
 /// nothing.
 pub struct Rank {
-    weights: Arc<Weights>,
+    backend: Backend,
     collective: Box<dyn Collective>,
     bounds: Bounds,
-    forward: Forward,
     /// The last drawn token of each slot.
     last: Vec<Option<TokenId>>,
     /// At rank 0, the tokens before the next draw of each slot, where penalties look back on them.
@@ -122,52 +123,42 @@ impl Rank {
         options: &Options,
         collective: Box<dyn Collective>,
     ) -> Result<Self, ModelError> {
-        let window = check_options(&weights, options)?;
-        let (rank, world_size) = (collective.rank(), collective.world_size());
-        if (rank, world_size) != (weights.rank, weights.shards.world_size()) {
-            return Err(ModelError::Place {
-                rank: weights.rank,
-                world_size: weights.shards.world_size(),
-                collective_rank: rank,
-                collective_world_size: world_size,
-            });
-        }
-        let config = &weights.config;
-        let positions = match window {
-            Some(_) => config.context_tokens_max, // blocks that have left the window are used again
-            None => config.context_tokens_max.min(options.kv_blocks.saturating_mul(KV_BLOCK_TOKENS)),
-        };
-        // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
-        let cores = available_parallelism().map_or(1, usize::from);
-        let team = Team::new(options.threads, options.threads * world_size > cores)?;
-        let engine = Engine::new(options.isa, team);
-        let tokens = options.step_tokens_max.min(TILE_TOKENS_MAX);
-        let &Options { kv_blocks, compute, kv_dtype, .. } = options;
-        let room = Room { kv_blocks, positions, tokens, window, compute, kv_dtype };
-        let bounds = Bounds {
-            vocab: config.vocab,
-            kv_blocks,
-            sequences_max: options.sequences_max,
-            step_tokens_max: options.step_tokens_max,
-            positions_max: positions,
-            window,
-        };
-        let forward = Forward::new(&weights, engine, room);
-        let head = Head::new(&weights, bounds.round_max(), compute);
-        let (last, pasts) = (vec![None; options.sequences_max], vec![None; options.sequences_max]);
-        Ok(Self {
-            weights,
+        let bounds = bounds(&weights.portion, options, &*collective)?;
+        let engine = engine(options, &*collective)?;
+        let head = Head::new(&weights.portion, bounds.round_max(), options.compute);
+        let backend = Backend::cpu(weights, options, &bounds, engine);
+        Ok(Self::with(backend, bounds, head, collective))
+    }
+
+    /// The same on a GPU: all memory is taken now, and the threads draw tokens only.
+    ///
+    /// # Errors
+    /// As [`Rank::new`]; [`ModelError::Device`], above all if there is too little memory.
+    pub fn on_gpu(
+        weights: Arc<GpuWeights>,
+        options: &Options,
+        collective: Box<dyn Collective>,
+    ) -> Result<Self, ModelError> {
+        let bounds = bounds(&weights.portion, options, &*collective)?;
+        let engine = engine(options, &*collective)?;
+        let head = Head::new(&weights.portion, bounds.round_max(), Compute::F32);
+        let backend = Backend::gpu(weights, &bounds, engine)?;
+        Ok(Self::with(backend, bounds, head, collective))
+    }
+
+    fn with(backend: Backend, bounds: Bounds, head: Head, collective: Box<dyn Collective>) -> Self {
+        Self {
+            backend,
             collective,
             bounds,
-            forward,
-            last,
-            pasts,
+            last: vec![None; bounds.sequences_max],
+            pasts: vec![None; bounds.sequences_max],
             head,
             places: Places::default(),
             wanted: Vec::new(),
             drawn: Vec::new(),
             ids: Vec::new(),
-        })
+        }
     }
 
     /// Runs one step. Every rank returns the same token ids; log probabilities and scores are rank 0's alone.
@@ -221,18 +212,23 @@ impl Rank {
         let draws = self.places.all.iter().filter(|place| place.draw.is_some()).count();
         let mut scored = Vec::new();
         self.drawn.clear();
-        for tile in self.places.all.chunks(self.bounds.step_tokens_max.min(TILE_TOKENS_MAX)) {
-            self.forward.tile(&self.weights, slices, tile, collective, trace)?;
+        for tile in self.places.all.chunks(self.bounds.step_tokens_max.min(self.backend.tile_tokens_max())) {
+            self.backend.tile(slices, tile, collective, trace)?;
             find_wanted(slices, tile, &mut self.wanted);
             for round in self.wanted.chunks(self.bounds.round_max()) {
-                let (engine, normed) = self.forward.engine_and_normed();
-                self.head.project(&self.weights, engine, normed, round, collective)?;
+                let plainly = collective.world_size() == 1 && trace.is_none() && are_plain(slices, round);
+                if plainly && let Some(ids) = self.backend.likeliest(round)? {
+                    self.drawn.extend(ids.into_iter().map(TokenOut::unreported));
+                    continue;
+                }
+                self.backend.project(&mut self.head, round)?;
+                self.head.gather(round.len(), collective)?;
                 if collective.rank() > 0 {
                     continue;
                 }
                 let masks = masks_of(round, slices, masks)?;
                 let how = How { pasts: &self.pasts, masks: &masks };
-                let read = self.head.read(&self.weights, engine, slices, round, &how, trace);
+                let read = self.head.read(self.backend.engine(), slices, round, &how, trace);
                 for (Wanted { want, .. }, token) in round.iter().zip(read) {
                     if let Want::Score(_) = want { scored.push(token) } else { self.drawn.push(token) }
                 }
@@ -326,6 +322,14 @@ fn find_wanted(slices: &[Slice], tile: &[Place], wanted: &mut Vec<Wanted>) {
     }
 }
 
+/// Whether a round asks for the likeliest tokens and for nothing else.
+fn are_plain(slices: &[Slice], round: &[Wanted]) -> bool {
+    round.iter().all(|Wanted { slice, want, .. }| {
+        let draw = slices[*slice].draw.as_ref().filter(|_| matches!(want, Want::Draw(_)));
+        draw.is_some_and(Draw::is_plain)
+    })
+}
+
 /// The masks of a round's draws, where a grammar binds them; empty if none does.
 fn masks_of(
     round: &[Wanted],
@@ -343,8 +347,44 @@ fn masks_of(
     if round.iter().any(bound) { round.iter().map(mask).collect() } else { Ok(Vec::new()) }
 }
 
+/// The threads.
+fn engine(options: &Options, collective: &dyn Collective) -> Result<Engine, ModelError> {
+    // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
+    let cores = available_parallelism().map_or(1, usize::from);
+    let team = Team::new(options.threads, options.threads * collective.world_size() > cores)?;
+    Ok(Engine::new(options.isa, team))
+}
+
+/// What the rank will have room for, if its options can be met and its weights are those of its place.
+fn bounds(portion: &Portion, options: &Options, collective: &dyn Collective) -> Result<Bounds, ModelError> {
+    let window = check_options(portion, options)?;
+    let (rank, world_size) = (collective.rank(), collective.world_size());
+    if (rank, world_size) != (portion.rank, portion.shards.world_size()) {
+        return Err(ModelError::Place {
+            rank: portion.rank,
+            world_size: portion.shards.world_size(),
+            collective_rank: rank,
+            collective_world_size: world_size,
+        });
+    }
+    let &Options { kv_blocks, sequences_max, step_tokens_max, .. } = options;
+    let context = portion.config.context_tokens_max;
+    let positions_max = match window {
+        Some(_) => context, // blocks that have left the window are used again
+        None => context.min(kv_blocks.saturating_mul(KV_BLOCK_TOKENS)),
+    };
+    Ok(Bounds {
+        vocab: portion.config.vocab,
+        kv_blocks,
+        sequences_max,
+        step_tokens_max,
+        positions_max,
+        window,
+    })
+}
+
 /// The window in tokens, and whether the options can be met.
-fn check_options(weights: &Weights, options: &Options) -> Result<Option<usize>, ModelError> {
+fn check_options(portion: &Portion, options: &Options) -> Result<Option<usize>, ModelError> {
     let refuse = |option, value, expected| Err(ModelError::Option { option, value, expected });
     let sizes = [
         ("kv_blocks", options.kv_blocks),
@@ -360,7 +400,7 @@ fn check_options(weights: &Weights, options: &Options) -> Result<Option<usize>, 
         }
     }
     match options.window {
-        WindowChoice::AsModel => Ok(weights.config.window),
+        WindowChoice::AsModel => Ok(portion.config.window),
         WindowChoice::Full => Ok(None),
         WindowChoice::Tokens(0) => refuse("window", 0, "a query sees at least itself"),
         WindowChoice::Tokens(tokens) => Ok(Some(tokens)),

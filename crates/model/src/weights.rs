@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight, dequantize};
 use galerne_types::{Compute, Shards};
 
-use crate::cut::Cut;
+use crate::cut::{Cut, Portion};
 use crate::error::ModelError;
 use crate::math::SUM_LANES;
 use crate::memory::Buffer;
@@ -19,10 +19,7 @@ const LOADING_THREADS_MAX: usize = 16;
 
 /// One rank's share of a model: its virtual shards, packed for the kernels.
 pub struct Weights {
-    pub(crate) config: Config,
-    pub(crate) shards: Shards,
-    pub(crate) rank: usize,
-    pub(crate) cut: Cut,
+    pub(crate) portion: Portion,
     bytes: usize,
     pub(crate) layers: Vec<Layer>,
     pub(crate) embedding: Packed,
@@ -79,9 +76,9 @@ impl Weights {
         threads: usize,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let config = checkpoint.config().clone();
-        let cut = Cut::of(checkpoint, shards)?;
-        let share = Share { checkpoint, cut: &cut, shards: shards.of_rank(rank) };
+        let portion = Portion::new(checkpoint, shards, rank)?;
+        let config = &portion.config;
+        let share = Share { checkpoint, cut: &portion.cut, shards: portion.own_shards() };
         let parts = share.parts()?;
         let mut loaded = load_parts(checkpoint, &parts, threads, progress)?.into_iter();
         let mut all = || loaded.next().unwrap_or_default();
@@ -103,7 +100,7 @@ impl Weights {
         }
         let final_norm = norm(checkpoint, Weight::FinalNorm)?;
         let bytes = parts.iter().map(Part::packed_bytes).sum();
-        Ok(Self { config, shards, rank, cut, bytes, layers, embedding, head, final_norm })
+        Ok(Self { portion, bytes, layers, embedding, head, final_norm })
     }
 
     /// Bytes that the matrices of `rank` will take; nothing is read.
@@ -121,27 +118,22 @@ impl Weights {
 
     /// The model's numbers.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.portion.config
     }
 
     /// The cut that these weights were loaded for.
     pub fn shards(&self) -> Shards {
-        self.shards
+        self.portion.shards
     }
 
     /// The rank whose shards these are.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.portion.rank
     }
 
     /// Bytes that the matrices take.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// The virtual shards of this rank.
-    pub(crate) fn own_shards(&self) -> Range<usize> {
-        self.shards.of_rank(self.rank)
     }
 }
 

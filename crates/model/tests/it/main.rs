@@ -3,6 +3,7 @@
 mod drafts;
 mod formats;
 mod golden;
+mod gpu;
 mod int8;
 mod invariance;
 mod kv;

@@ -1,12 +1,10 @@
 //! Every option of sampling at once, and prompt scores: the same however the work is cut.
 
-use std::sync::Arc;
-
 use galerne_checkpoint::Checkpoint;
-use galerne_model::{Mask, Options, Rank, Weights};
+use galerne_model::{Mask, Options, Rank};
 use galerne_types::{Draw, History, RequestId, Sampled, Sampling, Score, Slice, Step, TokenId, TokenOut};
 
-use crate::support::group::{load, options, run_ranks};
+use crate::support::group::{Held, load, options, run_ranks};
 use crate::support::script::{known, sequence, steps};
 
 const VOCAB: u32 = 1024;
@@ -56,7 +54,7 @@ fn constrained(slot: u32, prompt: &[TokenId], chunk: usize, drawn: usize) -> Vec
 }
 
 /// Runs `steps` and returns what rank 0 tells of each; every mask is asked for once, in order.
-fn run(weights: &[Arc<Weights>], options: &Options, steps: &[Step]) -> Vec<Sampled> {
+fn run(weights: &[Held], options: &Options, steps: &[Step]) -> Vec<Sampled> {
     run_ranks(weights, options, |rank: &mut Rank| {
         let mut asked = [0; 4];
         let mut run = |step: &Step| {
@@ -145,7 +143,7 @@ fn penalties_without_a_history_and_a_grammar_without_a_mask_are_errors() {
 }
 
 /// Scores of `prompt` in chunks, from a step with other work beside.
-fn scores(weights: &[Arc<Weights>], prompt: &[TokenId], chunk: usize) -> Vec<TokenOut> {
+fn scores(weights: &[Held], prompt: &[TokenId], chunk: usize) -> Vec<TokenOut> {
     let mut slices = sequence(0, prompt, chunk, 1);
     for slice in &mut slices {
         let start = slice.start as usize;

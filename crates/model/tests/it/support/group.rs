@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::thread;
 
 use galerne_checkpoint::Checkpoint;
+use galerne_collective::Collective;
+use galerne_emulator::Emulator;
+use galerne_model::gpu::{Device, GpuWeights};
 use galerne_model::{Options, Rank, Trace, Weights};
 use galerne_types::{Compute, Shards, Step, TokenId};
 
@@ -59,17 +62,61 @@ pub(crate) fn run(rank: &mut Rank, steps: &[Step]) -> Drawn {
     drawn
 }
 
+/// Memory of an emulated GPU.
+pub(crate) const GPU_BYTES: u64 = 1 << 30;
+
+/// A rank's weights, and so what computes with them.
+pub(crate) enum Held {
+    Cpu(Arc<Weights>),
+    Gpu(Arc<GpuWeights>),
+}
+
+impl Held {
+    fn rank(&self, options: &Options, collective: impl Collective + 'static) -> Rank {
+        let collective = Box::new(collective);
+        let rank = match self {
+            Self::Cpu(weights) => Rank::new(Arc::clone(weights), options, collective),
+            Self::Gpu(weights) => Rank::on_gpu(Arc::clone(weights), options, collective),
+        };
+        rank.unwrap()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Cpu(weights) => weights.bytes(),
+            Self::Gpu(weights) => weights.bytes(),
+        }
+    }
+
+    fn shards(&self) -> Shards {
+        match self {
+            Self::Cpu(weights) => weights.shards(),
+            Self::Gpu(weights) => weights.shards(),
+        }
+    }
+}
+
 /// All ranks' weights of a cut, loaded once for many runs.
-pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Arc<Weights>> {
+pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Held> {
     let shards = Shards::new(virtual_shards, world_size).unwrap();
     (0..world_size)
-        .map(|rank| Arc::new(Weights::load(checkpoint, shards, rank, 2, &|_, _| {}).unwrap()))
+        .map(|rank| Held::Cpu(Arc::new(Weights::load(checkpoint, shards, rank, 2, &|_, _| {}).unwrap())))
         .collect()
+}
+
+/// The same, each on an emulated GPU of its own.
+pub(crate) fn load_on_gpus(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Held> {
+    let shards = Shards::new(virtual_shards, world_size).unwrap();
+    let on_gpu = |rank| {
+        let device: Arc<dyn Device> = Arc::new(Emulator::new(GPU_BYTES));
+        Held::Gpu(Arc::new(GpuWeights::load(checkpoint, shards, rank, &device, 2, &|_, _| {}).unwrap()))
+    };
+    (0..world_size).map(on_gpu).collect()
 }
 
 /// Does the same at all ranks of a group, and returns what it gives at each.
 fn at_each_rank<T: Send>(
-    weights: &[Arc<Weights>],
+    weights: &[Held],
     options: &Options,
     work: impl Fn(&mut Rank) -> T + Sync,
 ) -> Vec<T> {
@@ -79,10 +126,7 @@ fn at_each_rank<T: Send>(
         let ranks: Vec<_> = ends
             .into_iter()
             .zip(weights)
-            .map(|(end, weights)| {
-                scope
-                    .spawn(move || work(&mut Rank::new(Arc::clone(weights), options, Box::new(end)).unwrap()))
-            })
+            .map(|(end, weights)| scope.spawn(move || work(&mut weights.rank(options, end))))
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
@@ -90,7 +134,7 @@ fn at_each_rank<T: Send>(
 
 /// Does the same at all ranks of a group, and returns what it gives at rank 0.
 pub(crate) fn run_ranks<T: Send>(
-    weights: &[Arc<Weights>],
+    weights: &[Held],
     options: &Options,
     work: impl Fn(&mut Rank) -> T + Sync,
 ) -> T {
@@ -98,7 +142,7 @@ pub(crate) fn run_ranks<T: Send>(
 }
 
 /// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
-pub(crate) fn run_group(weights: &[Arc<Weights>], options: &Options, steps: &[Step]) -> Drawn {
+pub(crate) fn run_group(weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
     let mut results = at_each_rank(weights, options, |rank| run(rank, steps));
     let ids = |drawn: &Drawn| drawn.iter().map(|(key, (id, _))| (*key, *id)).collect::<Vec<_>>();
     for follower in &results[1..] {

@@ -1,0 +1,119 @@
+//! A GPU that is not there: the CUDA kernels' own source, compiled for the host and run thread by thread.
+//!
+//! A block's threads are fibers; barriers, shuffles and tensor-core products are meetings of them (`cuda/emulator.hpp`). What a
+//! kernel computes here is what it computes on a GPU, but for the rounding inside a product of fragments and of 2^x. Shared
+//! memory that nobody wrote is no number, global memory ends where it was allocated, and a barrier that not all threads come to
+//! ends the process with a sentence. It is some hundred thousand times slower than a GPU, and for tests.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Launch};
+
+unsafe extern "C" {
+    fn galerne_emulate(
+        name: *const c_char,
+        grid: *const u32,
+        threads: u32,
+        shared_bytes: usize,
+        arguments: *const c_void,
+        argument_bytes: usize,
+    ) -> c_int;
+}
+
+/// Memory on the host, and the kernels.
+pub struct Emulator {
+    memory_bytes: u64,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    taken: u64,
+    /// By address.
+    blocks: BTreeMap<Address, Box<[Line]>>,
+}
+
+/// What memory is allocated in, so that it begins where a GPU's does.
+#[derive(Clone)]
+#[repr(align(256))]
+struct Line(#[expect(dead_code, reason = "read through addresses")] [u8; 256]);
+
+impl Emulator {
+    /// A GPU of so many bytes.
+    pub fn new(memory_bytes: u64) -> Self {
+        Self { memory_bytes, memory: Mutex::default() }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Emulator {
+    fn name(&self) -> &str {
+        "emulator"
+    }
+
+    fn memory(&self) -> Result<DeviceMemory, DeviceError> {
+        Ok(DeviceMemory { free: self.memory_bytes - self.locked().taken, total: self.memory_bytes })
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
+        let (asked, DeviceMemory { free, total }) = (bytes as u64, self.memory()?);
+        if asked > free {
+            return Err(DeviceError::Memory { asked, free, total });
+        }
+        let lines = vec![Line([0; 256]); bytes.div_ceil(size_of::<Line>())].into_boxed_slice();
+        let mut memory = self.locked();
+        let address = lines.as_ptr() as Address;
+        memory.taken += size_of_val(&*lines) as u64;
+        memory.blocks.insert(address, lines);
+        Ok(address)
+    }
+
+    fn free(&self, address: Address) {
+        let mut memory = self.locked();
+        if let Some(lines) = memory.blocks.remove(&address) {
+            memory.taken -= size_of_val(&*lines) as u64;
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        let (arguments, bytes) = launch.arguments();
+        let name = || launch.kernel.to_string_lossy().into_owned();
+        // SAFETY: the caller's; the name ends with a zero.
+        let code = unsafe {
+            let (name, grid) = (launch.kernel.as_ptr(), launch.grid.as_ptr());
+            galerne_emulate(name, grid, launch.threads, launch.shared_bytes as usize, arguments, bytes)
+        };
+        let says = match code {
+            0 => return Ok(()),
+            1 => return Err(DeviceError::Kernel(name())),
+            2 => format!("{} does not take {bytes} bytes of arguments", name()),
+            _ => format!("{} cannot have blocks of {} threads", name(), launch.threads),
+        };
+        Err(DeviceError::Call { call: "launch", says })
+    }
+
+    fn replay(
+        &self,
+        _key: u64,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        work()
+    }
+}

@@ -1,0 +1,36 @@
+// What the kernels are written in: a handful of words that mean the same on a GPU and, compiled by a host compiler, in the
+// emulator. No kernel holds PTX or an intrinsic of its own.
+//
+// Two layouts carry all matrix products, both of fragments of `mma.sync.m16n8k16`, so that a warp reads what it multiplies
+// with one coalesced load of 16 bytes a lane and nothing is shuffled:
+//   rows  (weights):            [m / 16][k / 16][lane][8], a lane's 8 bf16 of a 16 x 16 tile
+//   packed (activations, K, V): [n / 8][k / 32][lane][8], a lane's 4 + 4 bf16 of two 16 x 8 tiles
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#include "gpu.cuh"
+#else
+#include "emulator.hpp"
+#endif
+
+// Lanes of a warp.
+constexpr uint32_t LANES = 32;
+// Positions of a KV block, and keys that attention looks at together.
+constexpr uint32_t BLOCK = 32;
+// Inputs whose products are summed into one accumulator before it is added to the sum so far. A sum over k is those of its
+// segments, added in sequence: so a product of few tokens can give each segment to a warp of its own, and one of many
+// tokens comes to the same bits.
+constexpr uint32_t SEGMENT_PAIRS = 32;
+// Inputs of a pair of k-tiles.
+constexpr uint32_t PAIR = 32;
+
+// bf16, two to a word.
+DEVICE uint32_t pair_of(float low, float high) { return uint32_t(narrow(low)) | uint32_t(narrow(high)) << 16; }
+
+// Where input k of row n stands in the packed layout with so many pairs a row, counted in bf16.
+DEVICE size_t packed_at(uint32_t n, uint32_t k, uint32_t pairs) {
+    uint32_t lane = n % 8 * 4 + k % 8 / 2;
+    return ((size_t(n / 8) * pairs + k / PAIR) * LANES + lane) * 8 + k % 32 / 16 * 4 + k % 16 / 8 * 2 + k % 2;
+}

@@ -1,0 +1,4 @@
+// All kernels of the CUDA backend, in one unit.
+#include "attention.cu"
+#include "linear.cu"
+#include "rows.cu"

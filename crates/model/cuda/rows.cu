@@ -1,0 +1,151 @@
+// What is done row by row between products: embedding, sums over shards, norms, and the choice of the likeliest token.
+#include "base.cuh"
+
+// Levels of the tree of virtual shards at most.
+constexpr uint32_t LEVELS = 6;
+
+// A sum in the shape of the tree: leaf after leaf is put on a stack, and as often as told the two uppermost become one.
+struct Tree {
+    uint64_t merges; // for each leaf, from the lowest bit on: a 1 for each merge after it, and a 0
+    uint32_t leaves; // 32 at most
+};
+
+template <class Leaf> DEVICE float tree_sum(Tree tree, const Leaf &leaf) {
+    float stack[LEVELS] = {};
+    uint32_t depth = 0;
+    for (uint32_t i = 0; i < tree.leaves; i++) {
+        float x = leaf(i);
+        // Constant places, so that the stack stays in registers.
+        UNROLL for (uint32_t level = LEVELS - 1; level > 0; level--) if (depth == level && tree.merges % 2 == 1) {
+            x = sum(stack[level - 1], x);
+            depth--;
+            tree.merges /= 2;
+        }
+        tree.merges /= 2;
+        UNROLL for (uint32_t level = 0; level < LEVELS; level++) if (depth == level) stack[level] = x;
+        depth++;
+    }
+    return stack[0];
+}
+
+// The rank that owns a token's row of the embedding brings it; what it does not own is zero. A block a token.
+struct Embed {
+    const uint16_t *rows; // [own][hidden], bf16
+    const uint32_t *ids;
+    float *out; // [token][hidden]
+    uint32_t first, own, hidden;
+};
+
+KERNEL(256, 1) embed(Embed a) {
+    overlap_next();
+    await_inputs();
+    uint32_t token = block().x, row = a.ids[token] - a.first;
+    for (uint32_t i = thread(); i < a.hidden; i += threads())
+        a.out[size_t(token) * a.hidden + i] = row < a.own ? widen(a.rows[size_t(row) * a.hidden + i]) : 0.0f;
+}
+
+// One node of the tree out of a rank's shards. A block a token.
+struct Piece {
+    const float *leaves; // [leaf][token][width]
+    float *out;          // [token][width]
+    uint64_t stride;     // from a leaf to the next
+    uint32_t width;
+    Tree tree;
+};
+
+KERNEL(256, 1) piece(Piece a) {
+    overlap_next();
+    await_inputs();
+    for (uint32_t i = thread(); i < a.width; i += threads()) {
+        size_t at = size_t(block().x) * a.width + i;
+        a.out[at] = tree_sum(a.tree, [&](uint32_t leaf) { return a.leaves[leaf * a.stride + at]; });
+    }
+}
+
+// hidden += the sum over all leaves; out = hidden · weight / rms(hidden) (RMSNorm, arXiv 1910.07467), packed for the next
+// product. A block of 256 threads a token: each sums the squares of every 256th element, and the block's sums are halved onto
+// each other.
+struct AddNorm {
+    const float *leaves; // [leaf][token][hidden]
+    float *residual;     // [token][hidden]
+    const float *weight;
+    uint16_t *out;    // packed
+    float *plain;     // [token][hidden], as `out` before it was rounded; null unless somebody wants to see it
+    uint64_t stride;
+    uint32_t hidden, pairs;
+    uint32_t starts; // 1: the residual stream begins here
+    float eps;
+    Tree tree;
+};
+
+KERNEL(256, 1) add_norm(AddNorm a) {
+    overlap_next();
+    await_inputs();
+    float *squares = reinterpret_cast<float *>(shared());
+    size_t row = size_t(block().x) * a.hidden;
+    float own = 0;
+    for (uint32_t i = thread(); i < a.hidden; i += threads()) {
+        float x = tree_sum(a.tree, [&](uint32_t leaf) { return a.leaves[leaf * a.stride + row + i]; });
+        if (!a.starts) x = sum(a.residual[row + i], x);
+        a.residual[row + i] = x;
+        own = fused(x, x, own);
+    }
+    squares[thread()] = own;
+    for (uint32_t half = 128; half > 0; half /= 2) {
+        sync();
+        if (thread() < half) squares[thread()] = sum(squares[thread()], squares[thread() + half]);
+    }
+    sync();
+    float scale = inverse_root(sum(quotient(squares[0], float(a.hidden)), a.eps));
+    for (uint32_t i = thread(); i < a.pairs * PAIR; i += threads()) {
+        float x = i < a.hidden ? product(product(a.residual[row + i], scale), a.weight[i]) : 0.0f;
+        a.out[packed_at(block().x, i, a.pairs)] = narrow(x);
+        if (a.plain != nullptr && i < a.hidden) a.plain[row + i] = x;
+    }
+}
+
+// Some rows of packed activations side by side: those whose logits are wanted. A block a row, of which each pair has 16 words.
+struct Pick {
+    const uint32_t *from, *wanted; // from: packed, in words
+    uint32_t *to;
+    uint32_t pairs;
+};
+
+KERNEL(256, 1) pick(Pick a) {
+    overlap_next();
+    await_inputs();
+    uint32_t row = a.wanted[block().x];
+    for (uint32_t i = thread(); i < a.pairs * 16; i += threads())
+        a.to[packed_at(block().x, 2 * i, a.pairs) / 2] = a.from[packed_at(row, 2 * i, a.pairs) / 2];
+}
+
+// The largest logit of a row, of equal ones the first; NaN is never larger. A block a row.
+struct Likeliest {
+    const float *logits;
+    uint32_t *ids;
+    uint32_t vocab;
+    uint32_t stride; // from a row to the next
+};
+
+KERNEL(256, 1) likeliest(Likeliest a) {
+    overlap_next();
+    await_inputs();
+    float *values = reinterpret_cast<float *>(shared());
+    uint32_t *places = reinterpret_cast<uint32_t *>(values + threads());
+    const float *row = a.logits + size_t(block().x) * a.stride;
+    float best = -1.0f / 0.0f;
+    uint32_t at = a.vocab;
+    for (uint32_t i = thread(); i < a.vocab; i += threads())
+        if (row[i] > best) best = row[i], at = i;
+    values[thread()] = best;
+    places[thread()] = at;
+    for (uint32_t half = 128; half > 0; half /= 2) {
+        sync();
+        if (thread() >= half) continue;
+        float other = values[thread() + half];
+        uint32_t there = places[thread() + half];
+        if (other > values[thread()] || (other == values[thread()] && there < places[thread()]))
+            values[thread()] = other, places[thread()] = there;
+    }
+    if (thread() == 0) a.ids[block().x] = places[0] == a.vocab ? 0 : places[0];
+}

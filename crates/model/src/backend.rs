@@ -1,0 +1,113 @@
+//! Where the arithmetic is done.
+
+use std::sync::Arc;
+
+use galerne_collective::Collective;
+use galerne_types::{Slice, TokenId};
+
+use crate::check::{Bounds, Place};
+use crate::error::ModelError;
+use crate::head::{Head, Wanted};
+use crate::products::Engine;
+use crate::rank::{Options, Tracer};
+use crate::weights::Weights;
+use crate::{forward, gpu};
+
+/// The layers and the head, with the weights and the KV memory that they work on.
+pub(crate) enum Backend {
+    /// This process's threads.
+    Cpu(Arc<Weights>, Box<forward::Forward>),
+    /// A GPU; threads draw tokens.
+    Gpu(Box<gpu::Forward>),
+}
+
+impl Backend {
+    pub(crate) fn cpu(weights: Arc<Weights>, options: &Options, bounds: &Bounds, engine: Engine) -> Self {
+        let room = forward::Room {
+            kv_blocks: bounds.kv_blocks,
+            positions: bounds.positions_max,
+            tokens: bounds.step_tokens_max.min(forward::TILE_TOKENS_MAX),
+            window: bounds.window,
+            compute: options.compute,
+            kv_dtype: options.kv_dtype,
+        };
+        let forward = forward::Forward::new(&weights, engine, room);
+        Self::Cpu(weights, Box::new(forward))
+    }
+
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn gpu(
+        weights: Arc<gpu::GpuWeights>,
+        bounds: &Bounds,
+        engine: Engine,
+    ) -> Result<Self, ModelError> {
+        let room = gpu::Room {
+            kv_blocks: bounds.kv_blocks,
+            sequences: bounds.sequences_max,
+            positions: bounds.positions_max,
+            step_tokens: bounds.step_tokens_max,
+            window: bounds.window,
+        };
+        Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room)?)))
+    }
+
+    /// Most tokens that [`tile`](Self::tile) takes.
+    pub(crate) fn tile_tokens_max(&self) -> usize {
+        match self {
+            Self::Cpu(..) => forward::TILE_TOKENS_MAX,
+            Self::Gpu(_) => gpu::TILE_TOKENS_MAX,
+        }
+    }
+
+    /// The threads that draw.
+    pub(crate) fn engine(&mut self) -> &mut Engine {
+        match self {
+            Self::Cpu(_, forward) => forward.engine_and_normed().0,
+            Self::Gpu(forward) => forward.engine(),
+        }
+    }
+
+    /// Runs a tile of tokens through all layers; the rows after the final norm stand ready for the head.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if the other ranks are lost, [`ModelError::Device`].
+    pub(crate) fn tile(
+        &mut self,
+        slices: &[Slice],
+        places: &[Place],
+        collective: &mut dyn Collective,
+        trace: &mut Tracer<'_>,
+    ) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu(weights, forward) => forward.tile(weights, slices, places, collective, trace),
+            Self::Gpu(forward) => forward.tile(slices, places, collective, trace),
+        }
+    }
+
+    /// Draws greedily from the rows that `round` names, if that can be done where the logits are: `None` if not.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn likeliest(&mut self, round: &[Wanted]) -> Result<Option<Vec<TokenId>>, ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(None),
+            Self::Gpu(forward) => forward.likeliest(round).map(Some),
+        }
+    }
+
+    /// This rank's part of the logits of the rows that `round` names, into `head`.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn project(&mut self, head: &mut Head, round: &[Wanted]) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu(weights, forward) => {
+                let (engine, normed) = forward.engine_and_normed();
+                head.project(weights, engine, normed, round);
+                Ok(())
+            }
+            Self::Gpu(forward) => forward.project(round, head.part()),
+        }
+    }
+}

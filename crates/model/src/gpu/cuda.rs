@@ -1,0 +1,281 @@
+//! An NVIDIA GPU by its driver, which is looked for when it is asked for.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys;
+
+use super::device::{Address, Device, DeviceError, DeviceMemory, Launch};
+
+/// All kernels, compiled for several architectures (`build.rs`); empty if there was no compiler.
+static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// Shared memory that every block may have; for more a kernel must ask.
+const SHARED_BYTES_FREE: u32 = 48 << 10;
+/// Sequences of launches that are kept to be launched at once.
+const GRAPHS_MAX: usize = 256;
+/// Bytes of a GPU's name.
+const NAME_BYTES: usize = 256;
+
+/// One GPU: its primary context and one stream.
+pub struct Cuda {
+    name: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    module: sys::CUmodule,
+    stream: sys::CUstream,
+    known: Mutex<Known>,
+}
+
+/// What was looked up or made once.
+#[derive(Default)]
+struct Known {
+    /// Kernels, and the shared memory that each was given leave for.
+    kernels: BTreeMap<CString, (sys::CUfunction, u32)>,
+    graphs: BTreeMap<u64, sys::CUgraphExec>,
+}
+
+// SAFETY: the driver may be called from any thread, once the context is that thread's current one.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; what is ours is behind a lock.
+unsafe impl Sync for Cuda {}
+
+impl Cuda {
+    /// Opens GPU `index` of those that the driver shows.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotBuilt`], [`DeviceError::Library`] without a driver, [`DeviceError::Absent`],
+    /// [`DeviceError::Call`].
+    pub fn open(index: usize) -> Result<Self, DeviceError> {
+        if KERNELS.is_empty() {
+            return Err(DeviceError::NotBuilt);
+        }
+        // SAFETY: it only tries to open the library.
+        if !unsafe { sys::is_culib_present() } {
+            let needs = "it comes with NVIDIA's driver; in a container the runtime must bring it in (`--gpus`, or the device plugin)";
+            return Err(DeviceError::Library { library: "libcuda.so.1", needs });
+        }
+        let (mut count, mut device, mut context) = (0, 0, ptr::null_mut());
+        let (mut module, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        let mut name = [0 as std::ffi::c_char; NAME_BYTES];
+        // SAFETY: each out-pointer is to a variable of its type, and the fatbin is as nvcc made it.
+        unsafe {
+            check("cuInit", sys::cuInit(0))?;
+            check("cuDeviceGetCount", sys::cuDeviceGetCount(&mut count))?;
+            let absent = DeviceError::Absent { index, count: count.max(0) as usize };
+            let ordinal = c_int::try_from(index).ok().filter(|ordinal| *ordinal < count).ok_or(absent)?;
+            check("cuDeviceGet", sys::cuDeviceGet(&mut device, ordinal))?;
+            check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), NAME_BYTES as c_int, device))?;
+            check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
+            check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
+            check("cuModuleLoadData", sys::cuModuleLoadData(&mut module, KERNELS.as_ptr().cast()))?;
+            check("cuStreamCreate", sys::cuStreamCreate(&mut stream, NON_BLOCKING))?;
+        }
+        // SAFETY: the driver ends the name with a zero.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        Ok(Self { name, device, context, module, stream, known: Mutex::default() })
+    }
+
+    /// Makes the context that of the calling thread.
+    fn enter(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained.
+        unsafe { check("cuCtxSetCurrent", sys::cuCtxSetCurrent(self.context)) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kernel that may have so much dynamic shared memory.
+    fn kernel(&self, name: &CStr, shared_bytes: u32) -> Result<sys::CUfunction, DeviceError> {
+        let mut known = self.known();
+        let (mut function, mut allowed) = (ptr::null_mut(), SHARED_BYTES_FREE);
+        if let Some(kernel) = known.kernels.get(name) {
+            (function, allowed) = *kernel;
+        } else {
+            // SAFETY: the module is loaded.
+            let result = unsafe { sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) };
+            if result == sys::CUresult::CUDA_ERROR_NOT_FOUND {
+                return Err(DeviceError::Kernel(name.to_string_lossy().into_owned()));
+            }
+            check("cuModuleGetFunction", result)?;
+        }
+        if shared_bytes > allowed {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is the module's.
+            let result = unsafe { sys::cuFuncSetAttribute(function, attribute, shared_bytes as c_int) };
+            check("cuFuncSetAttribute", result)?;
+            allowed = shared_bytes;
+        }
+        known.kernels.insert(name.to_owned(), (function, allowed));
+        Ok(function)
+    }
+
+    /// Runs `work` while the stream only writes down what it is given.
+    fn capture(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<sys::CUgraphExec, DeviceError> {
+        let (mut graph, mut launched) = (ptr::null_mut(), ptr::null_mut());
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is ours, and each graph is destroyed once.
+        unsafe {
+            check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.stream, mode))?;
+            let worked = work();
+            let ended = check("cuStreamEndCapture", sys::cuStreamEndCapture(self.stream, &mut graph));
+            worked.and(ended)?;
+            let made = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut launched, graph, 0));
+            check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
+            made?;
+        }
+        Ok(launched)
+    }
+
+    fn forget(graphs: &mut BTreeMap<u64, sys::CUgraphExec>) {
+        for (_, graph) in std::mem::take(graphs) {
+            // SAFETY: made by `capture`, and destroyed once. That it cannot be destroyed is no harm to anybody.
+            let _ = unsafe { sys::cuGraphExecDestroy(graph) };
+        }
+    }
+}
+
+/// The stream does not wait for the legacy default stream.
+const NON_BLOCKING: u32 = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+
+impl Device for Cuda {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn memory(&self) -> Result<DeviceMemory, DeviceError> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both are variables of their type.
+        unsafe { check("cuMemGetInfo", sys::cuMemGetInfo_v2(&mut free, &mut total))? };
+        Ok(DeviceMemory { free: free as u64, total: total as u64 })
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
+        self.enter()?;
+        let mut address = 0;
+        // SAFETY: the address is a variable; what was allocated is as long as what is set to zero.
+        unsafe {
+            let result = sys::cuMemAlloc_v2(&mut address, bytes);
+            if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                let DeviceMemory { free, total } = self.memory()?;
+                return Err(DeviceError::Memory { asked: bytes as u64, free, total });
+            }
+            check("cuMemAlloc", result)?;
+            check("cuMemsetD8Async", sys::cuMemsetD8Async(address, 0, bytes, self.stream))?;
+        }
+        Ok(address)
+    }
+
+    fn free(&self, address: Address) {
+        // A device that fails has no memory to give back; whoever uses it next hears of it.
+        if self.enter().is_ok() {
+            // SAFETY: the address was allocated; the stream's work so far is done with it.
+            let _ = unsafe { (sys::cuStreamSynchronize(self.stream), sys::cuMemFree_v2(address)) };
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the caller's. Of memory that is not pinned the driver keeps a copy before this returns.
+        let result =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
+        check("cuMemcpyHtoDAsync", result)
+    }
+
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the caller's; nobody looks at the bytes before the stream is done.
+        unsafe {
+            let result = sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.stream);
+            check("cuMemcpyDtoHAsync", result)?;
+            check("cuStreamSynchronize", sys::cuStreamSynchronize(self.stream))
+        }
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        self.enter()?;
+        let function = self.kernel(launch.kernel, launch.shared_bytes)?;
+        // Kernels wait for those before them themselves, so the next one may begin to load its weights.
+        let mut overlap = sys::CUlaunchAttribute_st {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let [x, y, z] = launch.grid;
+        let config = sys::CUlaunchConfig_st {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &mut overlap,
+            numAttrs: 1,
+        };
+        let mut arguments: [*mut c_void; 1] = [launch.arguments().0.cast_mut()];
+        // SAFETY: the caller's; the driver copies the argument before it returns.
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) };
+        check("cuLaunchKernelEx", result)
+    }
+
+    fn replay(&self, key: u64, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+        self.enter()?;
+        let known = self.known().graphs.get(&key).copied();
+        let graph = match known {
+            Some(graph) => graph,
+            None => {
+                let graph = self.capture(work)?;
+                let graphs = &mut self.known().graphs;
+                if graphs.len() == GRAPHS_MAX {
+                    Self::forget(graphs);
+                }
+                graphs.insert(key, graph);
+                graph
+            }
+        };
+        // SAFETY: the graph is kept.
+        unsafe { check("cuGraphLaunch", sys::cuGraphLaunch(graph, self.stream)) }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        Self::forget(&mut self.known().graphs);
+        // SAFETY: nobody uses them any more. If the driver refuses, the process's end gives all back.
+        unsafe {
+            let _ = sys::cuStreamDestroy_v2(self.stream);
+            let _ = sys::cuModuleUnload(self.module);
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+fn check(call: &'static str, result: sys::CUresult) -> Result<(), DeviceError> {
+    if result == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = ptr::null();
+    // SAFETY: the text is a constant of the driver, or stays null for an unknown error.
+    let says = unsafe {
+        let _ = sys::cuGetErrorString(result, &mut text);
+        if text.is_null() {
+            format!("{result:?}")
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    };
+    Err(DeviceError::Call { call, says })
+}

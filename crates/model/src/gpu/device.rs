@@ -1,0 +1,221 @@
+//! What the backend asks of a device.
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A place in a device's memory.
+pub type Address = u64;
+
+/// A GPU, or what stands for one. Work is done in the order in which it is given, behind the caller's back; only
+/// [`download`](Self::download) waits. Any thread may call.
+pub trait Device: Send + Sync {
+    /// Its name, as a person knows it.
+    fn name(&self) -> &str;
+
+    /// Its memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    fn memory(&self) -> Result<DeviceMemory, DeviceError>;
+
+    /// So many bytes, all zero, at a multiple of 256. [`Buffer`] gives them back.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`] if there are not as many.
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError>;
+
+    /// Gives memory back that was allocated, once all work so far is done.
+    fn free(&self, address: Address);
+
+    /// Copies `bytes` to the device; they may be changed as soon as this returns.
+    ///
+    /// # Safety
+    /// So many bytes stand allocated at `to`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Waits for all work so far, and fills `bytes` from the device.
+    ///
+    /// # Safety
+    /// So many bytes stand allocated at `from`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`], also for whatever went wrong in a kernel before.
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and point to memory that holds what it takes from there.
+    ///
+    /// # Errors
+    /// [`DeviceError::Kernel`] if there is none of this name, [`DeviceError::Call`].
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError>;
+
+    /// Runs `work`, which launches kernels and does nothing else. What has the same `key` launches the same kernels with the
+    /// same arguments: a device may have kept them and launch them at once.
+    ///
+    /// # Errors
+    /// As `work`; [`DeviceError::Call`].
+    fn replay(&self, key: u64, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError>;
+}
+
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Not taken by anybody.
+    pub free: u64,
+    /// All.
+    pub total: u64,
+}
+
+/// A kernel, its grid and its arguments.
+pub struct Launch<'a> {
+    /// Its name.
+    pub kernel: &'a CStr,
+    /// Blocks in each direction.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    arguments: *const c_void,
+    argument_bytes: usize,
+    borrowed: PhantomData<&'a ()>,
+}
+
+impl<'a> Launch<'a> {
+    /// A launch with one argument, a structure that is laid out as in C.
+    pub fn new<A>(
+        kernel: &'a CStr,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        arguments: &'a A,
+    ) -> Self {
+        let argument_bytes = size_of::<A>();
+        let arguments = std::ptr::from_ref(arguments).cast();
+        Self { kernel, grid, threads, shared_bytes, arguments, argument_bytes, borrowed: PhantomData }
+    }
+
+    /// Where the argument is, and its size in bytes.
+    pub fn arguments(&self) -> (*const c_void, usize) {
+        (self.arguments, self.argument_bytes)
+    }
+}
+
+/// Memory of a device, until it is dropped.
+pub struct Buffer {
+    device: Arc<dyn Device>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// So many bytes, all zero.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    pub fn zeroed(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, DeviceError> {
+        let address = device.allocate(bytes)?;
+        Ok(Self { device: Arc::clone(device), address, bytes })
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies `bytes` into it, `offset` bytes behind its beginning.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    pub fn upload(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        assert!(
+            bytes.len() <= self.bytes && offset <= self.bytes - bytes.len(),
+            "an upload within the buffer"
+        );
+        // SAFETY: the buffer holds them.
+        unsafe { self.device.upload(self.address + offset as u64, bytes) }
+    }
+
+    /// Fills `bytes` from its beginning on.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    pub fn download(&self, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        assert!(bytes.len() <= self.bytes, "a download within the buffer");
+        // SAFETY: the buffer holds them.
+        unsafe { self.device.download(self.address, bytes) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.free(self.address);
+    }
+}
+
+/// Why a device does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A library is not there.
+    #[error("{library} was not found: {needs}")]
+    Library {
+        /// Its file's name.
+        library: &'static str,
+        /// What brings it.
+        needs: &'static str,
+    },
+    /// This binary was built without the kernels.
+    #[error(
+        "this binary holds no CUDA kernels: build it with CUDA_HOME set to a CUDA toolkit of version 13 (`make cuda` brings one)"
+    )]
+    NotBuilt,
+    /// No such GPU.
+    #[error("there is no GPU {index}: {count} can be seen (CUDA_VISIBLE_DEVICES decides which)")]
+    Absent {
+        /// The one that was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Too little memory.
+    #[error(
+        "{asked} bytes of GPU memory were asked for, {free} of {total} are free: leave more to it (a smaller KV memory, fewer \
+             tokens a step, more ranks), or end what holds the rest"
+    )]
+    Memory {
+        /// Bytes.
+        asked: u64,
+        /// Bytes.
+        free: u64,
+        /// Bytes.
+        total: u64,
+    },
+    /// No kernel of this name.
+    #[error("the kernel {0} is not there: kernels and binary are of different builds")]
+    Kernel(String),
+    /// A call of the driver failed.
+    #[error("{call} failed: {says}")]
+    Call {
+        /// Which.
+        call: &'static str,
+        /// The driver's words.
+        says: String,
+    },
+}

@@ -1,0 +1,260 @@
+//! The kernels' arguments, field by field as in `cuda/*.cu`, and their grids.
+
+use std::ffi::CStr;
+
+use super::device::{Address, Device, DeviceError, Launch};
+
+/// Lanes of a warp.
+const LANES: u32 = 32;
+/// Inputs of a pair of k-tiles.
+pub(super) const PAIR: usize = 32;
+/// Outputs of a tile of rows.
+pub(super) const TILE_ROWS: usize = 16;
+/// Tokens of a tile of columns.
+pub(super) const TILE_TOKENS: usize = 8;
+/// Bytes of a tile of rows for each pair of k-tiles.
+pub(super) const TILE_PAIR_BYTES: usize = 2 * 32 * 16;
+/// Threads of a block that works on a row.
+const ROW_THREADS: u32 = 256;
+/// Pairs whose products are summed into one accumulator.
+const SEGMENT_PAIRS: u32 = 32;
+/// Warps of a block of `few`.
+const FEW_WARPS: u32 = 8;
+/// Most tokens that `few` takes.
+pub(super) const FEW_TOKENS_MAX: u32 = 64;
+/// Up to so many tokens the smaller blocks of `many` are more of them than a GPU has multiprocessors.
+const MANY_SMALL_TOKENS_MAX: u32 = 512;
+/// Positions of a chunk of attention.
+pub(super) const CHUNK: usize = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) weights: Address,
+    pub(super) x: Address,
+    pub(super) tiles: u32,
+    pub(super) tokens: u32,
+    pub(super) token_tiles: u32,
+    pub(super) pairs: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Qkv {
+    pub(super) product: Product,
+    pub(super) positions: Address,
+    pub(super) places: Address,
+    pub(super) kv: Kv,
+    pub(super) turns: Address,
+    pub(super) queries: Address,
+    pub(super) heads: u32,
+    pub(super) kv_heads: u32,
+    pub(super) rotary_pairs: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Kv {
+    pub(super) data: Address,
+    pub(super) stride: u64,
+    pub(super) dim: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct GateUp {
+    pub(super) product: Product,
+    pub(super) out: Address,
+    pub(super) out_pairs: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Plain {
+    pub(super) product: Product,
+    pub(super) out: Address,
+    pub(super) width: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Attend {
+    pub(super) queries: Address,
+    pub(super) kv: Address,
+    pub(super) stride: u64,
+    pub(super) tiles: Address,
+    pub(super) table: Address,
+    pub(super) out: Address,
+    pub(super) partials: Address,
+    pub(super) scale: f32,
+    pub(super) tile_count: u32,
+    pub(super) token_tiles: u32,
+    pub(super) tokens: u32,
+    pub(super) kv_heads: u32,
+    pub(super) group: u32,
+    pub(super) window: u32,
+    pub(super) chunks: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Tree {
+    pub(super) merges: u64,
+    pub(super) leaves: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Embed {
+    pub(super) rows: Address,
+    pub(super) ids: Address,
+    pub(super) out: Address,
+    pub(super) first: u32,
+    pub(super) own: u32,
+    pub(super) hidden: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) leaves: Address,
+    pub(super) out: Address,
+    pub(super) stride: u64,
+    pub(super) width: u32,
+    pub(super) tree: Tree,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct AddNorm {
+    pub(super) leaves: Address,
+    pub(super) residual: Address,
+    pub(super) weight: Address,
+    pub(super) out: Address,
+    pub(super) plain: Address,
+    pub(super) stride: u64,
+    pub(super) hidden: u32,
+    pub(super) pairs: u32,
+    pub(super) starts: u32,
+    pub(super) eps: f32,
+    pub(super) tree: Tree,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Pick {
+    pub(super) from: Address,
+    pub(super) wanted: Address,
+    pub(super) to: Address,
+    pub(super) pairs: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Likeliest {
+    pub(super) logits: Address,
+    pub(super) ids: Address,
+    pub(super) vocab: u32,
+    pub(super) stride: u32,
+}
+
+/// The six kernels that compute one kind of product.
+pub(super) struct Kernels {
+    few: [&'static CStr; 4],
+    many: [&'static CStr; 2],
+}
+
+pub(super) const QKV: Kernels = Kernels {
+    few: [c"qkv_few_1", c"qkv_few_2", c"qkv_few_4", c"qkv_few_8"],
+    many: [c"qkv_many_1x4", c"qkv_many_4x2"],
+};
+pub(super) const GATE_UP: Kernels = Kernels {
+    few: [c"gate_up_few_1", c"gate_up_few_2", c"gate_up_few_4", c"gate_up_few_8"],
+    many: [c"gate_up_many_1x4", c"gate_up_many_4x2"],
+};
+pub(super) const PLAIN: Kernels = Kernels {
+    few: [c"plain_few_1", c"plain_few_2", c"plain_few_4", c"plain_few_8"],
+    many: [c"plain_many_1x4", c"plain_many_4x2"],
+};
+
+/// Launches a product of as many shards, whose arguments begin with `product`.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn multiply<A>(
+    device: &dyn Device,
+    kernels: &Kernels,
+    product: &Product,
+    shards: u32,
+    arguments: &A,
+) -> Result<(), DeviceError> {
+    let Product { tiles, tokens, pairs, .. } = *product;
+    if tiles == 0 || shards == 0 {
+        return Ok(());
+    }
+    let launch = if tokens <= FEW_TOKENS_MAX {
+        let kind = tokens.div_ceil(TILE_TOKENS as u32).next_power_of_two().ilog2();
+        let segments = pairs.div_ceil(SEGMENT_PAIRS).clamp(1, FEW_WARPS);
+        let grid = [tiles.div_ceil(FEW_WARPS / segments), 1, shards];
+        let shared = (FEW_WARPS * LANES * 16) << kind;
+        Launch::new(kernels.few[kind as usize], grid, FEW_WARPS * LANES, shared, arguments)
+    } else {
+        let (kind, rows, columns) = if tokens <= MANY_SMALL_TOKENS_MAX { (0, 1, 4) } else { (1, 4, 2) };
+        let grid = [tiles.div_ceil(4 * rows), tokens.div_ceil(64 * columns), shards];
+        let (stage, totals) = ((2 * 4 * rows + 8 * columns) * LANES * 16, 128 * 4 * rows * columns * LANES);
+        let shared = 4 * stage + totals;
+        Launch::new(kernels.many[kind], grid, rows * columns * LANES, shared, arguments)
+    };
+    // SAFETY: the caller's.
+    unsafe { device.launch(&launch) }
+}
+
+/// Launches a kernel that has a block for each of `rows` rows.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn each_row<A>(
+    device: &dyn Device,
+    kernel: &CStr,
+    rows: u32,
+    arguments: &A,
+) -> Result<(), DeviceError> {
+    // Two words a thread: all that any of them shares.
+    let launch = Launch::new(kernel, [rows, 1, 1], ROW_THREADS, ROW_THREADS * 8, arguments);
+    // SAFETY: the caller's.
+    unsafe { device.launch(&launch) }
+}
+
+/// Launches attention of heads of `dim` dimensions: what few tokens found in each chunk is merged by a second kernel.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn attend(device: &dyn Device, dim: usize, a: &Attend) -> Result<(), DeviceError> {
+    /// Warps of a block that run through many tokens: neighbours read the same keys.
+    const WARPS: u32 = 4;
+    let (attend, merge) = match dim {
+        32 => (c"attend_32", c"merge_32"),
+        64 => (c"attend_64", c"merge_64"),
+        96 => (c"attend_96", c"merge_96"),
+        _ => (c"attend_128", c"merge_128"),
+    };
+    if a.kv_heads == 0 {
+        return Ok(());
+    }
+    let waiting = dim as u32 / 8 * 4 * 4; // bytes a thread
+    // SAFETY: the caller's.
+    unsafe {
+        if a.chunks == 0 {
+            let grid = [a.tile_count.div_ceil(WARPS), a.kv_heads, 1];
+            return device.launch(&Launch::new(attend, grid, WARPS * LANES, WARPS * LANES * waiting, a));
+        }
+        device.launch(&Launch::new(
+            attend,
+            [a.tile_count, a.kv_heads, a.chunks],
+            LANES,
+            LANES * waiting,
+            a,
+        ))?;
+        device.launch(&Launch::new(merge, [a.tile_count, a.kv_heads, 1], WARPS * LANES, 0, a))
+    }
+}

@@ -1,0 +1,20 @@
+//! The forward pass on a GPU: our own kernels (`cuda/*.cu`) on a [`Device`], which is a real one ([`Cuda`]) or, in tests,
+//! the same source run on the host.
+//!
+//! [`GpuWeights::load`] packs a rank's shards into the layout in which the kernels read them; `Forward` lays out the
+//! workspace and launches. Weights, activations, keys and values are bf16, everything that is summed is f32. The order of
+//! every sum follows from the model and S alone (`cuda/product.cuh`, `cuda/attention.cu`), so tokens do not depend on the batch,
+//! the chunks of a prefill, or N; they are not those of the CPU, whose arithmetic is another.
+
+mod cuda;
+mod device;
+mod forward;
+mod inputs;
+mod kernels;
+mod layout;
+mod weights;
+
+pub use cuda::Cuda;
+pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Launch};
+pub(crate) use forward::{Forward, Room, TILE_TOKENS_MAX};
+pub use weights::{GpuWeights, kv_bytes_per_block};
