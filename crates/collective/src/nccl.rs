@@ -17,7 +17,7 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use communicator::{ABORT_TIMEOUT, Communicator, Transfer, connect};
-pub use gathered::{Exchange, Gathered};
+pub use communicator::{ABORT_TIMEOUT, Communicator, Exchange, Transfer, connect};
+pub use gathered::Gathered;
 pub use id::UniqueId;
 pub use library::{LIBRARY_FILE, Library, Version};

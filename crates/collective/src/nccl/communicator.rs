@@ -14,10 +14,10 @@ use crate::{AbortHandle, CollectiveError, Config};
 /// is out within half a second.
 pub const ABORT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// About 50 µs, as long as a call takes to get onto a stream; a step takes longer and is not waited for this way.
-const TRIES: u32 = 2048;
+/// How long a wait keeps its core busy: as long as a call takes to get onto a stream.
+const SPIN: Duration = Duration::from_micros(50);
 
-/// How long a wait sleeps between two looks.
+/// How long it then sleeps between two looks.
 const SLEEP: Duration = Duration::from_micros(50);
 
 /// The devices of one epoch's ranks, met in NCCL. It enqueues on the caller's stream and never waits for the device,
@@ -25,7 +25,8 @@ const SLEEP: Duration = Duration::from_micros(50);
 ///
 /// It shares the [`AbortHandle`] of the epoch's collective between processes: whoever ends the epoch, for whatever
 /// reason, ends both. Then NCCL's kernels quit, [`Self::wait`] returns, and [`Self::close`] tells whether the process
-/// may go on. An abort waits for captured graphs that contain calls of this communicator: **destroy these first**.
+/// may go on. An abort waits for captured graphs that contain calls of this communicator, **so destroy these first**,
+/// and for whatever else runs on the device, so a kernel that waits for a peer by itself must not do so for ever.
 /// Dropping it instead ends the epoch, at every rank.
 pub struct Communicator {
     life: Arc<Life>,
@@ -45,6 +46,15 @@ pub struct Transfer {
     pub address: u64,
     /// How long it is.
     pub bytes: usize,
+}
+
+/// What one rank sends and receives, all at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exchange {
+    /// In the order in which each receiver expects them.
+    pub sends: Vec<Transfer>,
+    /// In the order in which each sender sends them.
+    pub receives: Vec<Transfer>,
 }
 
 /// Meets all ranks of the epoch in NCCL, or fails within `config.meet_timeout`. `config` and `abort` are those of the
@@ -131,15 +141,14 @@ impl Communicator {
         })
     }
 
-    /// All `sends` and `receives` at once. What one rank sends to another is received there in the same order and
-    /// with the same lengths.
+    /// Sends and receives between any ranks. What one sends to another is received there in the same order, with the
+    /// same lengths.
     ///
     /// # Safety
     /// As for [`Self::all_gather`], with what is sent for `mine` and what is received for `all`.
     pub unsafe fn exchange(
         &mut self,
-        sends: &[Transfer],
-        receives: &[Transfer],
+        exchange: &Exchange,
         stream: *mut c_void,
     ) -> Result<(), CollectiveError> {
         self.call("ncclGroupEnd", |nccl, comm| {
@@ -148,11 +157,11 @@ impl Communicator {
             if begun != SUCCESS {
                 return begun;
             }
-            let sent = sends.iter().map(|Transfer { peer, address, bytes }| {
+            let sent = exchange.sends.iter().map(|Transfer { peer, address, bytes }| {
                 // SAFETY: as in `all_gather`.
                 unsafe { (nccl.send)(device(*address), *bytes, BYTES, place(*peer), comm, stream) }
             });
-            let received = receives.iter().map(|Transfer { peer, address, bytes }| {
+            let received = exchange.receives.iter().map(|Transfer { peer, address, bytes }| {
                 // SAFETY: as in `all_gather`.
                 unsafe { (nccl.recv)(device(*address), *bytes, BYTES, place(*peer), comm, stream) }
             });
@@ -172,15 +181,14 @@ impl Communicator {
     ) -> Result<(), E> {
         let abort = &self.life.abort;
         let started = Instant::now();
-        let mut tries = 0;
         while !done()? {
-            if tries < TRIES {
-                tries += 1;
+            let elapsed = started.elapsed();
+            if elapsed < SPIN {
                 abort.check()?;
                 spin_loop();
             } else if let Some(cause) = abort.wait(SLEEP) {
                 return Err(cause.into());
-            } else if started.elapsed() > self.timeout {
+            } else if elapsed > self.timeout {
                 let waited = self.timeout;
                 return Err(abort.raise(CollectiveError::NcclTimeout { call: what, waited }).into());
             }

@@ -1,5 +1,6 @@
 //! A NCCL that does what a test wants: functions of the same types, and behind each communicator a [`Fake`].
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -234,11 +235,18 @@ unsafe extern "C" fn comm_abort(comm: RawComm) -> Code {
     SUCCESS
 }
 
+thread_local! {
+    /// Groups that this thread has begun and not ended.
+    pub(crate) static GROUPS: Cell<i32> = const { Cell::new(0) };
+}
+
 unsafe extern "C" fn group_start() -> Code {
+    GROUPS.set(GROUPS.get() + 1);
     SUCCESS
 }
 
 unsafe extern "C" fn group_end() -> Code {
+    GROUPS.set(GROUPS.get() - 1);
     SUCCESS
 }
 

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::nccl::Transfer;
+use crate::nccl::{Exchange, Transfer};
 use crate::{Config, tree};
 
 /// Where the partial sums of all ranks lie in one buffer, `[N][pieces_max][len]` f32, so that one kernel can add them
@@ -11,15 +11,6 @@ pub struct Gathered {
     pieces: Vec<Range<usize>>,
     pieces_of: Vec<Range<usize>>,
     pieces_max: usize,
-}
-
-/// What one rank sends and receives, all at once ([`super::Communicator::exchange`]).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Exchange {
-    /// In the order in which each receiver expects them.
-    pub sends: Vec<Transfer>,
-    /// In the order in which each sender sends them.
-    pub receives: Vec<Transfer>,
 }
 
 const FLOAT_BYTES: usize = size_of::<f32>();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::nccl::fake::{self, EPOCH, Group, REMOTE_ERROR};
 use crate::nccl::library::{Code, IN_PROGRESS, SUCCESS};
-use crate::nccl::{ABORT_TIMEOUT, Communicator, Transfer, UniqueId, connect};
+use crate::nccl::{ABORT_TIMEOUT, Communicator, Exchange, Transfer, UniqueId, connect};
 use crate::{AbortHandle, Collective, CollectiveError, Config, CpuCollective, Solo, listen};
 
 /// What was promised is half a second; noticing takes some of it.
@@ -259,14 +259,16 @@ fn calls_reach_nccl_as_they_are() {
     let group = Group::formed();
     let (mut communicator, _) = ready(&group);
     group.called();
-    let sends =
-        [Transfer { peer: 0, address: 0x30, bytes: 4 }, Transfer { peer: 1, address: 0x40, bytes: 8 }];
-    let receives = [Transfer { peer: 0, address: 0x50, bytes: 4 }];
+    let transfer = |peer, address, bytes| Transfer { peer, address, bytes };
+    let exchange = Exchange {
+        sends: vec![transfer(0, 0x30, 4), transfer(1, 0x40, 8)],
+        receives: vec![transfer(0, 0x50, 4)],
+    };
     // SAFETY: the fake follows no address.
     unsafe {
         communicator.all_gather(0x10, 0x20, 64, null_mut()).unwrap();
         communicator.broadcast(1, 0x10, 32, null_mut()).unwrap();
-        communicator.exchange(&sends, &receives, null_mut()).unwrap();
+        communicator.exchange(&exchange, null_mut()).unwrap();
     }
     let expected = [
         "all_gather 0x10 0x20 64",
@@ -311,6 +313,16 @@ fn a_call_that_fails_ends_the_epoch() {
     };
     refused(REMOTE_ERROR, SUCCESS);
     refused(IN_PROGRESS, REMOTE_ERROR);
+
+    let group = Group::formed();
+    let (mut communicator, _) = ready(&group);
+    group.fake.enqueued.store(REMOTE_ERROR, Ordering::SeqCst);
+    let transfers = vec![Transfer { peer: 0, address: 0x10, bytes: 4 }; 2];
+    let exchange = Exchange { sends: transfers, receives: Vec::new() };
+    // SAFETY: the fake follows no address.
+    let text = unsafe { communicator.exchange(&exchange, null_mut()) }.unwrap_err().to_string();
+    assert!(text.contains("remote process exited or there was a network error"), "{text}");
+    assert_eq!(fake::GROUPS.get(), 0, "the group is ended all the same");
 }
 
 /// Two ranks' processes, each in a thread, met on loopback or not.
