@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::CollectiveError;
+use crate::{CollectiveError, tree};
 
 /// One epoch of a group as one rank sees it. Apart from `rank`, all ranks hold the same.
 #[derive(Debug, Clone)]
@@ -63,6 +63,18 @@ const LEAVES_MAX: usize = 1024;
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Config {
+    /// The pieces of all ranks in leaf order, and which of them are each rank's.
+    pub(crate) fn pieces(&self) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+        let mut pieces = Vec::new();
+        let mut pieces_of = Vec::with_capacity(self.peers.len());
+        for peer in &self.peers {
+            let first = pieces.len();
+            pieces.extend(tree::pieces(self.leaves, peer.leaves.clone()));
+            pieces_of.push(first..pieces.len());
+        }
+        (pieces, pieces_of)
+    }
+
     /// Whether messages to and from `peer` (this rank itself included) go through shared memory.
     pub(crate) fn shares_memory(&self, peer: usize) -> bool {
         self.peers[peer].host == self.peers[self.rank].host

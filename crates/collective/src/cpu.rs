@@ -79,13 +79,7 @@ impl Collective for CpuCollective {
 
 impl CpuCollective {
     pub(crate) fn new(config: &Config, mesh: Mesh, abort: AbortHandle, monitor: Monitor) -> Self {
-        let mut pieces = Vec::new();
-        let mut pieces_of = Vec::with_capacity(config.peers.len());
-        for peer in &config.peers {
-            let first = pieces.len();
-            pieces.extend(tree::pieces(config.leaves, peer.leaves.clone()));
-            pieces_of.push(first..pieces.len());
-        }
+        let (pieces, pieces_of) = config.pieces();
         Self { rank: config.rank, pieces, pieces_of, abort, _monitor: monitor, mesh }
     }
 

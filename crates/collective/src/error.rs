@@ -112,6 +112,62 @@ pub enum CollectiveError {
         /// Why not.
         reason: Arc<std::io::Error>,
     },
+    /// NCCL cannot be loaded.
+    #[error(
+        "cannot load NCCL: {reason}; install NCCL 2.14 or newer (libnccl2 in NVIDIA's package repositories, \
+         nvidia-nccl-cu13 on PyPI) and put the folder of libnccl.so.2 on LD_LIBRARY_PATH"
+    )]
+    NcclMissing {
+        /// What was not found.
+        reason: String,
+    },
+    /// NCCL refused a call, or failed some time after it.
+    #[error("{call} failed: {reason}; NCCL_DEBUG=INFO tells more")]
+    Nccl {
+        /// Which call.
+        call: &'static str,
+        /// NCCL's words.
+        reason: String,
+    },
+    /// A rendezvous id of NCCL was brought to another epoch than its own, or a second time.
+    #[error(
+        "NCCL's rendezvous id of epoch {of} is of no use in epoch {epoch}: every epoch needs a new one, once"
+    )]
+    StaleId {
+        /// The id's epoch.
+        of: u64,
+        /// The one that wanted to use it.
+        epoch: u64,
+    },
+    /// The ranks did not meet in NCCL in time.
+    #[error(
+        "the ranks of epoch {epoch} did not meet in NCCL within {waited:?}: check NCCL_SOCKET_IFNAME and firewalls \
+         between their hosts, and see each rank's log"
+    )]
+    NcclNotMet {
+        /// The epoch.
+        epoch: u64,
+        /// How long.
+        waited: Duration,
+    },
+    /// What was enqueued on the device did not come to its end in time.
+    #[error(
+        "the group's GPUs did not end {call} within {waited:?}: one hangs or is too slow; join a newer epoch"
+    )]
+    NcclTimeout {
+        /// What was waited for.
+        call: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+    /// NCCL does not let go of the device. Only the end of the process helps.
+    #[error(
+        "NCCL did not let go of the GPU within {waited:?}: exit this process, its supervisor starts the rank again"
+    )]
+    NcclStuck {
+        /// How long.
+        waited: Duration,
+    },
     /// The operating system refused something.
     #[error("cannot {doing}: {reason}")]
     System {

@@ -21,6 +21,7 @@ mod meet;
 mod mesh;
 mod message;
 mod monitor;
+pub mod nccl;
 mod notice;
 mod segment;
 mod solo;

@@ -2,5 +2,6 @@
 
 mod common;
 mod failures;
+mod nccl;
 mod processes;
 mod ranks;
