@@ -10,7 +10,7 @@ use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
 use galerne_types::{Compute, GroupId, KvDtype, Quantize, Shards};
-use galerne_worker::{Cost, KvSize, RankOptions};
+use galerne_worker::{Cost, Device, KvSize, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -138,6 +138,12 @@ pub(crate) struct EngineArgs {
     /// `bf16`, half of that memory; `int8`, bytes with a scale for each KV head and token: a quarter of it, and less exact.
     #[arg(long, default_value_t = KvDtype::Bf16, value_name = "HOW")]
     pub(crate) kv_dtype: KvDtype,
+    /// What computes: `cpu`, or `cuda`: a GPU a rank, the first ones of those that the driver shows; `cuda:K` begins with GPU K.
+    #[arg(long, default_value_t = Device::Cpu, value_name = "DEVICE")]
+    pub(crate) device: Device,
+    /// Share of each GPU's memory that may be used; keys and values get what weights and workspace leave of it.
+    #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
+    pub(crate) gpu_memory_utilization: f64,
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -147,12 +153,12 @@ pub(crate) struct EngineArgs {
     /// KV memory of each rank in blocks of 32 tokens.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) kv_blocks: Option<u32>,
-    /// Sequences that run at once in a group, at most.
-    #[arg(long, default_value_t = 64, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) sequences_max: u32,
-    /// Tokens in one forward pass, at most: long prompts are cut into chunks of this.
-    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub(crate) step_tokens_max: u32,
+    /// Sequences that run at once in a group, at most; by default 64, on GPUs 256.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) sequences_max: Option<u32>,
+    /// Tokens in one forward pass, at most: long prompts are cut into chunks of this. By default 256, on GPUs 2048.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub(crate) step_tokens_max: Option<u32>,
     /// Requests that wait at a group before it refuses more: one more is answered 429.
     #[arg(long, default_value_t = WAITING_REQUESTS_MAX, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) waiting_requests_max: u32,
@@ -213,9 +219,19 @@ impl EngineArgs {
             config.kv_heads,
             shards.virtual_shards(),
             shards.world_size(),
-            self.compute.0.unwrap_or_else(|| galerne_model::compute_for(&checkpoint)),
+            self.products(&checkpoint),
             self.kv_dtype,
         ))
+    }
+
+    /// How products are computed.
+    fn products(&self, checkpoint: &Checkpoint) -> String {
+        match self.device {
+            Device::Cpu => {
+                self.compute.0.unwrap_or_else(|| galerne_model::compute_for(checkpoint)).to_string()
+            }
+            Device::Cuda(_) => "bf16 on GPUs".to_owned(),
+        }
     }
 
     /// The options of one rank.
@@ -227,6 +243,7 @@ impl EngineArgs {
             (None, Some(blocks)) => KvSize::Blocks(blocks),
             (None, None) => KvSize::Auto,
         };
+        let (sequences, tokens) = if self.device == Device::Cpu { (64, 256) } else { (256, 2048) };
         RankOptions {
             model: model.model.clone(),
             model_name: model.model_name.clone(),
@@ -237,6 +254,8 @@ impl EngineArgs {
             quantize: self.quantize,
             compute: self.compute.0,
             kv_dtype: self.kv_dtype,
+            device: self.device,
+            gpu_memory_utilization: self.gpu_memory_utilization,
             host: place.host,
             index: place.index,
             bind: place.bind,
@@ -245,8 +264,8 @@ impl EngineArgs {
             cluster_tls: place.cluster_tls,
             threads: self.threads.map_or(share, usize::from),
             kv,
-            sequences_max: self.sequences_max,
-            step_tokens_max: self.step_tokens_max,
+            sequences_max: self.sequences_max.unwrap_or(sequences),
+            step_tokens_max: self.step_tokens_max.unwrap_or(tokens),
             waiting_requests_max: self.waiting_requests_max,
             prefix_cache: !self.no_prefix_cache,
             speculation: !self.no_speculation,

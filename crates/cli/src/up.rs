@@ -141,9 +141,11 @@ impl Up {
             bind: Ipv4Addr::LOCALHOST.into(),
             ranks_on_host: self.engine.tp.saturating_mul(self.replicas),
         };
-        let first = self.engine.rank(&self.model, place);
+        let mut first = self.engine.rank(&self.model, place);
+        let ranks = self.engine.tp + self.spares;
+        first.device = first.device.behind(ranks.saturating_mul(replica));
         let start_timeout = Duration::from_secs(self.start_timeout_s);
-        SupervisorOptions { first, ranks: self.engine.tp + self.spares, start_timeout }
+        SupervisorOptions { first, ranks, start_timeout }
     }
 
     /// Waits for the groups, shows an answer and the fleet, then serves until the end.

@@ -42,33 +42,6 @@ fn middle(node: &Range<usize>) -> usize {
     node.start + (node.len().next_power_of_two() >> 1)
 }
 
-/// The additions by which [`sum_into`] sums the same `pieces`, for whoever keeps them elsewhere: in this order, the
-/// value of the second piece is added to that of the first, `left + right`. The sum then stands in piece 0.
-///
-/// # Panics
-/// If the pieces do not make up one node.
-pub fn additions(pieces: &[Range<usize>]) -> Vec<(usize, usize)> {
-    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-        panic!("a sum of no pieces");
-    };
-    let mut found = Vec::with_capacity(pieces.len() - 1);
-    add_up(first.start..last.end, pieces, &mut found);
-    found
-}
-
-/// Tells in which piece the value of `node` stands at last.
-fn add_up(node: Range<usize>, pieces: &[Range<usize>], found: &mut Vec<(usize, usize)>) -> usize {
-    if let Some(piece) = pieces.iter().position(|piece| *piece == node) {
-        return piece;
-    }
-    assert!(node.len() > 1, "leaf {} is in no piece of {pieces:?}", node.start);
-    let middle = middle(&node);
-    let left = add_up(node.start..middle, pieces, found);
-    let right = add_up(middle..node.end, pieces, found);
-    found.push((left, right));
-    left
-}
-
 /// Sums nodes into the node that they make up: `pieces` are nodes in leaf order, together exactly one node (the
 /// root, or a piece of one rank); `source(i)` holds the values of `pieces[i]`, as many as `out`. Element by
 /// element the additions are those of the tree, whatever the pieces.

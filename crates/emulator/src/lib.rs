@@ -56,6 +56,22 @@ impl Device for Emulator {
         "emulator"
     }
 
+    fn architecture(&self) -> u16 {
+        0
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn stream(&self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
     fn memory(&self) -> Result<DeviceMemory, DeviceError> {
         Ok(DeviceMemory { free: self.memory_bytes - self.locked().taken, total: self.memory_bytes })
     }
@@ -116,4 +132,6 @@ impl Device for Emulator {
     ) -> Result<(), DeviceError> {
         work()
     }
+
+    fn forget(&self) {}
 }

@@ -6,15 +6,17 @@ constexpr uint32_t LEVELS = 6;
 
 // A sum in the shape of the tree: leaf after leaf is put on a stack, and as often as told the two uppermost become one.
 struct Tree {
-    uint64_t merges; // for each leaf, from the lowest bit on: a 1 for each merge after it, and a 0
-    uint32_t leaves; // 32 at most
+    uint64_t merges;  // for each leaf, from the lowest bit on: a 1 for each merge after it, and a 0
+    uint64_t present; // the slots that hold a leaf
 };
 
+// `leaf` tells what stands in a slot.
 template <class Leaf> DEVICE float tree_sum(Tree tree, const Leaf &leaf) {
     float stack[LEVELS] = {};
     uint32_t depth = 0;
-    for (uint32_t i = 0; i < tree.leaves; i++) {
-        float x = leaf(i);
+    for (uint32_t slot = 0; tree.present != 0; slot++, tree.present /= 2) {
+        if (tree.present % 2 == 0) continue;
+        float x = leaf(slot);
         // Constant places, so that the stack stays in registers.
         UNROLL for (uint32_t level = LEVELS - 1; level > 0; level--) if (depth == level && tree.merges % 2 == 1) {
             x = sum(stack[level - 1], x);
@@ -28,45 +30,49 @@ template <class Leaf> DEVICE float tree_sum(Tree tree, const Leaf &leaf) {
     return stack[0];
 }
 
-// The rank that owns a token's row of the embedding brings it; what it does not own is zero. A block a token.
+// The rank that owns a token's row of the embedding brings it, as its first piece; what it does not own, and its other pieces,
+// are zero. A block a token.
 struct Embed {
     const uint16_t *rows; // [own][hidden], bf16
     const uint32_t *ids;
-    float *out; // [token][hidden]
-    uint32_t first, own, hidden;
+    float *out; // [piece][token][hidden]
+    uint64_t stride; // from a piece to the next
+    uint32_t pieces, first, own, hidden;
 };
 
 KERNEL(256, 1) embed(Embed a) {
     overlap_next();
     await_inputs();
     uint32_t token = block().x, row = a.ids[token] - a.first;
-    for (uint32_t i = thread(); i < a.hidden; i += threads())
-        a.out[size_t(token) * a.hidden + i] = row < a.own ? widen(a.rows[size_t(row) * a.hidden + i]) : 0.0f;
+    for (uint32_t piece = 0; piece < a.pieces; piece++)
+        for (uint32_t i = thread(); i < a.hidden; i += threads()) {
+            float x = piece == 0 && row < a.own ? widen(a.rows[size_t(row) * a.hidden + i]) : 0.0f;
+            a.out[piece * a.stride + size_t(token) * a.hidden + i] = x;
+        }
 }
 
-// One node of the tree out of a rank's shards. A block a token.
+// One node of the tree: of a rank's shards, or of all ranks' pieces. A block for every 256 numbers, or fewer blocks that go on.
 struct Piece {
-    const float *leaves; // [leaf][token][width]
-    float *out;          // [token][width]
-    uint64_t stride;     // from a leaf to the next
-    uint32_t width;
+    const float *leaves; // [slot][count]
+    float *out;          // [count]
+    uint64_t stride;     // from a slot to the next
+    uint64_t count;
+    uint32_t blocks;
     Tree tree;
 };
 
 KERNEL(256, 1) piece(Piece a) {
     overlap_next();
     await_inputs();
-    for (uint32_t i = thread(); i < a.width; i += threads()) {
-        size_t at = size_t(block().x) * a.width + i;
-        a.out[at] = tree_sum(a.tree, [&](uint32_t leaf) { return a.leaves[leaf * a.stride + at]; });
-    }
+    for (uint64_t at = uint64_t(block().x) * threads() + thread(); at < a.count; at += uint64_t(a.blocks) * threads())
+        a.out[at] = tree_sum(a.tree, [&](uint32_t slot) { return a.leaves[slot * a.stride + at]; });
 }
 
 // hidden += the sum over all leaves; out = hidden · weight / rms(hidden) (RMSNorm, arXiv 1910.07467), packed for the next
 // product. A block of 256 threads a token: each sums the squares of every 256th element, and the block's sums are halved onto
 // each other.
 struct AddNorm {
-    const float *leaves; // [leaf][token][hidden]
+    const float *leaves; // [slot][token][hidden]
     float *residual;     // [token][hidden]
     const float *weight;
     uint16_t *out;    // packed
@@ -85,7 +91,7 @@ KERNEL(256, 1) add_norm(AddNorm a) {
     size_t row = size_t(block().x) * a.hidden;
     float own = 0;
     for (uint32_t i = thread(); i < a.hidden; i += threads()) {
-        float x = tree_sum(a.tree, [&](uint32_t leaf) { return a.leaves[leaf * a.stride + row + i]; });
+        float x = tree_sum(a.tree, [&](uint32_t slot) { return a.leaves[slot * a.stride + row + i]; });
         if (!a.starts) x = sum(a.residual[row + i], x);
         a.residual[row + i] = x;
         own = fused(x, x, own);

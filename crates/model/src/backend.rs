@@ -41,6 +41,7 @@ impl Backend {
         weights: Arc<gpu::GpuWeights>,
         bounds: &Bounds,
         engine: Engine,
+        link: gpu::Link,
     ) -> Result<Self, ModelError> {
         let room = gpu::Room {
             kv_blocks: bounds.kv_blocks,
@@ -49,7 +50,18 @@ impl Backend {
             step_tokens: bounds.step_tokens_max,
             window: bounds.window,
         };
-        Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room)?)))
+        Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room, link)?)))
+    }
+
+    /// Leaves the other ranks' devices.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if that cannot be done: then the process must end.
+    pub(crate) fn close(self) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(()),
+            Self::Gpu(forward) => forward.close(),
+        }
     }
 
     /// Most tokens that [`tile`](Self::tile) takes.

@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::check::{Bounds, Place, Places, place};
 use crate::cut::Portion;
 use crate::error::ModelError;
-use crate::gpu::GpuWeights;
+use crate::gpu::{GpuWeights, Link};
 use crate::head::{Head, How, Want, Wanted};
 use crate::products::Engine;
 use crate::sampler::{Mask, Past};
@@ -130,7 +130,8 @@ impl Rank {
         Ok(Self::with(backend, bounds, head, collective))
     }
 
-    /// The same on a GPU: all memory is taken now, and the threads draw tokens only.
+    /// The same on a GPU: all memory is taken now, and the threads draw tokens only. Partial sums travel by `link`, everything
+    /// else by `collective`.
     ///
     /// # Errors
     /// As [`Rank::new`]; [`ModelError::Device`], above all if there is too little memory.
@@ -138,11 +139,12 @@ impl Rank {
         weights: Arc<GpuWeights>,
         options: &Options,
         collective: Box<dyn Collective>,
+        link: Link,
     ) -> Result<Self, ModelError> {
         let bounds = bounds(&weights.portion, options, &*collective)?;
         let engine = engine(options, &*collective)?;
         let head = Head::new(&weights.portion, bounds.round_max(), Compute::F32);
-        let backend = Backend::gpu(weights, &bounds, engine)?;
+        let backend = Backend::gpu(weights, &bounds, engine, link)?;
         Ok(Self::with(backend, bounds, head, collective))
     }
 
@@ -193,6 +195,14 @@ impl Rank {
     /// [`ModelError::Collective`] if other ranks were lost or the epoch was aborted: the rank is of no further use.
     pub fn meet(&mut self) -> Result<(), ModelError> {
         Ok(self.collective.barrier()?)
+    }
+
+    /// Leaves the other ranks, when the epoch is over.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if a GPU is not let go: then the process must end.
+    pub fn close(self) -> Result<(), ModelError> {
+        self.backend.close()
     }
 
     /// Ends a step that waits for other ranks, from any thread.

@@ -14,14 +14,18 @@ pub enum Compute {
     /// Quantized weights (Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) meet activations rounded to bytes, 32 to a scale; others as in
     /// [`F32`](Compute::F32).
     Int8,
+    /// A GPU's tensor cores of this compute capability (90 is 9.0): products of bf16, sums in f32. Those of another
+    /// capability may round otherwise.
+    Tensor(u16),
 }
 
 impl fmt::Display for Compute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Int8 => "int8",
-        })
+        match self {
+            Self::F32 => f.write_str("f32"),
+            Self::Int8 => f.write_str("int8"),
+            Self::Tensor(capability) => write!(f, "bf16 (sm_{capability})"),
+        }
     }
 }
 

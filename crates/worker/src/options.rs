@@ -1,8 +1,10 @@
 //! What a worker is told to do. The command line parses into these once; ranks get theirs through [`rank_args`].
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use galerne_coord::{EtcdAccess, EtcdLogin, EtcdTls};
@@ -20,6 +22,51 @@ pub enum KvSize {
     Bytes(u64),
     /// Exactly this many blocks.
     Blocks(u32),
+}
+
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// This machine's processor.
+    #[default]
+    Cpu,
+    /// The GPU of this index among those that the driver shows; of a supervisor's ranks the first one's, and one more for
+    /// each that follows.
+    Cuda(u16),
+}
+
+impl Device {
+    /// That of the rank that stands so many behind this one on its host.
+    pub fn behind(self, ranks: u16) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(first) => Self::Cuda(first.saturating_add(ranks)),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let index = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
+        };
+        index.map(Self::Cuda).ok_or_else(|| {
+            format!("{text:?} is no device: cpu, cuda, or cuda:K to begin with GPU K of those that the driver shows")
+        })
+    }
 }
 
 /// Options of one rank process.
@@ -43,6 +90,10 @@ pub struct RankOptions {
     pub compute: Option<Compute>,
     /// How keys and values are kept.
     pub kv_dtype: KvDtype,
+    /// What computes.
+    pub device: Device,
+    /// How much of a GPU's memory all of this may take, as a share; KV memory gets what weights and workspace leave of it.
+    pub gpu_memory_utilization: f64,
     /// Name of this machine: ranks of one host share memory.
     pub host: String,
     /// The rank's index among those of its host and group.
@@ -112,8 +163,10 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         quantize,
         compute,
         kv_dtype,
+        device,
+        gpu_memory_utilization,
         host,
-        index: _,
+        index: first,
         bind,
         etcd,
         etcd_access,
@@ -138,6 +191,10 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--group", group.0.clone().into());
     flag("--tp", world_size.to_string().into());
     numerics_args(*virtual_shards, *quantize, *compute, *kv_dtype, &mut flag);
+    if *device != Device::Cpu {
+        flag("--device", device.behind(index - first).to_string().into());
+        flag("--gpu-memory-utilization", gpu_memory_utilization.to_string().into());
+    }
     flag("--host", host.into());
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
@@ -227,6 +284,8 @@ pub(crate) mod tests {
                 quantize: None,
                 compute: None,
                 kv_dtype: KvDtype::F32,
+                device: Device::Cpu,
+                gpu_memory_utilization: 0.9,
                 host: "h".into(),
                 index: 0,
                 bind: "127.0.0.1".parse().unwrap(),
@@ -271,6 +330,7 @@ pub(crate) mod tests {
         options.first.prefix_cache = false;
         options.first.speculation = false;
         options.first.itl_target_ms = Some(30);
+        options.first.device = Device::Cuda(2);
         let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
         let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
         options.first.etcd_access = EtcdAccess { tls: Some(tls), login: Some(login) };
@@ -299,6 +359,7 @@ pub(crate) mod tests {
             ["--kv-blocks", "9"],
             ["--itl-target-ms", "30"],
             ["--index", "0"],
+            ["--device", "cuda:2"],
         ];
         for pair in others {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
@@ -306,5 +367,8 @@ pub(crate) mod tests {
         for flag in ["--no-prefix-cache", "--no-speculation"] {
             assert!(args.contains(&flag.into()), "{flag} in {args:?}");
         }
+        let second = rank_args(&options, 1);
+        assert!(second.windows(2).any(|window| window == ["--device", "cuda:3"]), "{second:?}");
+        assert!("gpu".parse::<Device>().unwrap_err().contains("is no device"));
     }
 }

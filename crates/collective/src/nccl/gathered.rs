@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use crate::nccl::{Exchange, Transfer};
-use crate::{Config, tree};
+use crate::tree;
 
 /// Where the partial sums of all ranks lie in one buffer, `[N][pieces_max][len]` f32, so that one kernel can add them
 /// up in the tree's order. Rank r brings its [pieces](tree::pieces) in leaf order; if these are fewer than the most, the
@@ -16,11 +16,37 @@ pub struct Gathered {
 const FLOAT_BYTES: usize = size_of::<f32>();
 
 impl Gathered {
-    /// For the ranks of `config`.
-    pub fn new(config: &Config) -> Self {
-        let (pieces, pieces_of) = config.pieces();
+    /// For ranks that host these leaves, in order.
+    pub fn new(parts: &[Range<usize>]) -> Self {
+        let leaves = parts.last().map_or(0, |part| part.end);
+        let (mut pieces, mut pieces_of) = (Vec::new(), Vec::with_capacity(parts.len()));
+        for part in parts {
+            let first = pieces.len();
+            pieces.extend(tree::pieces(leaves, part.clone()));
+            pieces_of.push(first..pieces.len());
+        }
         let pieces_max = pieces_of.iter().map(ExactSizeIterator::len).max().unwrap_or(1);
         Self { pieces, pieces_of, pieces_max }
+    }
+
+    /// N.
+    pub fn world_size(&self) -> usize {
+        self.pieces_of.len()
+    }
+
+    /// The pieces of all ranks in leaf order, and the slot of each: their sum is what [`tree::sum_into`] makes of them.
+    /// The rest of a sum over S leaves has been made inside the ranks.
+    pub fn pieces(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let slots = self.pieces_of.iter().enumerate().flat_map(|(rank, pieces)| {
+            let first = rank * self.pieces_max;
+            first..first + pieces.len()
+        });
+        self.pieces.iter().cloned().zip(slots)
+    }
+
+    /// The pieces of `rank`.
+    pub fn of_rank(&self, rank: usize) -> &[Range<usize>] {
+        &self.pieces[self.pieces_of[rank].clone()]
     }
 
     /// Pieces for which each rank has room: an all-gather moves `pieces_max · len` numbers of each.
@@ -31,19 +57,6 @@ impl Gathered {
     /// Slots of the whole buffer.
     pub fn slots(&self) -> usize {
         self.pieces_of.len() * self.pieces_max
-    }
-
-    /// The additions that make up the sum over all leaves, as pairs of slots: in this order, the numbers of the second
-    /// are added to those of the first, `left + right`. The sum then stands in slot 0. The rest of a sum over S leaves
-    /// has been made inside the ranks.
-    pub fn additions(&self) -> Vec<(usize, usize)> {
-        let slots: Vec<usize> = self
-            .pieces_of
-            .iter()
-            .enumerate()
-            .flat_map(|(rank, pieces)| (0..pieces.len()).map(move |index| rank * self.pieces_max + index))
-            .collect();
-        tree::additions(&self.pieces).into_iter().map(|(left, right)| (slots[left], slots[right])).collect()
     }
 
     /// The numbers out of `len` that `rank` sums for all, where every rank sums a slice.
@@ -97,7 +110,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nccl::fake;
 
     /// Memory of one rank, from address 0.
     type Memory = Vec<f32>;
@@ -126,13 +138,10 @@ mod tests {
 
     /// The kernel: adds up slots of `len` numbers.
     fn add_up(gathered: &Gathered, buffer: &[f32], len: usize) -> Vec<f32> {
-        let mut slots: Vec<f32> = buffer.to_vec();
-        for (left, right) in gathered.additions() {
-            for index in 0..len {
-                slots[left * len + index] += slots[right * len + index];
-            }
-        }
-        slots[..len].to_vec()
+        let (pieces, slots): (Vec<_>, Vec<_>) = gathered.pieces().unzip();
+        let mut sum = vec![0.0; len];
+        tree::sum_into(&pieces, |piece| &buffer[slots[piece] * len..][..len], &mut sum);
+        sum
     }
 
     /// Magnitudes so different that the order of additions shows.
@@ -158,9 +167,8 @@ mod tests {
             starts.insert(0, 0);
             let ends = starts.iter().skip(1).copied().chain([leaves]);
             let ranges: Vec<_> = starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect();
-            let config = fake::config(&ranges);
-            let gathered = Gathered::new(&config);
-            let (pieces, pieces_of) = config.pieces();
+            let gathered = Gathered::new(&ranges);
+            let (pieces, pieces_of) = (gathered.pieces.clone(), gathered.pieces_of.clone());
             let values: Vec<Vec<f32>> = (0..pieces.len())
                 .map(|piece| (0..len).map(|index| value(seed, piece, index)).collect())
                 .collect();
@@ -209,12 +217,13 @@ mod tests {
 
     #[test]
     fn slots_of_well_known_groups() {
-        let even = Gathered::new(&fake::config(&[0..2, 2..4, 4..6, 6..8]));
+        let slots = |gathered: &Gathered| gathered.pieces().map(|(_, slot)| slot).collect::<Vec<_>>();
+        let even = Gathered::new(&[0..2, 2..4, 4..6, 6..8]);
         assert_eq!((even.pieces_max(), even.slots()), (1, 4));
-        assert_eq!(even.additions(), [(0, 1), (2, 3), (0, 2)]);
+        assert_eq!(slots(&even), [0, 1, 2, 3]);
         // Pieces 0..2 | 2..4 4..6 | 6..8.
-        let uneven = Gathered::new(&fake::config(&[0..2, 2..6, 6..8]));
+        let uneven = Gathered::new(&[0..2, 2..6, 6..8]);
         assert_eq!((uneven.pieces_max(), uneven.slots()), (2, 6));
-        assert_eq!(uneven.additions(), [(0, 2), (3, 4), (0, 3)]);
+        assert_eq!(slots(&uneven), [0, 2, 3, 4]);
     }
 }

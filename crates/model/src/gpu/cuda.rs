@@ -22,6 +22,7 @@ const NAME_BYTES: usize = 256;
 /// One GPU: its primary context and one stream.
 pub struct Cuda {
     name: String,
+    architecture: u16,
     device: sys::CUdevice,
     context: sys::CUcontext,
     module: sys::CUmodule,
@@ -75,13 +76,16 @@ impl Cuda {
         }
         // SAFETY: the driver ends the name with a zero.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        Ok(Self { name, device, context, module, stream, known: Mutex::default() })
-    }
-
-    /// Makes the context that of the calling thread.
-    fn enter(&self) -> Result<(), DeviceError> {
-        // SAFETY: the context is retained.
-        unsafe { check("cuCtxSetCurrent", sys::cuCtxSetCurrent(self.context)) }
+        let capability = |attribute| {
+            let mut digit = 0;
+            // SAFETY: the digit is a variable of its type.
+            let result = unsafe { sys::cuDeviceGetAttribute(&mut digit, attribute, device) };
+            check("cuDeviceGetAttribute", result).map(|()| digit as u16)
+        };
+        let major = capability(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = capability(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let architecture = major * 10 + minor;
+        Ok(Self { name, architecture, device, context, module, stream, known: Mutex::default() })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -132,13 +136,6 @@ impl Cuda {
         }
         Ok(launched)
     }
-
-    fn forget(graphs: &mut BTreeMap<u64, sys::CUgraphExec>) {
-        for (_, graph) in std::mem::take(graphs) {
-            // SAFETY: made by `capture`, and destroyed once. That it cannot be destroyed is no harm to anybody.
-            let _ = unsafe { sys::cuGraphExecDestroy(graph) };
-        }
-    }
 }
 
 /// The stream does not wait for the legacy default stream.
@@ -149,8 +146,30 @@ impl Device for Cuda {
         &self.name
     }
 
+    fn architecture(&self) -> u16 {
+        self.architecture
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained.
+        unsafe { check("cuCtxSetCurrent", sys::cuCtxSetCurrent(self.context)) }
+    }
+
+    fn stream(&self) -> *mut c_void {
+        self.stream.cast()
+    }
+
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        self.bind()?;
+        // SAFETY: the stream is ours.
+        match unsafe { sys::cuStreamQuery(self.stream) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuStreamQuery", result).map(|()| true),
+        }
+    }
+
     fn memory(&self) -> Result<DeviceMemory, DeviceError> {
-        self.enter()?;
+        self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are variables of their type.
         unsafe { check("cuMemGetInfo", sys::cuMemGetInfo_v2(&mut free, &mut total))? };
@@ -158,7 +177,7 @@ impl Device for Cuda {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
-        self.enter()?;
+        self.bind()?;
         let mut address = 0;
         // SAFETY: the address is a variable; what was allocated is as long as what is set to zero.
         unsafe {
@@ -175,14 +194,14 @@ impl Device for Cuda {
 
     fn free(&self, address: Address) {
         // A device that fails has no memory to give back; whoever uses it next hears of it.
-        if self.enter().is_ok() {
+        if self.bind().is_ok() {
             // SAFETY: the address was allocated; the stream's work so far is done with it.
             let _ = unsafe { (sys::cuStreamSynchronize(self.stream), sys::cuMemFree_v2(address)) };
         }
     }
 
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.enter()?;
+        self.bind()?;
         // SAFETY: the caller's. Of memory that is not pinned the driver keeps a copy before this returns.
         let result =
             unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
@@ -190,7 +209,7 @@ impl Device for Cuda {
     }
 
     unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.enter()?;
+        self.bind()?;
         // SAFETY: the caller's; nobody looks at the bytes before the stream is done.
         unsafe {
             let result = sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.stream);
@@ -200,7 +219,7 @@ impl Device for Cuda {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
-        self.enter()?;
+        self.bind()?;
         let function = self.kernel(launch.kernel, launch.shared_bytes)?;
         // Kernels wait for those before them themselves, so the next one may begin to load its weights.
         let mut overlap = sys::CUlaunchAttribute_st {
@@ -229,31 +248,37 @@ impl Device for Cuda {
     }
 
     fn replay(&self, key: u64, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
-        self.enter()?;
+        self.bind()?;
         let known = self.known().graphs.get(&key).copied();
         let graph = match known {
             Some(graph) => graph,
             None => {
                 let graph = self.capture(work)?;
-                let graphs = &mut self.known().graphs;
-                if graphs.len() == GRAPHS_MAX {
-                    Self::forget(graphs);
+                if self.known().graphs.len() == GRAPHS_MAX {
+                    self.forget();
                 }
-                graphs.insert(key, graph);
+                self.known().graphs.insert(key, graph);
                 graph
             }
         };
         // SAFETY: the graph is kept.
         unsafe { check("cuGraphLaunch", sys::cuGraphLaunch(graph, self.stream)) }
     }
+
+    fn forget(&self) {
+        for (_, graph) in std::mem::take(&mut self.known().graphs) {
+            // SAFETY: made by `capture`, and destroyed once. That it cannot be destroyed is no harm to anybody.
+            let _ = unsafe { sys::cuGraphExecDestroy(graph) };
+        }
+    }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        if self.enter().is_err() {
+        if self.bind().is_err() {
             return;
         }
-        Self::forget(&mut self.known().graphs);
+        self.forget();
         // SAFETY: nobody uses them any more. If the driver refuses, the process's end gives all back.
         unsafe {
             let _ = sys::cuStreamDestroy_v2(self.stream);

@@ -13,6 +13,24 @@ pub trait Device: Send + Sync {
     /// Its name, as a person knows it.
     fn name(&self) -> &str;
 
+    /// Its compute capability, major and minor digit: 90 is 9.0. What it computes differs from another's.
+    fn architecture(&self) -> u16;
+
+    /// Makes it the calling thread's own, for libraries that ask for that.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    fn bind(&self) -> Result<(), DeviceError>;
+
+    /// The stream that all work is put on, for libraries that put something there: a `CUstream`.
+    fn stream(&self) -> *mut c_void;
+
+    /// Whether all work so far is done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`], also for whatever went wrong in a kernel before.
+    fn is_idle(&self) -> Result<bool, DeviceError>;
+
     /// Its memory.
     ///
     /// # Errors
@@ -55,12 +73,15 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Kernel`] if there is none of this name, [`DeviceError::Call`].
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError>;
 
-    /// Runs `work`, which launches kernels and does nothing else. What has the same `key` launches the same kernels with the
+    /// Runs `work`, which puts kernels on the stream and does nothing else. What has the same `key` launches the same kernels with the
     /// same arguments: a device may have kept them and launch them at once.
     ///
     /// # Errors
     /// As `work`; [`DeviceError::Call`].
     fn replay(&self, key: u64, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError>;
+
+    /// Forgets all that was kept to be replayed.
+    fn forget(&self);
 }
 
 /// Bytes of a device's memory.
@@ -210,6 +231,9 @@ pub enum DeviceError {
     /// No kernel of this name.
     #[error("the kernel {0} is not there: kernels and binary are of different builds")]
     Kernel(String),
+    /// Something else ended a sequence of launches; whoever launched knows what.
+    #[error("a sequence of launches was given up")]
+    GivenUp,
     /// A call of the driver failed.
     #[error("{call} failed: {says}")]
     Call {

@@ -1,142 +1,93 @@
 //! The layers on a GPU, over a tile of tokens at a time: what `crate::forward` is on a CPU.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use galerne_collective::{Collective, tree};
-use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_collective::Collective;
 use galerne_types::{Slice, TokenId};
 use half::bf16;
 
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
-    AddNorm, Attend, CHUNK, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, Likeliest, PLAIN, Pick, Piece, Plain,
-    Product, QKV, Qkv, TILE_TOKENS, Tree, attend, each_row, multiply,
+    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, Likeliest, PLAIN, Pick, Plain, Product, QKV,
+    Qkv, TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
 };
-use super::layout;
+use super::layout::tree_of;
+use super::link::{Link, Places, Ranks};
 use super::weights::{GpuWeights, Layer, Shape};
+use super::workspace::{Room, Workspace, kv_block};
 use crate::check::Place;
 use crate::error::ModelError;
 use crate::head::{ROUND_MAX, Wanted};
-use crate::math::RopeTable;
 use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
 use crate::rows::Rows;
 
-/// Most tokens in a tile: enough for products to be bound by multiplication, few enough for the workspace to stay small
-/// beside the weights.
-pub(crate) const TILE_TOKENS_MAX: usize = 2048;
-/// Bytes for what chunks of attention found, before they are merged. With more, a warp runs through its chunks.
-const PARTIALS_BYTES_MAX: usize = 256 << 20;
-
-/// Sizes that the options decide.
-#[derive(Clone, Copy)]
-pub(crate) struct Room {
-    pub(crate) kv_blocks: usize,
-    pub(crate) sequences: usize,
-    /// Positions of one sequence.
-    pub(crate) positions: usize,
-    /// Tokens of a step.
-    pub(crate) step_tokens: usize,
-    /// Sliding window in tokens.
-    pub(crate) window: Option<usize>,
-}
-
 /// What the layers work with besides the weights.
 pub(crate) struct Forward {
-    weights: Arc<GpuWeights>,
+    /// What is kept to be replayed names the link and the memory, so it goes first.
+    kept: Kept,
+    /// Ends before the memory goes that its messages come from and go to.
+    link: Link,
+    core: Core,
     /// For what is left to the host: drawing.
     engine: Engine,
+}
+
+/// Has its device forget what it keeps.
+struct Kept(Arc<dyn Device>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.forget();
+    }
+}
+
+/// All that launching needs; nothing of it changes within a tile.
+struct Core {
+    weights: Arc<GpuWeights>,
+    ranks: Ranks,
     window: Option<usize>,
-    /// The rank's pieces of the summation tree, as ranges of its own shards.
-    pieces: Vec<Range<usize>>,
-    /// The sum of all shards, where this rank has all of them.
-    all: Tree,
     inputs: Inputs,
     work: Workspace,
-    /// What goes to other ranks and comes back.
-    sent: Vec<f32>,
-    summed: Vec<f32>,
 }
 
-/// Memory of the device.
-struct Workspace {
-    kv: Buffer,
-    /// bf16 from one KV block to the next.
-    kv_stride: usize,
-    turns: Buffer,
-    inputs: Buffer,
-    wanted: Buffer,
-    residual: Buffer,
-    normed: Buffer,
-    queries: Buffer,
-    attended: Buffer,
-    mlp: Buffer,
-    /// `[shard][token][hidden]`: what is summed next.
-    leaves: Buffer,
-    pieces: Buffer,
-    chunks: Buffer,
-    chunk_bytes: usize,
-    plain: Buffer,
-    picked: Buffer,
-    logits: Buffer,
-    ids: Buffer,
-    token_tiles: usize,
-}
-
-impl Workspace {
-    fn new(weights: &GpuWeights, room: Room, pieces: usize) -> Result<Self, DeviceError> {
-        let (shape, config, device) = (&weights.shape, &weights.portion.config, &weights.device);
-        let tokens = room.step_tokens.min(TILE_TOKENS_MAX);
-        let token_tiles = tokens.div_ceil(TILE_TOKENS);
-        let buffer = |bytes: usize| Buffer::zeroed(device, bytes.max(1));
-        let packed = |tiles: usize, pairs: usize| buffer(tiles * pairs * 512);
-        let floats = |count: usize| buffer(count * size_of::<f32>());
-        let block = shape.kv_heads * 2 * KV_BLOCK_TOKENS * shape.dim;
-        let row_bytes = shape.heads * (shape.dim + 2) * size_of::<f32>();
-        let few = tokens.min(FEW_TOKENS_MAX as usize);
-        let chunks = room.positions.div_ceil(CHUNK) + 1;
-        let chunk_bytes = (few * chunks.next_power_of_two() * row_bytes).min(PARTIALS_BYTES_MAX);
-        let turns = buffer(room.positions * config.head_dim * size_of::<f32>())?;
-        turns
-            .upload(0, bytes_of(&RopeTable::new(room.positions, config.head_dim, config.rope_theta).turns))?;
-        Ok(Self {
-            kv: buffer(config.layers * room.kv_blocks * block * size_of::<bf16>())?,
-            kv_stride: config.layers * block,
-            turns,
-            inputs: buffer(Inputs::words_max(tokens, room.sequences, room.positions) * size_of::<u32>())?,
-            wanted: buffer(ROUND_MAX * size_of::<u32>())?,
-            residual: floats(tokens * shape.hidden)?,
-            normed: packed(token_tiles, shape.hidden_pairs())?,
-            queries: buffer(tokens * shape.heads * shape.dim * size_of::<bf16>())?,
-            attended: packed(shape.shards * token_tiles, shape.attended_pairs())?,
-            mlp: packed(shape.shards * token_tiles, shape.mlp_pairs())?,
-            leaves: floats(shape.shards * tokens * shape.hidden)?,
-            pieces: floats(pieces * tokens * shape.hidden)?,
-            chunks: buffer(chunk_bytes)?,
-            chunk_bytes,
-            plain: floats(tokens * shape.hidden)?,
-            picked: packed(ROUND_MAX.div_ceil(TILE_TOKENS), shape.hidden_pairs())?,
-            logits: floats(ROUND_MAX * shape.vocab.next_multiple_of(crate::packed::PANEL))?,
-            ids: buffer(ROUND_MAX * size_of::<TokenId>())?,
-            token_tiles,
-        })
-    }
+/// Leaves of a sum that is still to be made: where they begin, and their tree.
+#[derive(Clone, Copy)]
+struct Leaves<'a> {
+    at: &'a Buffer,
+    tree: Tree,
 }
 
 impl Forward {
     /// # Errors
     /// [`ModelError::Device`], above all if there is too little memory.
-    pub(crate) fn new(weights: Arc<GpuWeights>, engine: Engine, room: Room) -> Result<Self, ModelError> {
-        let (shards, own) = (weights.portion.shards, weights.portion.own_shards());
-        let pieces = tree::pieces(shards.virtual_shards(), own.clone());
-        let pieces: Vec<_> =
-            pieces.into_iter().map(|piece| piece.start - own.start..piece.end - own.start).collect();
-        let work = Workspace::new(&weights, room, pieces.len())?;
-        let all = layout::tree(&singles(0..own.len()));
-        let (inputs, window) = (Inputs::default(), room.window);
-        Ok(Self { weights, engine, window, pieces, all, inputs, work, sent: Vec::new(), summed: Vec::new() })
+    pub(crate) fn new(
+        weights: Arc<GpuWeights>,
+        engine: Engine,
+        room: Room,
+        link: Link,
+    ) -> Result<Self, ModelError> {
+        let ranks = Ranks::new(weights.portion.shards, weights.portion.rank);
+        let work = Workspace::new(&weights, &ranks, room)?;
+        let kept = Kept(Arc::clone(&weights.device));
+        let core = Core { weights, ranks, window: room.window, inputs: Inputs::default(), work };
+        Ok(Self { kept, link, core, engine })
+    }
+
+    /// Leaves the other ranks' GPUs.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if the device is not let go: then the process must end, and nothing is given back.
+    pub(crate) fn close(self) -> Result<(), ModelError> {
+        let Self { kept, link, core, .. } = self;
+        drop(kept);
+        let Link::Nccl(nccl) = link else { return Ok(()) };
+        nccl.close().map_err(|error| {
+            // What gives memory back would wait for the device.
+            std::mem::forget(core);
+            error.into()
+        })
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -154,52 +105,117 @@ impl Forward {
         collective: &mut dyn Collective,
         trace: &mut Tracer<'_>,
     ) -> Result<(), ModelError> {
-        self.inputs.set(slices, places, self.weights.shape.group, self.window);
-        self.work.inputs.upload(0, self.inputs.bytes())?;
-        let tokens = places.len();
-        if collective.world_size() == 1 && trace.is_none() && tokens <= FEW_TOKENS_MAX as usize {
-            // The same kernels with the same arguments, whatever the tokens.
-            let key = (tokens << 40 | self.inputs.tiles << 20 | self.chunks()) as u64;
-            let device = Arc::clone(&self.weights.device);
-            return Ok(device.replay(key, &mut || self.alone())?);
+        let Self { core, link, .. } = self;
+        core.inputs.set(slices, places, core.weights.shape.group, core.window);
+        core.work.inputs.upload(0, core.inputs.bytes())?;
+        let on_device = core.ranks.alone() || link.is_on_device();
+        if !on_device || trace.is_some() || places.len() > FEW_TOKENS_MAX as usize {
+            return core.layers(link, collective, trace);
         }
-        self.together(collective, trace)
+        let mut stopped = None;
+        let replayed = core.device().replay(core.key(), &mut || {
+            core.layers(link, collective, &mut None).map_err(|error| match error {
+                ModelError::Device(error) => error,
+                other => {
+                    stopped = Some(other);
+                    DeviceError::GivenUp
+                }
+            })
+        });
+        stopped.map_or(Ok(()), Err)?;
+        Ok(replayed?)
     }
 
-    /// All layers, on a rank that has all shards.
-    fn alone(&self) -> Result<(), DeviceError> {
-        self.embed()?;
-        let mut tree = layout::tree(&singles(0..1));
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.add_norm(layer.attn_norm, tree, index == 0, false)?;
-            tree = self.all;
-            self.attention(layer, index)?;
-            self.add_norm(layer.mlp_norm, tree, false, false)?;
-            self.mlp(layer)?;
-        }
-        self.add_norm(self.weights.final_norm, tree, false, false)
+    /// The logits of this rank's rows of the vocabulary for the rows of the last tile that `round` names, into `part`.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`]; [`ModelError::Collective`] if the other ranks are lost meanwhile.
+    pub(crate) fn project(&mut self, round: &[Wanted], part: &mut Rows) -> Result<(), ModelError> {
+        self.core.logits(round, part.width)?;
+        self.link.wait(self.core.device())?;
+        let part = bytes_of_mut(&mut part.data[..round.len() * part.width]);
+        Ok(self.core.work.logits.download(part)?)
     }
 
-    /// All layers, with what the other ranks have.
-    fn together(
-        &mut self,
+    /// The likeliest token of each of these rows, of equally likely ones the first: all that a greedy draw needs, where
+    /// this rank has the whole vocabulary.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn likeliest(&mut self, round: &[Wanted]) -> Result<Vec<TokenId>, ModelError> {
+        let Core { weights, work, .. } = &self.core;
+        let vocab = weights.shape.vocab;
+        self.core.logits(round, vocab)?;
+        let (logits, ids) = (work.logits.address(), work.ids.address());
+        let arguments = Likeliest { logits, ids, vocab: vocab as u32, stride: vocab as u32 };
+        // SAFETY: a row of logits and an id for each position of a round.
+        unsafe { each_row(self.core.device(), c"likeliest", round.len() as u32, &arguments)? };
+        let mut ids = vec![0; round.len()];
+        work.ids.download(bytes_of_mut(&mut ids))?;
+        Ok(ids)
+    }
+}
+
+impl Core {
+    /// What has the same key is the same work, whatever the tokens.
+    fn key(&self) -> u64 {
+        (self.inputs.tokens << 40 | self.inputs.tiles << 20 | self.chunks()) as u64
+    }
+
+    /// All layers.
+    fn layers(
+        &self,
+        link: &mut Link,
         collective: &mut dyn Collective,
         trace: &mut Tracer<'_>,
     ) -> Result<(), ModelError> {
-        let (weights, layers) = (Arc::clone(&self.weights), self.weights.layers.len());
+        let (weights, layers) = (&self.weights, self.weights.layers.len());
         self.embed()?;
-        let mut tree = self.reduce_embedding(collective)?;
+        let own = if self.ranks.alone() { &self.work.leaves } else { &self.work.pieces };
+        let mut leaves = Leaves { at: own, tree: tree_of(1) };
+        if !self.ranks.alone() {
+            leaves = self.meet(link, collective)?;
+        }
         for (index, layer) in weights.layers.iter().enumerate() {
-            self.add_norm(layer.attn_norm, tree, index == 0, false)?;
+            self.add_norm(layer.attn_norm, leaves, index == 0, false)?;
             self.tell(index, &self.work.residual, trace)?;
             self.attention(layer, index)?;
-            tree = self.reduce(collective)?;
-            self.add_norm(layer.mlp_norm, tree, false, false)?;
+            leaves = self.reduce(link, collective)?;
+            self.add_norm(layer.mlp_norm, leaves, false, false)?;
             self.mlp(layer)?;
-            tree = self.reduce(collective)?;
+            leaves = self.reduce(link, collective)?;
         }
-        self.add_norm(weights.final_norm, tree, false, trace.is_some())?;
+        self.add_norm(weights.final_norm, leaves, false, trace.is_some())?;
         self.tell(layers, &self.work.plain, trace)
+    }
+
+    /// Sums over all ranks' shards, but for what the next norm adds up.
+    fn reduce(&self, link: &mut Link, collective: &mut dyn Collective) -> Result<Leaves<'_>, ModelError> {
+        let Workspace { leaves, pieces, .. } = &self.work;
+        if self.ranks.alone() {
+            return Ok(Leaves { at: leaves, tree: self.ranks.shards() });
+        }
+        let len = self.len();
+        let at = |buffer: &Buffer, row: usize| buffer.address() + (row * len * size_of::<f32>()) as Address;
+        for (slot, piece) in self.ranks.own().enumerate() {
+            let (from, to) = (at(leaves, piece.start), at(pieces, slot));
+            // SAFETY: a row of each leaf and of each piece for each token.
+            unsafe { sum_slots(self.device(), [from, to], [len, len], tree_of(piece.len()))? };
+        }
+        self.meet(link, collective)
+    }
+
+    /// Sums the pieces of all ranks, but for what the next norm adds up.
+    fn meet(&self, link: &mut Link, collective: &mut dyn Collective) -> Result<Leaves<'_>, ModelError> {
+        let Workspace { leaves, pieces, gathered, .. } = &self.work;
+        let places = Places { pieces, gathered, sum: leaves };
+        let (at, tree) = link.sum(self.device(), &self.ranks, places, self.len(), collective)?;
+        Ok(Leaves { at, tree })
+    }
+
+    /// Numbers of a sum.
+    fn len(&self) -> usize {
+        self.inputs.tokens * self.weights.shape.hidden
     }
 
     fn tell(&self, layer: usize, from: &Buffer, trace: &mut Tracer<'_>) -> Result<(), ModelError> {
@@ -228,7 +244,7 @@ impl Forward {
         let (shape, tokens) = (&self.weights.shape, self.inputs.tokens);
         let chunks = self.inputs.chunks.next_power_of_two();
         let bytes = chunks * tokens * shape.heads * (shape.dim + 2) * size_of::<f32>();
-        let split = chunks > 1 && tokens <= FEW_TOKENS_MAX as usize && bytes <= self.work.chunk_bytes;
+        let split = chunks > 1 && tokens <= FEW_TOKENS_MAX as usize && bytes <= self.work.chunks.bytes();
         if split { chunks } else { 0 }
     }
 
@@ -245,10 +261,13 @@ impl Forward {
 
     fn embed(&self) -> Result<(), DeviceError> {
         let portion = &self.weights.portion;
+        let alone = self.ranks.alone();
         let arguments = Embed {
             rows: self.weights.embedding,
             ids: self.work.inputs.address(),
-            out: self.work.leaves.address(),
+            out: if alone { &self.work.leaves } else { &self.work.pieces }.address(),
+            stride: self.len() as u64,
+            pieces: if alone { 1 } else { self.ranks.pieces_max() as u32 },
             first: portion.cut.vocab(portion.own_shards()).start as u32,
             own: self.weights.shape.vocab as u32,
             hidden: self.weights.shape.hidden as u32,
@@ -258,20 +277,26 @@ impl Forward {
     }
 
     /// Adds the leaves to the residual stream, and norms it.
-    fn add_norm(&self, weight: Address, tree: Tree, starts: bool, plain: bool) -> Result<(), DeviceError> {
+    fn add_norm(
+        &self,
+        weight: Address,
+        leaves: Leaves<'_>,
+        starts: bool,
+        plain: bool,
+    ) -> Result<(), DeviceError> {
         let Shape { hidden, .. } = self.weights.shape;
         let arguments = AddNorm {
-            leaves: self.work.leaves.address(),
+            leaves: leaves.at.address(),
             residual: self.work.residual.address(),
             weight,
             out: self.work.normed.address(),
             plain: if plain { self.work.plain.address() } else { 0 },
-            stride: (self.inputs.tokens * hidden) as u64,
+            stride: self.len() as u64,
             hidden: hidden as u32,
             pairs: self.weights.shape.hidden_pairs() as u32,
             starts: u32::from(starts),
             eps: self.weights.portion.config.norm_eps,
-            tree,
+            tree: leaves.tree,
         };
         // SAFETY: a row of each leaf, of the residual stream and of what is normed for each token.
         unsafe { each_row(self.device(), c"add_norm", self.tokens(), &arguments) }
@@ -280,8 +305,7 @@ impl Forward {
     /// Attention of one layer, into the leaves.
     fn attention(&self, layer: &Layer, index: usize) -> Result<(), DeviceError> {
         let (shape, config) = (&self.weights.shape, &self.weights.portion.config);
-        let kv = self.work.kv.address()
-            + (index * shape.kv_heads * 2 * KV_BLOCK_TOKENS * shape.dim * size_of::<bf16>()) as Address;
+        let kv = self.work.kv.address() + (index * kv_block(shape) * size_of::<bf16>()) as Address;
         let product = self.product(layer.qkv, &self.work.normed, shape.qkv_tiles(), shape.hidden_pairs());
         let qkv = Qkv {
             product,
@@ -341,79 +365,8 @@ impl Forward {
         Plain { product, out: self.work.leaves.address(), width: shape.hidden as u32 }
     }
 
-    /// Sums over all ranks' shards; what the next norm adds up is the tree that comes back.
-    fn reduce(&mut self, collective: &mut dyn Collective) -> Result<Tree, ModelError> {
-        if collective.world_size() == 1 {
-            return Ok(self.all);
-        }
-        let (tokens, hidden) = (self.inputs.tokens, self.weights.shape.hidden);
-        let len = tokens * hidden;
-        for (slot, piece) in self.pieces.iter().enumerate() {
-            let at =
-                |buffer: &Buffer, rows: usize| buffer.address() + (rows * len * size_of::<f32>()) as Address;
-            let arguments = Piece {
-                leaves: at(&self.work.leaves, piece.start),
-                out: at(&self.work.pieces, slot),
-                stride: len as u64,
-                width: hidden as u32,
-                tree: layout::tree(&singles(0..piece.len())),
-            };
-            // SAFETY: a row of each leaf and of each piece for each token.
-            unsafe { each_row(self.device(), c"piece", self.tokens(), &arguments)? };
-        }
-        self.sent.resize(self.pieces.len() * len, 0.0);
-        self.work.pieces.download(bytes_of_mut(&mut self.sent))?;
-        self.exchange(len, collective)
-    }
-
-    /// As [`reduce`](Self::reduce), of rows that one rank has and the others do not.
-    fn reduce_embedding(&mut self, collective: &mut dyn Collective) -> Result<Tree, ModelError> {
-        if collective.world_size() == 1 {
-            return Ok(layout::tree(&singles(0..1)));
-        }
-        let len = self.inputs.tokens * self.weights.shape.hidden;
-        self.sent.clear();
-        self.sent.resize(self.pieces.len() * len, 0.0);
-        self.work.leaves.download(bytes_of_mut(&mut self.sent[..len]))?;
-        self.exchange(len, collective)
-    }
-
-    /// Sums `sent` over all ranks into the first leaf.
-    fn exchange(&mut self, len: usize, collective: &mut dyn Collective) -> Result<Tree, ModelError> {
-        self.summed.resize(len, 0.0);
-        collective.all_reduce(&self.sent, &mut self.summed)?;
-        self.work.leaves.upload(0, bytes_of(&self.summed))?;
-        Ok(layout::tree(&singles(0..1)))
-    }
-
-    /// The logits of this rank's rows of the vocabulary for the rows of the last tile that `round` names, into `part`.
-    ///
-    /// # Errors
-    /// [`ModelError::Device`].
-    pub(crate) fn project(&mut self, round: &[Wanted], part: &mut Rows) -> Result<(), ModelError> {
-        self.logits(round, part.width)?;
-        Ok(self.work.logits.download(bytes_of_mut(&mut part.data[..round.len() * part.width]))?)
-    }
-
-    /// The likeliest token of each of these rows, of equally likely ones the first: all that a greedy draw needs, where
-    /// this rank has the whole vocabulary.
-    ///
-    /// # Errors
-    /// [`ModelError::Device`].
-    pub(crate) fn likeliest(&mut self, round: &[Wanted]) -> Result<Vec<TokenId>, ModelError> {
-        let vocab = self.weights.shape.vocab;
-        self.logits(round, vocab)?;
-        let (logits, ids) = (self.work.logits.address(), self.work.ids.address());
-        let arguments = Likeliest { logits, ids, vocab: vocab as u32, stride: vocab as u32 };
-        // SAFETY: a row of logits and an id for each position of a round.
-        unsafe { each_row(self.device(), c"likeliest", round.len() as u32, &arguments)? };
-        let mut ids = vec![0; round.len()];
-        self.work.ids.download(bytes_of_mut(&mut ids))?;
-        Ok(ids)
-    }
-
     /// Logits of a round, `[position][width]`.
-    fn logits(&mut self, round: &[Wanted], width: usize) -> Result<(), DeviceError> {
+    fn logits(&self, round: &[Wanted], width: usize) -> Result<(), DeviceError> {
         let shape = &self.weights.shape;
         let rows: Vec<u32> = round.iter().map(|wanted| wanted.row as u32).collect();
         self.work.wanted.upload(0, bytes_of(&rows))?;
@@ -435,8 +388,4 @@ impl Forward {
             multiply(self.device(), &PLAIN, &product, 1, &head)
         }
     }
-}
-
-fn singles(leaves: Range<usize>) -> Vec<Range<usize>> {
-    leaves.map(|leaf| leaf..leaf + 1).collect()
 }

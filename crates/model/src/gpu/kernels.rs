@@ -100,7 +100,7 @@ pub(super) struct Attend {
 #[derive(Clone, Copy)]
 pub(super) struct Tree {
     pub(super) merges: u64,
-    pub(super) leaves: u32,
+    pub(super) present: u64,
 }
 
 #[repr(C)]
@@ -109,6 +109,8 @@ pub(super) struct Embed {
     pub(super) rows: Address,
     pub(super) ids: Address,
     pub(super) out: Address,
+    pub(super) stride: u64,
+    pub(super) pieces: u32,
     pub(super) first: u32,
     pub(super) own: u32,
     pub(super) hidden: u32,
@@ -116,12 +118,13 @@ pub(super) struct Embed {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) leaves: Address,
-    pub(super) out: Address,
-    pub(super) stride: u64,
-    pub(super) width: u32,
-    pub(super) tree: Tree,
+struct Piece {
+    leaves: Address,
+    out: Address,
+    stride: u64,
+    count: u64,
+    blocks: u32,
+    tree: Tree,
 }
 
 #[repr(C)]
@@ -223,6 +226,27 @@ pub(super) unsafe fn each_row<A>(
     let launch = Launch::new(kernel, [rows, 1, 1], ROW_THREADS, ROW_THREADS * 8, arguments);
     // SAFETY: the caller's.
     unsafe { device.launch(&launch) }
+}
+
+/// Sums `count` numbers of each slot in the tree's order.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn sum_slots(
+    device: &dyn Device,
+    [leaves, out]: [Address; 2],
+    [stride, count]: [usize; 2],
+    tree: Tree,
+) -> Result<(), DeviceError> {
+    /// More blocks than any GPU runs at once.
+    const BLOCKS_MAX: usize = 2048;
+    let blocks = count.div_ceil(ROW_THREADS as usize).min(BLOCKS_MAX) as u32;
+    if blocks == 0 {
+        return Ok(());
+    }
+    let arguments = Piece { leaves, out, stride: stride as u64, count: count as u64, blocks, tree };
+    // SAFETY: the caller's.
+    unsafe { each_row(device, c"piece", blocks, &arguments) }
 }
 
 /// Launches attention of heads of `dim` dimensions: what few tokens found in each chunk is merged by a second kernel.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use galerne_collective::nccl::Gathered;
 use half::bf16;
 
 use super::kernels::{PAIR, TILE_PAIR_BYTES, TILE_ROWS, Tree};
@@ -9,13 +10,25 @@ use super::kernels::{PAIR, TILE_PAIR_BYTES, TILE_ROWS, Tree};
 /// Leaves of the tree that fit into a kernel's argument.
 pub(super) const LEAVES_MAX: usize = 32;
 
-/// The tree over `pieces`, nodes in leaf order that make up one node together ([`galerne_collective::tree`]).
+/// The tree over `pieces`, nodes in leaf order that make up one node together ([`galerne_collective::tree`]), which stand in
+/// slots one after another.
 pub(super) fn tree(pieces: &[Range<usize>]) -> Tree {
     let mut walk = Walk { merges: 0, bits: 0, left: pieces };
     if let (Some(first), Some(last)) = (pieces.first(), pieces.last()) {
         walk.node(first.start..last.end);
     }
-    Tree { merges: walk.merges, leaves: pieces.len() as u32 }
+    Tree { merges: walk.merges, present: u64::MAX >> (64 - pieces.len()) }
+}
+
+/// The tree over so many leaves.
+pub(super) fn tree_of(leaves: usize) -> Tree {
+    tree(&(0..leaves).map(|leaf| leaf..leaf + 1).collect::<Vec<_>>())
+}
+
+/// The tree over the pieces of all ranks, in their slots.
+pub(super) fn tree_of_ranks(gathered: &Gathered) -> Tree {
+    let (pieces, slots): (Vec<_>, Vec<_>) = gathered.pieces().unzip();
+    Tree { present: slots.into_iter().fold(0, |all, slot| all | 1 << slot), ..tree(&pieces) }
 }
 
 /// For each leaf, a 1 for each merge after it and a 0.
@@ -58,15 +71,15 @@ pub(super) fn put_row(tile: &mut [u8], r: usize, start: usize, values: &[bf16]) 
 
 #[cfg(test)]
 mod tests {
-    use galerne_collective::tree::{pieces, sum_into};
+    use galerne_collective::tree::sum_into;
 
     use super::*;
 
     /// What `tree_sum` of `cuda/rows.cu` does.
     fn walk(mut tree: Tree, leaf: impl Fn(usize) -> f32) -> f32 {
         let mut stack = Vec::new();
-        for i in 0..tree.leaves as usize {
-            let mut x = leaf(i);
+        for slot in (0..64).filter(|slot| tree.present >> slot & 1 == 1) {
+            let mut x = leaf(slot);
             while tree.merges % 2 == 1 {
                 x += stack.pop().unwrap();
                 tree.merges /= 2;
@@ -88,15 +101,14 @@ mod tests {
                 let values: Vec<[f32; 1]> = (0..leaves).map(|leaf| [value(leaf)]).collect();
                 sum_into(&singles, |i| &values[i], &mut expected);
                 let each = leaves / ranks;
-                let all: Vec<_> =
-                    (0..ranks).flat_map(|rank| pieces(leaves, rank * each..(rank + 1) * each)).collect();
-                let piece =
-                    |piece: &Range<usize>| walk(tree(&singles[piece.clone()]), |i| value(piece.start + i));
-                assert_eq!(
-                    walk(tree(&all), |i| piece(&all[i])),
-                    expected[0],
-                    "{leaves} leaves, {ranks} ranks"
-                );
+                let parts: Vec<_> = (0..ranks).map(|rank| rank * each..(rank + 1) * each).collect();
+                let gathered = Gathered::new(&parts);
+                let piece = |slot: usize| {
+                    let (piece, _) = gathered.pieces().find(|(_, at)| *at == slot).unwrap();
+                    walk(tree_of(piece.len()), |i| value(piece.start + i))
+                };
+                let sum = walk(tree_of_ranks(&gathered), piece);
+                assert_eq!(sum, expected[0], "{leaves} leaves, {ranks} ranks");
             }
         }
     }

@@ -12,9 +12,13 @@ mod forward;
 mod inputs;
 mod kernels;
 mod layout;
+mod link;
 mod weights;
+mod workspace;
 
 pub use cuda::Cuda;
 pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Launch};
-pub(crate) use forward::{Forward, Room, TILE_TOKENS_MAX};
+pub(crate) use forward::Forward;
+pub use link::Link;
 pub use weights::{GpuWeights, kv_bytes_per_block};
+pub(crate) use workspace::{Room, TILE_TOKENS_MAX};

@@ -11,10 +11,13 @@ use galerne_types::{KvDtype, Shards};
 use half::bf16;
 
 use super::device::{Address, Buffer, Device};
+use super::inputs::bytes_of;
 use super::kernels::{PAIR, TILE_PAIR_BYTES, TILE_ROWS};
 use super::layout::{LEAVES_MAX, padded_dim, put_row};
+use super::workspace::{Room, workspace_bytes};
 use crate::cut::{Cut, Portion};
 use crate::error::ModelError;
+use crate::rank::Options;
 
 /// Widest head that the kernels take.
 const HEAD_DIM_MAX: usize = 128;
@@ -178,7 +181,48 @@ struct Plan<'a> {
     bytes: usize,
 }
 
-impl Plan<'_> {
+/// Where everything is, from the beginning of the memory.
+struct Offsets {
+    layers: Vec<Layer>,
+    norms: Vec<(Weight, usize)>,
+    final_norm: usize,
+    head: usize,
+    /// `[own rows][hidden]`, as it is.
+    embedding: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(checkpoint: &'a Checkpoint, portion: &'a Portion, shape: Shape) -> Self {
+        Self { checkpoint, portion, shape, matrices: Vec::new(), bytes: 0 }
+    }
+
+    /// Gives everything its place.
+    fn everything(&mut self) -> Offsets {
+        let (shape, config) = (self.shape, &self.portion.config);
+        let norm_bytes = config.hidden * size_of::<f32>();
+        let mut norms = Vec::new();
+        let mut layers = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let [attn_norm, mlp_norm] = [Weight::AttnNorm(layer), Weight::MlpNorm(layer)].map(|norm| {
+                let offset = self.room(norm_bytes);
+                norms.push((norm, offset));
+                offset as Address
+            });
+            let qkv = self.matrix(Rows::Qkv(layer), 1, shape.qkv_tiles(), shape.hidden_pairs());
+            let o = self.matrix(Rows::O(layer), shape.shards, shape.hidden_tiles(), shape.attended_pairs());
+            let gate_up = self.matrix(Rows::GateUp(layer), 1, shape.gate_up_tiles(), shape.hidden_pairs());
+            let down = self.matrix(Rows::Down(layer), shape.shards, shape.hidden_tiles(), shape.mlp_pairs());
+            let [qkv, o, gate_up, down] = [qkv, o, gate_up, down].map(|offset| offset as Address);
+            layers.push(Layer { attn_norm, qkv, o, mlp_norm, gate_up, down });
+        }
+        let final_norm = self.room(norm_bytes);
+        norms.push((Weight::FinalNorm, final_norm));
+        let head = if config.tied { Weight::Embedding } else { Weight::Head };
+        let head = self.matrix(Rows::Head(head), 1, shape.vocab_tiles(), shape.hidden_pairs());
+        let embedding = self.room(shape.vocab * shape.hidden * size_of::<bf16>());
+        Offsets { layers, norms, final_norm, head, embedding }
+    }
+
     fn room(&mut self, bytes: usize) -> usize {
         let offset = self.bytes;
         self.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
@@ -343,38 +387,15 @@ impl GpuWeights {
     ) -> Result<Self, ModelError> {
         let portion = Portion::new(checkpoint, shards, rank)?;
         let shape = Shape::of(&portion.config, &portion.cut, shards, rank)?;
-        let mut plan = Plan { checkpoint, portion: &portion, shape, matrices: Vec::new(), bytes: 0 };
-        let config = &portion.config;
-        let norm_bytes = config.hidden * size_of::<f32>();
-        let mut norms = Vec::new();
-        let mut layers = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            let [attn_norm, mlp_norm] = [Weight::AttnNorm(layer), Weight::MlpNorm(layer)].map(|norm| {
-                let offset = plan.room(norm_bytes);
-                norms.push((norm, offset));
-                offset as Address
-            });
-            let qkv = plan.matrix(Rows::Qkv(layer), 1, shape.qkv_tiles(), shape.hidden_pairs()) as Address;
-            let o = plan.matrix(Rows::O(layer), shape.shards, shape.hidden_tiles(), shape.attended_pairs());
-            let gate_up = plan.matrix(Rows::GateUp(layer), 1, shape.gate_up_tiles(), shape.hidden_pairs());
-            let down = plan.matrix(Rows::Down(layer), shape.shards, shape.hidden_tiles(), shape.mlp_pairs());
-            let [o, gate_up, down] = [o, gate_up, down].map(|offset| offset as Address);
-            layers.push(Layer { attn_norm, qkv, o, mlp_norm, gate_up, down });
-        }
-        let final_norm = plan.room(norm_bytes);
-        norms.push((Weight::FinalNorm, final_norm));
-        let head = if config.tied { Weight::Embedding } else { Weight::Head };
-        let head = plan.matrix(Rows::Head(head), 1, shape.vocab_tiles(), shape.hidden_pairs());
-        let embedding = plan.room(shape.vocab * shape.hidden * size_of::<bf16>());
-        let bytes = plan.bytes;
-
-        let memory = Buffer::zeroed(device, bytes)?;
+        let mut plan = Plan::new(checkpoint, &portion, shape);
+        let Offsets { mut layers, norms, final_norm, head, embedding } = plan.everything();
+        let memory = Buffer::zeroed(device, plan.bytes)?;
         for (norm, offset) in norms {
             let mut values = Vec::new();
-            checkpoint.read_rows(norm, 0..1, 0..config.hidden, &mut values)?;
-            let mut wide = vec![0.0; config.hidden];
+            checkpoint.read_rows(norm, 0..1, 0..shape.hidden, &mut values)?;
+            let mut wide = vec![0.0f32; shape.hidden];
             dequantize(checkpoint.tensor(norm).dtype, &values, &mut wide);
-            memory.upload(offset, &wide.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
+            memory.upload(offset, bytes_of(&wide))?;
         }
         send(&plan, &memory, embedding, threads, progress)?;
         let at = |offset| memory.address() + offset;
@@ -386,6 +407,33 @@ impl GpuWeights {
         let [embedding, head, final_norm] = [embedding, head, final_norm].map(|offset| at(offset as Address));
         let device = Arc::clone(device);
         Ok(Self { portion, device, shape, memory, layers, embedding, head, final_norm })
+    }
+
+    /// Bytes that `rank` takes of its GPU besides KV memory, for weights and to work in; nothing is read.
+    ///
+    /// # Errors
+    /// As [`GpuWeights::load`], but for reading.
+    ///
+    /// # Panics
+    /// If `rank` is not below N.
+    pub fn bytes_needed(
+        checkpoint: &Checkpoint,
+        shards: Shards,
+        rank: usize,
+        options: &Options,
+    ) -> Result<[usize; 2], ModelError> {
+        let portion = Portion::new(checkpoint, shards, rank)?;
+        let shape = Shape::of(&portion.config, &portion.cut, shards, rank)?;
+        let mut plan = Plan::new(checkpoint, &portion, shape);
+        plan.everything();
+        let room = Room {
+            kv_blocks: 0,
+            sequences: options.sequences_max,
+            positions: portion.config.context_tokens_max,
+            step_tokens: options.step_tokens_max,
+            window: None,
+        };
+        Ok([plan.bytes, workspace_bytes(&portion.config, &shape, shards, rank, room)])
     }
 
     /// Bytes that they take.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Collective, Config, Peer, Secret, Solo, connect, tree};
-use galerne_model::{Rank, Weights};
+use galerne_model::gpu::{GpuWeights, Link};
+use galerne_model::{ModelError, Rank, Weights};
 use galerne_types::{Draw, Epoch, EpochRecord, Input, Sampled, Sampling, Shards, Slice, Step};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -43,7 +44,14 @@ pub(crate) struct Engagement {
 pub(crate) struct Held {
     shards: Shards,
     rank: usize,
-    weights: Arc<Weights>,
+    weights: Loaded,
+}
+
+/// Where the weights are.
+#[derive(Clone)]
+enum Loaded {
+    Here(Arc<Weights>),
+    OnGpu(Arc<GpuWeights>),
 }
 
 impl Engagement {
@@ -75,17 +83,36 @@ impl Engagement {
         self.phase.send_replace(Phase::Loaded);
         let Some(Ok(())) = self.may_meet.take().map(oneshot::Receiver::blocking_recv) else { return Ok(()) };
         self.phase.send_replace(Phase::Joining);
-        let mut collective = self.join(setup)?;
+        let (mut collective, config) = self.join(setup)?;
         self.check_sum(collective.as_mut())?;
         check_options(collective.as_mut(), setup, shape)?;
+        let link = match &setup.gpu {
+            Some(gpu) => gpu.link(config.as_ref(), &self.abort, collective.as_mut())?,
+            None => Link::Host,
+        };
         let watched = Box::new(Watched { inner: collective, pulse: pulse.clone() });
-        let mut rank = execution(setup, shape, weights, watched)?;
+        let mut rank = execution(setup, shape, weights, watched, link)?;
+        let ended = self.serve(desk, pulse, rank.as_mut());
+        // What the other ranks' GPUs wait for must not be waited for here.
+        self.abort.abort();
+        if let Err(error) = rank.close() {
+            tracing::error!(%error, "this process must end");
+            pulse.begins(0); // and does, as this thread does not go on
+            loop {
+                std::thread::park();
+            }
+        }
+        ended
+    }
+
+    /// Tries a step, and then runs those that are planned.
+    fn serve(&mut self, desk: &Desk, pulse: &Pulse, rank: &mut dyn Execute) -> Result<(), EpochError> {
         pulse.begins(1);
         rank.run(&self.warm_up(), &mut |_| None)?;
         pulse.waits_uncounted();
         self.phase.send_replace(Phase::Ready);
         let mut gaps = Gaps::default();
-        let ended = self.run_steps(desk, pulse, rank.as_mut(), &mut gaps);
+        let ended = self.run_steps(desk, pulse, rank, &mut gaps);
         gaps.log(self.epoch);
         ended
     }
@@ -128,10 +155,10 @@ impl Engagement {
         Ok(())
     }
 
-    fn load(&self, setup: &Setup, held: &mut Option<Held>) -> Result<Arc<Weights>, EpochError> {
+    fn load(&self, setup: &Setup, held: &mut Option<Held>) -> Result<Loaded, EpochError> {
         let (shards, rank) = (self.record.shards, self.rank);
         if let Some(held) = held.as_ref().filter(|held| held.shards == shards && held.rank == rank) {
-            return Ok(Arc::clone(&held.weights));
+            return Ok(held.weights.clone());
         }
         *held = None; // before the new ones come: there may not be room for both
         let began = Instant::now();
@@ -140,18 +167,24 @@ impl Engagement {
             let phase = Phase::Loading(u8::try_from(percent).unwrap_or(100));
             self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
         };
-        let weights = Weights::load(&setup.checkpoint, shards, rank, setup.options.threads, &progress);
-        let weights = Arc::new(weights.map_err(EpochError::Model)?);
-        let (bytes, ms) = (weights.bytes(), began.elapsed().as_millis());
-        tracing::info!(epoch = self.epoch.0, bytes, ms, "weights loaded");
-        *held = Some(Held { shards, rank, weights: Arc::clone(&weights) });
+        let (checkpoint, threads) = (&setup.checkpoint, setup.options.threads);
+        let loaded = match &setup.gpu {
+            None => Weights::load(checkpoint, shards, rank, threads, &progress)
+                .map(|weights| (weights.bytes(), Loaded::Here(Arc::new(weights)))),
+            Some(gpu) => GpuWeights::load(checkpoint, shards, rank, &gpu.device, threads, &progress)
+                .map(|weights| (weights.bytes(), Loaded::OnGpu(Arc::new(weights)))),
+        };
+        let (bytes, weights) = loaded.map_err(EpochError::Model)?;
+        tracing::info!(epoch = self.epoch.0, bytes, ms = began.elapsed().as_millis(), "weights loaded");
+        *held = Some(Held { shards, rank, weights: weights.clone() });
         Ok(weights)
     }
 
-    fn join(&self, setup: &Setup) -> Result<Box<dyn Collective>, EpochError> {
+    /// Meets the other ranks; tells how, if there are any.
+    fn join(&self, setup: &Setup) -> Result<(Box<dyn Collective>, Option<Config>), EpochError> {
         let leaves = self.record.shards.virtual_shards();
         if self.record.members.len() == 1 {
-            return Ok(Box::new(Solo::new(leaves)));
+            return Ok((Box::new(Solo::new(leaves)), None));
         }
         let peer = |member: &galerne_types::Member| {
             let address = member.collective.parse();
@@ -168,7 +201,8 @@ impl Engagement {
             meet_timeout: MEET_TIMEOUT,
             timeout: COLLECTIVE_TIMEOUT,
         };
-        Ok(Box::new(connect(&config, &setup.listener, &self.abort)?))
+        let met = connect(&config, &setup.listener, &self.abort)?;
+        Ok((Box::new(met), Some(config)))
     }
 
     /// Sums s + 1 over all virtual shards s: exact in f32, and different when one is missing, doubled or moved.
@@ -209,14 +243,19 @@ impl Engagement {
 fn execution(
     setup: &Setup,
     shape: &Shape,
-    weights: Option<Arc<Weights>>,
+    weights: Option<Loaded>,
     collective: Box<dyn Collective>,
+    link: Link,
 ) -> Result<Box<dyn Execute>, EpochError> {
-    let Some(weights) = weights else {
-        let (cost, config) = (setup.options.rehearse.unwrap_or_default(), setup.checkpoint.config());
-        return Ok(Box::new(Rehearsal::new(cost, setup.card.vocab, config.eos.clone(), collective)));
+    let rank: Result<Rank, ModelError> = match weights {
+        None => {
+            let (cost, config) = (setup.options.rehearse.unwrap_or_default(), setup.checkpoint.config());
+            return Ok(Box::new(Rehearsal::new(cost, setup.card.vocab, config.eos.clone(), collective)));
+        }
+        Some(Loaded::Here(weights)) => Rank::new(weights, &shape.model, collective),
+        Some(Loaded::OnGpu(weights)) => Rank::on_gpu(weights, &shape.model, collective, link),
     };
-    Ok(Box::new(Rank::new(weights, &shape.model, collective).map_err(EpochError::Model)?))
+    Ok(Box::new(rank.map_err(EpochError::Model)?))
 }
 
 /// The leader's limits decide what steps look like: every rank must have made room for as much.

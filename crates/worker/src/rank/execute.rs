@@ -22,6 +22,12 @@ pub(crate) trait Execute {
     /// # Errors
     /// As [`run`](Self::run).
     fn meet(&mut self) -> Result<(), EpochError>;
+
+    /// Leaves the other ranks, when the epoch is over.
+    ///
+    /// # Errors
+    /// What only the end of this process helps against.
+    fn close(self: Box<Self>) -> Result<(), EpochError>;
 }
 
 impl Execute for Rank {
@@ -31,6 +37,10 @@ impl Execute for Rank {
 
     fn meet(&mut self) -> Result<(), EpochError> {
         Self::meet(self).map_err(EpochError::Step)
+    }
+
+    fn close(self: Box<Self>) -> Result<(), EpochError> {
+        Self::close(*self).map_err(EpochError::Step)
     }
 }
 
@@ -146,6 +156,10 @@ impl Execute for Rehearsal {
 
     fn meet(&mut self) -> Result<(), EpochError> {
         Ok(self.collective.barrier()?)
+    }
+
+    fn close(self: Box<Self>) -> Result<(), EpochError> {
+        Ok(())
     }
 }
 

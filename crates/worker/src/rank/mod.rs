@@ -10,6 +10,7 @@ mod error;
 mod execute;
 mod follower;
 mod followers;
+mod gpu;
 mod grammars;
 mod leader;
 mod link;

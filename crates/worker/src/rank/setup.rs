@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Listener;
-use galerne_model::kv_bytes_per_block;
+use galerne_model::{gpu, kv_bytes_per_block};
 use galerne_sched::Limits;
 use galerne_tls::{Client, Server};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Compute, Epoch, ModelCard, RankRecord, RankState, Shards};
 
+use super::gpu::Gpu;
 use super::memory;
 use crate::error::WorkerError;
 use crate::options::{KvSize, RankOptions};
@@ -25,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) options: RankOptions,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) card: ModelCard,
+    /// What computes, if not this machine's processor.
+    pub(crate) gpu: Option<Gpu>,
     /// What each of N ranks is given, for every N that the group may have.
     shapes: BTreeMap<usize, Shape>,
     /// Where the other ranks of the group meet this one.
@@ -52,7 +55,9 @@ impl Setup {
         }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
-        let compute = options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
+        let gpu = Gpu::open(&options)?;
+        let on_cpu = || options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
+        let compute = gpu.as_ref().map_or_else(on_cpu, Gpu::compute);
         let card = ModelCard {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
             digest: checkpoint.digest().to_owned(),
@@ -63,11 +68,13 @@ impl Setup {
             compute,
             kv: options.kv_dtype,
         };
-        let shapes = shapes(&options, &checkpoint, shards, compute)?;
-        check_memory(&options, &shapes)?;
+        let shapes = shapes(&options, &checkpoint, shards, compute, gpu.as_ref())?;
+        if gpu.is_none() {
+            check_memory(&options, &shapes)?;
+        }
         let listener = galerne_collective::listen(options.bind)
             .map_err(|source| WorkerError::Bind { address: options.bind.to_string(), source })?;
-        Ok(Self { options, checkpoint, card, shapes, listener, tls })
+        Ok(Self { options, checkpoint, card, gpu, shapes, listener, tls })
     }
 
     /// What each rank is given when there are `world_size`; `None` if so few have no room.
@@ -78,7 +85,8 @@ impl Setup {
     /// The fewest ranks of a group that this one can be one of, with the memory that is left now.
     fn ranks_min(&self) -> u16 {
         let available = memory::available_bytes().unwrap_or(u64::MAX);
-        let fits = |shape: &Shape| self.options.rehearse.is_some() || shape.needed_bytes <= available;
+        let elsewhere = self.options.rehearse.is_some() || self.gpu.is_some();
+        let fits = |shape: &Shape| elsewhere || shape.needed_bytes <= available;
         let least = self.shapes.iter().find(|(_, shape)| fits(shape)).map(|(ranks, _)| *ranks);
         least.unwrap_or(self.options.world_size) as u16
     }
@@ -94,9 +102,10 @@ impl Setup {
             address,
             collective: self.listener.address().to_string(),
             pid: std::process::id(),
-            device: match options.rehearse {
-                None => format!("cpu x{}", options.threads),
-                Some(_) => "rehearsal".into(),
+            device: match (&options.rehearse, &self.gpu) {
+                (Some(_), _) => "rehearsal".into(),
+                (None, Some(gpu)) => gpu.name(),
+                (None, None) => format!("cpu x{}", options.threads),
             },
             build: env!("CARGO_PKG_VERSION").into(),
             model: self.card.clone(),
@@ -150,11 +159,12 @@ fn shapes(
     checkpoint: &Checkpoint,
     asked: Shards,
     compute: Compute,
+    gpu: Option<&Gpu>,
 ) -> Result<BTreeMap<usize, Shape>, WorkerError> {
     let mut shapes = BTreeMap::new();
     for ranks in 1..=asked.world_size() {
         let Ok(shards) = Shards::new(asked.virtual_shards(), ranks) else { continue };
-        match shape(options, checkpoint, shards, compute) {
+        match shape(options, checkpoint, shards, compute, gpu) {
             Ok(shape) => drop(shapes.insert(ranks, shape)),
             Err(error) if ranks == asked.world_size() => return Err(error),
             Err(_) => {} // with fewer ranks it cannot hold one context
@@ -168,13 +178,15 @@ fn shape(
     checkpoint: &Checkpoint,
     shards: Shards,
     compute: Compute,
+    gpu: Option<&Gpu>,
 ) -> Result<Shape, WorkerError> {
     let config = checkpoint.config();
     // The leader's scheduler alone uses the number of blocks, and every rank must have room for them: so it
     // is computed from what all ranks are told alike, and from the rank that needs most.
     let mut block_bytes = 1;
     for rank in 0..shards.world_size() {
-        let bytes = kv_bytes_per_block(config, shards, rank, options.kv_dtype).map_err(WorkerError::Model)?;
+        let of = if gpu.is_some() { gpu::kv_bytes_per_block } else { kv_bytes_per_block };
+        let bytes = of(config, shards, rank, options.kv_dtype).map_err(WorkerError::Model)?;
         block_bytes = block_bytes.max(bytes as u64);
     }
     let context_tokens_max = narrow(config.context_tokens_max);
@@ -194,16 +206,23 @@ fn shape(
     // What has left a window is of use all the same: it may be found again.
     let useful =
         u64::from(context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32)) * u64::from(options.sequences_max);
-    limits.kv_blocks = kv_blocks(options.kv, block_bytes, least.into(), useful)?;
-    let model = galerne_model::Options {
+    let mut model = galerne_model::Options {
         threads: options.threads,
-        kv_blocks: limits.kv_blocks as usize,
+        kv_blocks: 0,
         sequences_max: options.sequences_max as usize,
         step_tokens_max: options.step_tokens_max as usize,
         compute,
         kv_dtype: options.kv_dtype,
         ..galerne_model::Options::default()
     };
+    let size = match (options.kv, gpu) {
+        (KvSize::Auto, Some(gpu)) => {
+            KvSize::Bytes(gpu.kv_bytes(checkpoint, shards, &model, options.gpu_memory_utilization)?)
+        }
+        (size, _) => size,
+    };
+    limits.kv_blocks = kv_blocks(size, block_bytes, least.into(), useful)?;
+    model.kv_blocks = limits.kv_blocks as usize;
     let weights: usize = Weight::all(config).map(|weight| checkpoint.tensor(weight).bytes()).sum();
     let needed_bytes =
         weights as u64 / shards.world_size() as u64 + u64::from(limits.kv_blocks) * block_bytes;

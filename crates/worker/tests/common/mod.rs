@@ -60,6 +60,8 @@ impl Cluster {
             quantize: None,
             compute: Some(Compute::F32),
             kv_dtype: KvDtype::F32,
+            device: galerne_worker::Device::Cpu,
+            gpu_memory_utilization: 0.9,
             host: host.into(),
             index,
             bind: "127.0.0.1".parse().unwrap(),

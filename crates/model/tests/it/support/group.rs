@@ -7,7 +7,7 @@ use std::thread;
 use galerne_checkpoint::Checkpoint;
 use galerne_collective::Collective;
 use galerne_emulator::Emulator;
-use galerne_model::gpu::{Device, GpuWeights};
+use galerne_model::gpu::{Device, GpuWeights, Link};
 use galerne_model::{Options, Rank, Trace, Weights};
 use galerne_types::{Compute, Shards, Step, TokenId};
 
@@ -76,7 +76,7 @@ impl Held {
         let collective = Box::new(collective);
         let rank = match self {
             Self::Cpu(weights) => Rank::new(Arc::clone(weights), options, collective),
-            Self::Gpu(weights) => Rank::on_gpu(Arc::clone(weights), options, collective),
+            Self::Gpu(weights) => Rank::on_gpu(Arc::clone(weights), options, collective, Link::Host),
         };
         rank.unwrap()
     }

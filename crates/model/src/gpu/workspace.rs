@@ -1,0 +1,144 @@
+//! The memory of a GPU that a rank works in, besides its weights.
+
+use galerne_checkpoint::Config;
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{Shards, TokenId};
+use half::bf16;
+
+use super::device::{Buffer, DeviceError};
+use super::inputs::{Inputs, bytes_of};
+use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
+use super::link::Ranks;
+use super::weights::{GpuWeights, Shape};
+use crate::head::ROUND_MAX;
+use crate::math::RopeTable;
+
+/// Most tokens in a tile: enough for products to be bound by multiplication, few enough for the workspace to stay small
+/// beside the weights.
+pub(crate) const TILE_TOKENS_MAX: usize = 2048;
+/// Bytes for what chunks of attention found, before they are merged. With more, a warp runs through its chunks.
+const CHUNK_BYTES_MAX: usize = 256 << 20;
+/// Bytes of a tile of packed activations for each pair of k-tiles.
+const PACKED_BYTES: usize = 512;
+
+/// Sizes that the options decide.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) kv_blocks: usize,
+    pub(crate) sequences: usize,
+    /// Positions of one sequence.
+    pub(crate) positions: usize,
+    /// Tokens of a step.
+    pub(crate) step_tokens: usize,
+    /// Sliding window in tokens.
+    pub(crate) window: Option<usize>,
+}
+
+impl Room {
+    fn tokens(&self) -> usize {
+        self.step_tokens.min(TILE_TOKENS_MAX)
+    }
+}
+
+/// Memory of the device.
+pub(super) struct Workspace {
+    pub(super) kv: Buffer,
+    /// bf16 from one KV block to the next.
+    pub(super) kv_stride: usize,
+    pub(super) turns: Buffer,
+    pub(super) inputs: Buffer,
+    pub(super) wanted: Buffer,
+    pub(super) residual: Buffer,
+    pub(super) normed: Buffer,
+    pub(super) queries: Buffer,
+    pub(super) attended: Buffer,
+    pub(super) mlp: Buffer,
+    /// `[shard][token][hidden]`, and the sum over all ranks: what is summed next.
+    pub(super) leaves: Buffer,
+    /// This rank's pieces of a sum, and those of all ranks; next to nothing if there is one.
+    pub(super) pieces: Buffer,
+    pub(super) gathered: Buffer,
+    pub(super) chunks: Buffer,
+    pub(super) plain: Buffer,
+    pub(super) picked: Buffer,
+    pub(super) logits: Buffer,
+    pub(super) ids: Buffer,
+    pub(super) token_tiles: usize,
+}
+
+/// bf16 of one layer in a KV block.
+pub(super) fn kv_block(shape: &Shape) -> usize {
+    shape.kv_heads * 2 * KV_BLOCK_TOKENS * shape.dim
+}
+
+/// Bytes of everything but the KV memory, in the order of [`Workspace`]'s fields.
+fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 16] {
+    let (tokens, floats, halves) = (room.tokens(), size_of::<f32>(), size_of::<bf16>());
+    let tiles = tokens.div_ceil(TILE_TOKENS);
+    let rows = tokens * shape.hidden * floats;
+    let few = tokens.min(FEW_TOKENS_MAX as usize);
+    let chunks = (room.positions.div_ceil(CHUNK) + 1).next_power_of_two();
+    let (pieces, slots) = if ranks.alone() { (0, 0) } else { (ranks.pieces_max(), ranks.slots()) };
+    [
+        room.positions * config.head_dim * floats,
+        Inputs::words_max(tokens, room.sequences, room.positions) * size_of::<u32>(),
+        ROUND_MAX * size_of::<u32>(),
+        rows,
+        tiles * shape.hidden_pairs() * PACKED_BYTES,
+        tokens * shape.heads * shape.dim * halves,
+        shape.shards * tiles * shape.attended_pairs() * PACKED_BYTES,
+        shape.shards * tiles * shape.mlp_pairs() * PACKED_BYTES,
+        shape.shards * rows,
+        pieces * rows,
+        slots * rows,
+        (few * chunks * shape.heads * (shape.dim + 2) * floats).min(CHUNK_BYTES_MAX),
+        rows,
+        ROUND_MAX.div_ceil(TILE_TOKENS) * shape.hidden_pairs() * PACKED_BYTES,
+        ROUND_MAX * shape.vocab.next_multiple_of(crate::packed::PANEL) * floats,
+        ROUND_MAX * size_of::<TokenId>(),
+    ]
+}
+
+/// Bytes of everything but weights and KV memory.
+pub(super) fn workspace_bytes(
+    config: &Config,
+    shape: &Shape,
+    shards: Shards,
+    rank: usize,
+    room: Room,
+) -> usize {
+    sizes(config, shape, &Ranks::new(shards, rank), room).into_iter().sum()
+}
+
+impl Workspace {
+    pub(super) fn new(weights: &GpuWeights, ranks: &Ranks, room: Room) -> Result<Self, DeviceError> {
+        let (shape, config) = (&weights.shape, &weights.portion.config);
+        let mut sizes = sizes(config, shape, ranks, room).into_iter();
+        let buffer = |bytes: usize| Buffer::zeroed(&weights.device, bytes.max(1));
+        let mut next = || buffer(sizes.next().expect("a size for each buffer"));
+        let turns = next()?;
+        turns
+            .upload(0, bytes_of(&RopeTable::new(room.positions, config.head_dim, config.rope_theta).turns))?;
+        Ok(Self {
+            kv: buffer(config.layers * room.kv_blocks * kv_block(shape) * size_of::<bf16>())?,
+            kv_stride: config.layers * kv_block(shape),
+            turns,
+            inputs: next()?,
+            wanted: next()?,
+            residual: next()?,
+            normed: next()?,
+            queries: next()?,
+            attended: next()?,
+            mlp: next()?,
+            leaves: next()?,
+            pieces: next()?,
+            gathered: next()?,
+            chunks: next()?,
+            plain: next()?,
+            picked: next()?,
+            logits: next()?,
+            ids: next()?,
+            token_tiles: room.tokens().div_ceil(TILE_TOKENS),
+        })
+    }
+}
