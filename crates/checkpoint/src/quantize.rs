@@ -23,6 +23,7 @@ pub(crate) fn target(weight: Weight, stored: Dtype, cols: usize, quantize: Quant
         return stored;
     }
     match (quantize, weight) {
+        (Quantize::Fp8, _) => stored, // whoever loads it for a GPU does that
         (Quantize::Q8_0, _) | (_, Weight::Embedding | Weight::Head) => Dtype::Q8_0,
         (Quantize::Q4_0, _) => Dtype::Q4_0,
     }

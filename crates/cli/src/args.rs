@@ -126,7 +126,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "S")]
     pub(crate) virtual_shards: Option<usize>,
     /// Quantize matrices that the checkpoint holds in F32, F16 or BF16 as they are loaded (part of the numerics, the same on
-    /// all hosts of a group): `q8_0`; or `q4_0`, but for embedding and head, which become Q8_0.
+    /// all hosts of a group): `q8_0`; or `q4_0`, but for embedding and head, which become Q8_0. On GPUs `fp8`: matrices of the
+    /// layers become e4m3, whatever they were.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) quantize: Option<Quantize>,
     /// How products are computed (part of the numerics, the same on all hosts of a group): `f32`, the reference; `int8`,

@@ -96,6 +96,10 @@ pub(crate) struct LimitArgs {
     /// Time between two tokens of a group; an answer that stands still longer ends with an error.
     #[arg(long, default_value_t = seconds_of(REQUESTS.next_token_s_max), value_name = "SECONDS", value_parser = seconds)]
     next_token_s_max: f64,
+    /// Time that a new request waits for a group where none serves its model, as while the only one forms anew: then it is
+    /// refused. Long enough for a group to start if groups are scaled to zero.
+    #[arg(long, default_value_t = seconds_of(REQUESTS.hold_s_max), value_name = "SECONDS", value_parser = seconds)]
+    hold_s_max: f64,
     /// Time that an answer whose group was lost waits for one that goes on with it; then it ends with an error.
     #[arg(long, default_value_t = seconds_of(REQUESTS.recovery_s_max), value_name = "SECONDS", value_parser = seconds)]
     recovery_s_max: f64,
@@ -160,6 +164,7 @@ impl LimitArgs {
             tools_max: self.tools_max,
             first_token_s_max: Duration::from_secs_f64(self.first_token_s_max),
             next_token_s_max: Duration::from_secs_f64(self.next_token_s_max),
+            hold_s_max: Duration::from_secs_f64(self.hold_s_max),
             recovery_s_max: Duration::from_secs_f64(self.recovery_s_max),
         }
     }

@@ -1,12 +1,11 @@
 // Runs the kernels' own source on the host. See emulator.hpp.
 #include "emulator.hpp"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-
-#include <atomic>
 
 #include "kernels.cu"
 
@@ -17,20 +16,38 @@ thread_local Machine machine;
 // Bytes of a fiber's stack.
 constexpr size_t STACK = 128 << 10;
 
+// The fibers of an operating-system thread, kept from block to block: each waits where it began until it has a kernel to run.
 struct Fibers {
-    uint8_t *stacks = nullptr;
     jmp_buf at[THREADS_MAX], caller;
-    void (*kernel)(const void *) = nullptr;
-    const void *arguments = nullptr;
+    bool begun[THREADS_MAX];
+    void (*kernel)(const void *);
+    const void *arguments;
     ucontext_t start;
+    alignas(4096) uint8_t stacks[THREADS_MAX][STACK];
 };
-static thread_local Fibers fibers;
+static thread_local Fibers *fibers;
+
+static pthread_key_t key;
+static pthread_once_t key_made = PTHREAD_ONCE_INIT;
+
+static void unmap(void *memory) { munmap(memory, sizeof(Fibers)); }
+
+// Gives the calling thread fibers, until it ends. Their pages are there when they are used.
+static bool have_fibers() {
+    if (fibers != nullptr) return true;
+    pthread_once(&key_made, [] { pthread_key_create(&key, unmap); });
+    void *memory = mmap(nullptr, sizeof(Fibers), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    pthread_setspecific(key, memory);
+    fibers = static_cast<Fibers *>(memory);
+    return true;
+}
 
 // Runs the next thread that has not ended, from `current` on.
 [[noreturn]] static void resume() {
     do machine.current = (machine.current + 1) % machine.threads;
     while (machine.done[machine.current]);
-    _longjmp(fibers.at[machine.current], 1);
+    _longjmp(fibers->at[machine.current], 1);
 }
 
 void yield() {
@@ -39,17 +56,23 @@ void yield() {
         fprintf(stderr, "emulator: the threads of a block wait for each other: not all of them came to a barrier\n");
         abort();
     }
-    if (_setjmp(fibers.at[machine.current]) == 0) resume();
+    if (_setjmp(fibers->at[machine.current]) == 0) resume();
 }
 
 static void fiber() {
-    // The first time, only this place is remembered.
-    if (_setjmp(fibers.at[machine.current]) == 0) _longjmp(fibers.caller, 1);
-    fibers.kernel(fibers.arguments);
-    machine.done[machine.current] = true;
-    machine.idle_turns = 0;
-    if (++machine.ended == machine.threads) _longjmp(fibers.caller, 1);
-    resume();
+    fibers->begun[machine.current] = true;
+    // For now only this place is remembered.
+    if (_setjmp(fibers->at[machine.current]) == 0) _longjmp(fibers->caller, 1);
+    for (;;) {
+        fibers->kernel(fibers->arguments);
+        machine.done[machine.current] = true;
+        machine.idle_turns = 0;
+        if (++machine.ended == machine.threads) {
+            if (_setjmp(fibers->at[machine.current]) == 0) _longjmp(fibers->caller, 1);
+        } else if (_setjmp(fibers->at[machine.current]) == 0) {
+            resume();
+        }
+    }
 }
 
 static void run_block() {
@@ -57,15 +80,16 @@ static void run_block() {
     machine.idle_turns = 0;
     for (machine.current = 0; machine.current < machine.threads; machine.current++) {
         machine.done[machine.current] = false;
-        getcontext(&fibers.start);
-        fibers.start.uc_stack.ss_sp = fibers.stacks + machine.current * STACK;
-        fibers.start.uc_stack.ss_size = STACK;
-        fibers.start.uc_link = nullptr;
-        makecontext(&fibers.start, fiber, 0);
-        if (_setjmp(fibers.caller) == 0) setcontext(&fibers.start);
+        if (fibers->begun[machine.current]) continue;
+        getcontext(&fibers->start);
+        fibers->start.uc_stack.ss_sp = fibers->stacks[machine.current];
+        fibers->start.uc_stack.ss_size = STACK;
+        fibers->start.uc_link = nullptr;
+        makecontext(&fibers->start, fiber, 0);
+        if (_setjmp(fibers->caller) == 0) setcontext(&fibers->start);
     }
     machine.current = machine.threads - 1;
-    if (_setjmp(fibers.caller) == 0) resume();
+    if (_setjmp(fibers->caller) == 0) resume();
 }
 
 void multiply(Warp &warp) {
@@ -90,24 +114,6 @@ void multiply(Warp &warp) {
     }
 }
 
-// Stacks that were used before, for whoever runs next: their pages are there.
-static std::atomic<uint8_t *> spare[8];
-
-static uint8_t *take_stacks() {
-    for (auto &slot : spare)
-        if (uint8_t *stacks = slot.exchange(nullptr)) return stacks;
-    void *stacks = mmap(nullptr, THREADS_MAX * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return stacks == MAP_FAILED ? nullptr : static_cast<uint8_t *>(stacks);
-}
-
-static void give_back_stacks(uint8_t *stacks) {
-    for (auto &slot : spare) {
-        uint8_t *none = nullptr;
-        if (slot.compare_exchange_strong(none, stacks)) return;
-    }
-    munmap(stacks, THREADS_MAX * STACK);
-}
-
 struct Entry {
     const char *name;
     void (*run)(const void *);
@@ -124,7 +130,8 @@ template <class Arguments, void (*kernel)(Arguments)> constexpr Entry entry(cons
         ENTRY(Arguments, name##_few_8), ENTRY(Arguments, name##_many_1x4), ENTRY(Arguments, name##_many_4x2)
 
 static const Entry ENTRIES[] = {
-    ENTRIES(Qkv, qkv),          ENTRIES(GateUp, gate_up),  ENTRIES(Plain, plain),     ENTRY(Attend, attend_32),
+    ENTRIES(Qkv, qkv),          ENTRIES(GateUp, gate_up),  ENTRIES(Plain, plain),
+    ENTRIES(Qkv, qkv_fp8),      ENTRIES(GateUp, gate_up_fp8), ENTRIES(Plain, plain_fp8), ENTRY(Attend, attend_32),
     ENTRY(Attend, attend_64),   ENTRY(Attend, attend_96),  ENTRY(Attend, attend_128), ENTRY(Attend, merge_32),
     ENTRY(Attend, merge_64),    ENTRY(Attend, merge_96),   ENTRY(Attend, merge_128),  ENTRY(Embed, embed),
     ENTRY(Piece, piece),        ENTRY(AddNorm, add_norm),  ENTRY(Pick, pick),         ENTRY(Likeliest, likeliest),
@@ -133,7 +140,7 @@ static const Entry ENTRIES[] = {
 }  // namespace emulator
 
 // Runs a kernel over a grid of blocks. Returns 0, or 1 if there is no such kernel, 2 if its arguments have another size, 3 if a
-// block has too many threads or not whole warps, 4 if there is no memory for their stacks.
+// block has too many threads or not whole warps, 4 if there is no memory for fibers.
 extern "C" int galerne_emulate(const char *name, const uint32_t grid[3], uint32_t threads, size_t shared_bytes,
                                const void *arguments, size_t argument_bytes) {
     using namespace emulator;
@@ -143,11 +150,10 @@ extern "C" int galerne_emulate(const char *name, const uint32_t grid[3], uint32_
     if (entry == nullptr) return 1;
     if (entry->bytes != argument_bytes) return 2;
     if (threads == 0 || threads > THREADS_MAX || threads % WARP != 0) return 3;
-    fibers.stacks = take_stacks();
-    if (fibers.stacks == nullptr) return 4;
+    if (!have_fibers()) return 4;
     machine.threads = threads;
-    fibers.kernel = entry->run;
-    fibers.arguments = arguments;
+    fibers->kernel = entry->run;
+    fibers->arguments = arguments;
     uint8_t *shared = static_cast<uint8_t *>(aligned_alloc(128, (shared_bytes + 255) / 128 * 128));
     machine.shared = shared;
     for (uint32_t z = 0; z < grid[2]; z++)
@@ -158,6 +164,5 @@ extern "C" int galerne_emulate(const char *name, const uint32_t grid[3], uint32_
                 run_block();
             }
     free(shared);
-    give_back_stacks(fibers.stacks);
     return 0;
 }

@@ -99,6 +99,11 @@ DEVICE uint16_t narrow(float x) {
     if (x != x) return 0x7fff;
     return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
+// A pair of bf16 times 2^120.
+DEVICE uint32_t raised_by_120(uint32_t pair) {
+    uint32_t low = narrow(widen(uint16_t(pair)) * 0x1p120f), high = narrow(widen(uint16_t(pair >> 16)) * 0x1p120f);
+    return low | high << 16;
+}
 DEVICE float exp2_of(float x) { return exp2f(x); }
 DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE float product(float a, float b) { return a * b; }

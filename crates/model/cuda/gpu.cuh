@@ -36,6 +36,14 @@ DEVICE void await_inputs() {
 
 DEVICE float widen(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
 DEVICE uint16_t narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+// A pair of bf16 times 2^120.
+DEVICE uint32_t raised_by_120(uint32_t pair) {
+    __nv_bfloat162 x;
+    memcpy(&x, &pair, 4);
+    x = __hmul2(x, __nv_bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80)));
+    memcpy(&pair, &x, 4);
+    return pair;
+}
 DEVICE float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

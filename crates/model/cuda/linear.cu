@@ -100,14 +100,17 @@ struct Plain {
     }
 };
 
-#define LINEAR(name, Finish)                                                                       \
-    KERNEL(FEW_WARPS * LANES, 2) name##_few_1(Finish a) { few<1>(a.product, a); }                  \
-    KERNEL(FEW_WARPS * LANES, 2) name##_few_2(Finish a) { few<2>(a.product, a); }                  \
-    KERNEL(FEW_WARPS * LANES, 2) name##_few_4(Finish a) { few<4>(a.product, a); }                  \
-    KERNEL(FEW_WARPS * LANES, 2) name##_few_8(Finish a) { few<8>(a.product, a); }                  \
-    KERNEL(4 * LANES, 1) name##_many_1x4(Finish a) { many<1, 4>(a.product, a); }                   \
-    KERNEL(8 * LANES, 1) name##_many_4x2(Finish a) { many<4, 2>(a.product, a); }
+#define LINEAR(name, W, Finish)                                                                  \
+    KERNEL(FEW_WARPS * LANES, 2) name##_few_1(Finish a) { few<W, 1>(a.product, a); }             \
+    KERNEL(FEW_WARPS * LANES, 2) name##_few_2(Finish a) { few<W, 2>(a.product, a); }             \
+    KERNEL(FEW_WARPS * LANES, 2) name##_few_4(Finish a) { few<W, 4>(a.product, a); }             \
+    KERNEL(FEW_WARPS * LANES, 2) name##_few_8(Finish a) { few<W, 8>(a.product, a); }             \
+    KERNEL(4 * LANES, 1) name##_many_1x4(Finish a) { many<W, 1, 4>(a.product, a); }              \
+    KERNEL(8 * LANES, 1) name##_many_4x2(Finish a) { many<W, 4, 2>(a.product, a); }
 
-LINEAR(qkv, Qkv)
-LINEAR(gate_up, GateUp)
-LINEAR(plain, Plain)
+LINEAR(qkv, Bf16, Qkv)
+LINEAR(gate_up, Bf16, GateUp)
+LINEAR(plain, Bf16, Plain)
+LINEAR(qkv_fp8, Fp8, Qkv)
+LINEAR(gate_up_fp8, Fp8, GateUp)
+LINEAR(plain_fp8, Fp8, Plain)

@@ -7,16 +7,47 @@
 
 #include "base.cuh"
 
+// Weights in bf16: a tile's pair of k-tiles is two loads.
+struct Bf16 {
+    static constexpr uint32_t WORDS = 2;
+    DEVICE static uint32_t tile_words(uint32_t pairs) { return WORDS * pairs * LANES; }
+    DEVICE static void widen(const uint4 (&words)[WORDS], uint4 &low, uint4 &high) { low = words[0], high = words[1]; }
+    DEVICE static void scale(const uint4 *, uint32_t, float (&)[4]) {}
+};
+
+// Weights in FP8 (e4m3, arXiv 2209.05433), a scale a row: a pair of k-tiles is one load, and 16 scales stand behind a tile. A
+// number becomes bf16 by its bits: shifted, its exponent is 120 too small, and the product that mends it is exact.
+struct Fp8 {
+    static constexpr uint32_t WORDS = 1;
+    DEVICE static uint32_t tile_words(uint32_t pairs) { return pairs * LANES + 4; }
+    // Bytes 1 and 3 are the first pair, 0 and 2 the second.
+    DEVICE static void widen(uint32_t bytes, uint32_t &first, uint32_t &second) {
+        first = raised_by_120((bytes & 0x80008000) | (bytes & 0x7f007f00) >> 4);
+        bytes <<= 8;
+        second = raised_by_120((bytes & 0x80008000) | (bytes & 0x7f007f00) >> 4);
+    }
+    DEVICE static void widen(const uint4 (&words)[WORDS], uint4 &low, uint4 &high) {
+        widen(words[0].x, low.x, low.y);
+        widen(words[0].y, low.z, low.w);
+        widen(words[0].z, high.x, high.y);
+        widen(words[0].w, high.z, high.w);
+    }
+    DEVICE static void scale(const uint4 *tile, uint32_t pairs, float (&c)[4]) {
+        const float *scales = reinterpret_cast<const float *>(tile + pairs * LANES);
+        UNROLL for (uint32_t i = 0; i < 4; i++) c[i] = product(c[i], scales[lane() / 4 + i / 2 * 8]);
+    }
+};
+
 struct Product {
-    const uint4 *weights; // rows: [shard][tiles][2 · pairs][lane]
+    const uint4 *weights; // rows: [shard][tiles][words of a tile]
     const uint4 *x;       // packed: [shard][token_tiles][pairs][lane]
     uint32_t tiles;       // of 16 rows
     uint32_t tokens;
     uint32_t token_tiles; // of 8 tokens, that x has room for
     uint32_t pairs;       // of k-tiles: k / 32
 
-    DEVICE const uint4 *rows(uint32_t shard, uint32_t tile) const {
-        return weights + (size_t(shard) * tiles + tile) * (2 * pairs * LANES);
+    template <class W> DEVICE const uint4 *rows(uint32_t shard, uint32_t tile) const {
+        return weights + (size_t(shard) * tiles + tile) * W::tile_words(pairs);
     }
     DEVICE const uint4 *columns(uint32_t shard, uint32_t token_tile) const {
         return x + (size_t(shard) * token_tiles + token_tile) * (pairs * LANES);
@@ -33,9 +64,9 @@ DEVICE float4 added(float4 a, float4 b) { return {sum(a.x, b.x), sum(a.y, b.y), 
 // of a tile of rows are a warp's each, and the first of these adds up what they found.
 //
 // Bytes: all weights, 2 a parameter; packed tokens come out of the caches, NT / 2 bytes for each byte of weights.
-template <int NT, class Finish> DEVICE void few(const Product &p, const Finish &finish) {
-    // Pairs of tiles of weights that a warp has under way: 2 · 4 loads of 16 bytes a lane, 4 KiB a warp.
-    constexpr uint32_t AHEAD = NT < 8 ? 4 : 2;
+template <class W, int NT, class Finish> DEVICE void few(const Product &p, const Finish &finish) {
+    // Pairs of tiles of weights that a warp has under way: 8 loads of 16 bytes a lane, 4 KiB a warp.
+    constexpr uint32_t AHEAD = (NT < 8 ? 8 : 4) / W::WORDS;
     uint32_t segments = p.segments(), together = segments < FEW_WARPS ? segments : FEW_WARPS;
     uint32_t tile = block().x * (FEW_WARPS / together) + warp() / together, shard = block().z;
     uint32_t first = warp() % together;
@@ -49,21 +80,22 @@ template <int NT, class Finish> DEVICE void few(const Product &p, const Finish &
         if (works && segment < segments) {
             uint32_t start = segment * SEGMENT_PAIRS;
             uint32_t end = start + SEGMENT_PAIRS < p.pairs ? start + SEGMENT_PAIRS : p.pairs;
-            const uint4 *w = p.rows(shard, tile) + lane(), *x = p.columns(shard, 0) + lane();
-            uint4 ahead[AHEAD][2];
+            const uint4 *w = p.template rows<W>(shard, tile) + lane(), *x = p.columns(shard, 0) + lane();
+            uint4 ahead[AHEAD][W::WORDS];
             auto load = [&](uint32_t i, uint32_t at) {
-                if (at >= end) return;
-                ahead[i][0] = stream(w + (2 * at) * LANES);
-                ahead[i][1] = stream(w + (2 * at + 1) * LANES);
+                if (at < end) UNROLL for (uint32_t word = 0; word < W::WORDS; word++)
+                    ahead[i][word] = stream(w + (W::WORDS * at + word) * LANES);
             };
             UNROLL for (uint32_t i = 0; i < AHEAD; i++) load(i, start + i);
             if (round == 0) await_inputs();
             for (uint32_t at = start; at < end; at += AHEAD) {
                 UNROLL for (uint32_t i = 0; i < AHEAD; i++) if (at + i < end) {
+                    uint4 low, high;
+                    W::widen(ahead[i], low, high);
                     UNROLL for (int j = 0; j < NT; j++) {
                         uint4 columns = x[(j * p.pairs + at + i) * LANES];
-                        mma(sums[j], ahead[i][0], columns.x, columns.y);
-                        mma(sums[j], ahead[i][1], columns.z, columns.w);
+                        mma(sums[j], low, columns.x, columns.y);
+                        mma(sums[j], high, columns.z, columns.w);
                     }
                     load(i, at + i + AHEAD);
                 }
@@ -86,7 +118,8 @@ template <int NT, class Finish> DEVICE void few(const Product &p, const Finish &
     }
     if (works && first == 0) UNROLL for (int j = 0; j < NT; j++) {
         float4 total = found[j * FEW_WARPS * LANES];
-        const float sums[4] = {total.x, total.y, total.z, total.w};
+        float sums[4] = {total.x, total.y, total.z, total.w};
+        W::scale(p.template rows<W>(shard, tile), p.pairs, sums);
         finish(shard, tile, uint32_t(j), sums);
     }
 }
@@ -101,22 +134,22 @@ constexpr int STAGES = 4;
 // fragments are read without bank conflicts. Sums over the segments before wait in shared memory.
 //
 // Operations: a warp reads 16 fragments, 8 KiB, for 64 products of 16 x 8 x 16, twice what shared memory would bound.
-template <int WM, int WN, class Finish> DEVICE void many(const Product &p, const Finish &finish) {
+template <class W, int WM, int WN, class Finish> DEVICE void many(const Product &p, const Finish &finish) {
     constexpr uint32_t THREADS = WM * WN * LANES, ROWS = WM * WARP_TILES, COLUMNS = WN * WARP_COLUMNS;
-    constexpr uint32_t STAGE = (2 * ROWS + COLUMNS) * LANES; // in 16 bytes
+    constexpr uint32_t WORDS = W::WORDS * ROWS * LANES, STAGE = WORDS + COLUMNS * LANES; // in 16 bytes
     uint4 *stages = reinterpret_cast<uint4 *>(shared());
     float *totals = reinterpret_cast<float *>(stages + STAGES * STAGE) + thread(); // [sum][thread]
     uint32_t shard = block().z, first_tile = block().x * ROWS, first_column = block().y * COLUMNS;
 
     auto copy_rows = [&](uint32_t pair) {
         uint4 *to = stages + pair % STAGES * STAGE;
-        for (uint32_t i = thread(); i < 2 * ROWS * LANES; i += THREADS) {
-            uint32_t tile = first_tile + i / (2 * LANES);
-            copy_ahead(to + i, p.rows(shard, tile < p.tiles ? tile : p.tiles - 1) + pair * (2 * LANES) + i % (2 * LANES));
+        for (uint32_t i = thread(); i < WORDS; i += THREADS) {
+            uint32_t tile = first_tile + i / (W::WORDS * LANES), at = i % (W::WORDS * LANES);
+            copy_ahead(to + i, p.template rows<W>(shard, tile < p.tiles ? tile : p.tiles - 1) + pair * (W::WORDS * LANES) + at);
         }
     };
     auto copy_columns = [&](uint32_t pair) {
-        uint4 *to = stages + pair % STAGES * STAGE + 2 * ROWS * LANES;
+        uint4 *to = stages + pair % STAGES * STAGE + WORDS;
         for (uint32_t i = thread(); i < COLUMNS * LANES; i += THREADS) {
             uint32_t column = first_column + i / LANES;
             copy_ahead(to + i,
@@ -152,11 +185,13 @@ template <int WM, int WN, class Finish> DEVICE void many(const Product &p, const
             copy_columns(pair + STAGES - 1);
         }
         end_copies();
-        const uint4 *rows = stages + pair % STAGES * STAGE + lane(), *columns = rows + 2 * ROWS * LANES;
+        const uint4 *rows = stages + pair % STAGES * STAGE + lane(), *columns = rows + WORDS;
         uint4 x[WARP_COLUMNS];
         UNROLL for (int b = 0; b < WARP_COLUMNS; b++) x[b] = columns[(own_column + b) * LANES];
         UNROLL for (int a = 0; a < WARP_TILES; a++) {
-            uint4 low = rows[(2 * (own_tile + a)) * LANES], high = rows[(2 * (own_tile + a) + 1) * LANES];
+            uint4 words[W::WORDS], low, high;
+            UNROLL for (uint32_t word = 0; word < W::WORDS; word++) words[word] = rows[(W::WORDS * (own_tile + a) + word) * LANES];
+            W::widen(words, low, high);
             UNROLL for (int b = 0; b < WARP_COLUMNS; b++) {
                 mma(sums[a][b], low, x[b].x, x[b].y);
                 mma(sums[a][b], high, x[b].z, x[b].w);
@@ -169,10 +204,8 @@ template <int WM, int WN, class Finish> DEVICE void many(const Product &p, const
         UNROLL for (int i = 0; i < 4; i++) if (cut)
             sums[a][b][i] = sum(totals[((a * WARP_COLUMNS + b) * 4 + i) * THREADS], sums[a][b][i]);
         uint32_t tile = first_tile + own_tile + a, column = first_column + own_column + b;
-        if (tile < p.tiles && column * 8 < p.tokens) finish(shard, tile, column, sums[a][b]);
+        if (tile >= p.tiles || column * 8 >= p.tokens) continue;
+        W::scale(p.template rows<W>(shard, tile), p.pairs, sums[a][b]);
+        finish(shard, tile, column, sums[a][b]);
     }
-}
-
-template <int WM, int WN> constexpr uint32_t many_shared_bytes() {
-    return STAGES * (2 * WM * WARP_TILES + WN * WARP_COLUMNS) * LANES * 16 + WARP_TILES * WARP_COLUMNS * 4 * WM * WN * LANES * 4;
 }

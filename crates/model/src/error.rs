@@ -1,6 +1,6 @@
 use galerne_checkpoint::{CheckpointError, Weight};
 use galerne_collective::CollectiveError;
-use galerne_types::{KvDtype, RequestId};
+use galerne_types::{KvDtype, Quantize, RequestId};
 
 use crate::gpu::DeviceError;
 
@@ -96,6 +96,12 @@ pub enum ModelError {
         shards: usize,
         /// The kernels' most.
         shards_max: usize,
+    },
+    /// The kernels for GPUs read no such weights.
+    #[error("a GPU does not hold weights in {quantize}: take fp8, or leave --quantize out for bf16")]
+    GpuQuantize {
+        /// What was asked for.
+        quantize: Quantize,
     },
     /// Keys and values are kept in one way on a GPU.
     #[error("a GPU keeps keys and values in bf16, not in {dtype}: leave --kv-dtype out")]

@@ -11,6 +11,7 @@ use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
 use galerne_wire::v1::engine_client::EngineClient;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::ask::random_seed;
@@ -276,6 +277,20 @@ impl Groups {
             state.seen.groups.iter().filter(|(id, group)| state.standing(id, group) == Standing::Ready);
         let cards = ready.filter_map(|(_, group)| group.serving()).map(|health| &health.model);
         cards.filter(|card| card.name == model).min_by_key(|card| card.context_tokens_max).cloned()
+    }
+
+    /// The same as soon as there is one, if it is there in time.
+    pub(crate) async fn card_within(&self, model: &str, time: Duration) -> Option<ModelCard> {
+        let mut seen = self.watch();
+        let ready = async {
+            loop {
+                match self.card(model) {
+                    Some(card) => return card,
+                    None => self.changed(&mut seen).await,
+                }
+            }
+        };
+        timeout(time, ready).await.ok()
     }
 
     /// The groups that serve.

@@ -34,6 +34,9 @@ pub struct RequestLimits {
     pub first_token_s_max: Duration,
     /// Time between two tokens: it covers a request that the leader preempts for want of KV blocks.
     pub next_token_s_max: Duration,
+    /// Time that a new request waits for a group where none serves its model: while the only one forms anew, or the first one
+    /// is started for it.
+    pub hold_s_max: Duration,
     /// Time that an answer whose group was lost waits for one that goes on with it, each time that one is lost.
     pub recovery_s_max: Duration,
 }
@@ -54,6 +57,7 @@ impl RequestLimits {
         tools_max: 128,
         first_token_s_max: Duration::from_secs(600),
         next_token_s_max: Duration::from_secs(120),
+        hold_s_max: Duration::from_secs(5),
         recovery_s_max: Duration::from_secs(60),
     };
 }

@@ -12,6 +12,9 @@ pub enum Quantize {
     Q8_0,
     /// Those of the layers Q4_0; embedding and head, which feel it most, Q8_0.
     Q4_0,
+    /// The matrices of the layers e4m3 with a scale for each row of a virtual shard, whatever they are in the checkpoint: on
+    /// GPUs.
+    Fp8,
 }
 
 impl fmt::Display for Quantize {
@@ -19,6 +22,7 @@ impl fmt::Display for Quantize {
         f.write_str(match self {
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -27,9 +31,9 @@ impl FromStr for Quantize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Q8_0, Self::Q4_0]
+        [Self::Q8_0, Self::Q4_0, Self::Fp8]
             .into_iter()
             .find(|quantize| quantize.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no format to quantize to: q8_0 or q4_0"))
+            .ok_or_else(|| format!("{text:?} is no format to quantize to: q8_0 or q4_0, on GPUs fp8"))
     }
 }

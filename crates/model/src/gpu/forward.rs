@@ -12,9 +12,10 @@ use super::kernels::{
     AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, Likeliest, PLAIN, Pick, Plain, Product, QKV,
     Qkv, TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
 };
-use super::layout::tree_of;
+use super::layout::{Packing, tree_of};
 use super::link::{Link, Places, Ranks};
-use super::weights::{GpuWeights, Layer, Shape};
+use super::plan::{Layer, Shape};
+use super::weights::GpuWeights;
 use super::workspace::{Room, Workspace, kv_block};
 use crate::check::Place;
 use crate::error::ModelError;
@@ -304,7 +305,8 @@ impl Core {
 
     /// Attention of one layer, into the leaves.
     fn attention(&self, layer: &Layer, index: usize) -> Result<(), DeviceError> {
-        let (shape, config) = (&self.weights.shape, &self.weights.portion.config);
+        let GpuWeights { shape, packing, portion, .. } = &*self.weights;
+        let (packing, config) = (*packing, &portion.config);
         let kv = self.work.kv.address() + (index * kv_block(shape) * size_of::<bf16>()) as Address;
         let product = self.product(layer.qkv, &self.work.normed, shape.qkv_tiles(), shape.hidden_pairs());
         let qkv = Qkv {
@@ -338,23 +340,23 @@ impl Core {
         let o = self.partial(layer.o, &self.work.attended, shape.attended_pairs());
         // SAFETY: `check` has seen to it that blocks exist and reach to the last position; buffers have room for a tile.
         unsafe {
-            multiply(self.device(), &QKV, &qkv.product, 1, &qkv)?;
+            multiply(self.device(), &QKV, (packing, &qkv.product), 1, &qkv)?;
             attend(self.device(), shape.dim, &seen)?;
-            multiply(self.device(), &PLAIN, &o.product, shape.shards as u32, &o)
+            multiply(self.device(), &PLAIN, (packing, &o.product), shape.shards as u32, &o)
         }
     }
 
     /// The MLP of one layer, into the leaves.
     fn mlp(&self, layer: &Layer) -> Result<(), DeviceError> {
-        let shape = &self.weights.shape;
+        let (shape, packing) = (&self.weights.shape, self.weights.packing);
         let product =
             self.product(layer.gate_up, &self.work.normed, shape.gate_up_tiles(), shape.hidden_pairs());
         let gate_up = GateUp { product, out: self.work.mlp.address(), out_pairs: shape.mlp_pairs() as u32 };
         let down = self.partial(layer.down, &self.work.mlp, shape.mlp_pairs());
         // SAFETY: buffers have room for a tile.
         unsafe {
-            multiply(self.device(), &GATE_UP, &gate_up.product, 1, &gate_up)?;
-            multiply(self.device(), &PLAIN, &down.product, shape.shards as u32, &down)
+            multiply(self.device(), &GATE_UP, (packing, &gate_up.product), 1, &gate_up)?;
+            multiply(self.device(), &PLAIN, (packing, &down.product), shape.shards as u32, &down)
         }
     }
 
@@ -385,7 +387,7 @@ impl Core {
         // SAFETY: rows of the tile, and room for a round.
         unsafe {
             each_row(self.device(), c"pick", rows.len() as u32, &pick)?;
-            multiply(self.device(), &PLAIN, &product, 1, &head)
+            multiply(self.device(), &PLAIN, (Packing::Bf16, &product), 1, &head)
         }
     }
 }

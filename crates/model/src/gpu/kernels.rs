@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use super::device::{Address, Device, DeviceError, Launch};
+use super::layout::Packing;
 
 /// Lanes of a warp.
 const LANES: u32 = 32;
@@ -161,24 +162,42 @@ pub(super) struct Likeliest {
     pub(super) stride: u32,
 }
 
-/// The six kernels that compute one kind of product.
+/// The six kernels that compute one kind of product with weights of one [`Packing`].
 pub(super) struct Kernels {
     few: [&'static CStr; 4],
     many: [&'static CStr; 2],
 }
 
-pub(super) const QKV: Kernels = Kernels {
-    few: [c"qkv_few_1", c"qkv_few_2", c"qkv_few_4", c"qkv_few_8"],
-    many: [c"qkv_many_1x4", c"qkv_many_4x2"],
-};
-pub(super) const GATE_UP: Kernels = Kernels {
-    few: [c"gate_up_few_1", c"gate_up_few_2", c"gate_up_few_4", c"gate_up_few_8"],
-    many: [c"gate_up_many_1x4", c"gate_up_many_4x2"],
-};
-pub(super) const PLAIN: Kernels = Kernels {
-    few: [c"plain_few_1", c"plain_few_2", c"plain_few_4", c"plain_few_8"],
-    many: [c"plain_many_1x4", c"plain_many_4x2"],
-};
+pub(super) const QKV: [Kernels; 2] = [
+    Kernels {
+        few: [c"qkv_few_1", c"qkv_few_2", c"qkv_few_4", c"qkv_few_8"],
+        many: [c"qkv_many_1x4", c"qkv_many_4x2"],
+    },
+    Kernels {
+        few: [c"qkv_fp8_few_1", c"qkv_fp8_few_2", c"qkv_fp8_few_4", c"qkv_fp8_few_8"],
+        many: [c"qkv_fp8_many_1x4", c"qkv_fp8_many_4x2"],
+    },
+];
+pub(super) const GATE_UP: [Kernels; 2] = [
+    Kernels {
+        few: [c"gate_up_few_1", c"gate_up_few_2", c"gate_up_few_4", c"gate_up_few_8"],
+        many: [c"gate_up_many_1x4", c"gate_up_many_4x2"],
+    },
+    Kernels {
+        few: [c"gate_up_fp8_few_1", c"gate_up_fp8_few_2", c"gate_up_fp8_few_4", c"gate_up_fp8_few_8"],
+        many: [c"gate_up_fp8_many_1x4", c"gate_up_fp8_many_4x2"],
+    },
+];
+pub(super) const PLAIN: [Kernels; 2] = [
+    Kernels {
+        few: [c"plain_few_1", c"plain_few_2", c"plain_few_4", c"plain_few_8"],
+        many: [c"plain_many_1x4", c"plain_many_4x2"],
+    },
+    Kernels {
+        few: [c"plain_fp8_few_1", c"plain_fp8_few_2", c"plain_fp8_few_4", c"plain_fp8_few_8"],
+        many: [c"plain_fp8_many_1x4", c"plain_fp8_many_4x2"],
+    },
+];
 
 /// Launches a product of as many shards, whose arguments begin with `product`.
 ///
@@ -186,12 +205,13 @@ pub(super) const PLAIN: Kernels = Kernels {
 /// As [`Device::launch`].
 pub(super) unsafe fn multiply<A>(
     device: &dyn Device,
-    kernels: &Kernels,
-    product: &Product,
+    [bf16, fp8]: &[Kernels; 2],
+    (packing, product): (Packing, &Product),
     shards: u32,
     arguments: &A,
 ) -> Result<(), DeviceError> {
     let Product { tiles, tokens, pairs, .. } = *product;
+    let kernels = if packing == Packing::Fp8 { fp8 } else { bf16 };
     if tiles == 0 || shards == 0 {
         return Ok(());
     }
@@ -204,7 +224,9 @@ pub(super) unsafe fn multiply<A>(
     } else {
         let (kind, rows, columns) = if tokens <= MANY_SMALL_TOKENS_MAX { (0, 1, 4) } else { (1, 4, 2) };
         let grid = [tiles.div_ceil(4 * rows), tokens.div_ceil(64 * columns), shards];
-        let (stage, totals) = ((2 * 4 * rows + 8 * columns) * LANES * 16, 128 * 4 * rows * columns * LANES);
+        let words = if packing == Packing::Fp8 { 1 } else { 2 };
+        let stage = (words * 4 * rows + 8 * columns) * LANES * 16;
+        let totals = 128 * 4 * rows * columns * LANES;
         let shared = 4 * stage + totals;
         Launch::new(kernels.many[kind], grid, rows * columns * LANES, shared, arguments)
     };

@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use galerne_collective::nccl::Gathered;
+use galerne_types::Quantize;
 use half::bf16;
 
 use super::kernels::{PAIR, TILE_PAIR_BYTES, TILE_ROWS, Tree};
+use crate::error::ModelError;
 
 /// Leaves of the tree that fit into a kernel's argument.
 pub(super) const LEAVES_MAX: usize = 32;
@@ -59,14 +61,88 @@ pub(super) fn padded_dim(head_dim: usize) -> usize {
     head_dim.next_multiple_of(PAIR)
 }
 
-/// Puts row `r` of a tile's 16, `values` from input `start` on, where a warp's lanes find them. `tile` holds all inputs.
-pub(super) fn put_row(tile: &mut [u8], r: usize, start: usize, values: &[bf16]) {
-    debug_assert!(r < TILE_ROWS);
-    for (k, value) in (start..).zip(values) {
-        let (lane, word) = (r % 8 * 4 + k % 8 / 2, r / 8 + k % 16 / 8 * 2);
-        let at = k / 16 * (TILE_PAIR_BYTES / 2) + lane * 16 + word * 4 + k % 2 * 2;
-        tile[at..at + 2].copy_from_slice(&value.to_le_bytes());
+/// The format of a matrix, as kernels read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    Bf16,
+    /// e4m3 with a scale for each row of a shard.
+    Fp8,
+}
+
+impl Packing {
+    pub(super) fn of(quantize: Option<Quantize>) -> Result<Self, ModelError> {
+        match quantize {
+            None => Ok(Self::Bf16),
+            Some(Quantize::Fp8) => Ok(Self::Fp8),
+            Some(quantize) => Err(ModelError::GpuQuantize { quantize }),
+        }
     }
+
+    /// Bytes of a tile of 16 rows over so many pairs of k-tiles.
+    pub(super) fn tile_bytes(self, pairs: usize) -> usize {
+        match self {
+            Self::Bf16 => pairs * TILE_PAIR_BYTES,
+            Self::Fp8 => pairs * TILE_PAIR_BYTES / 2 + TILE_ROWS * size_of::<f32>(),
+        }
+    }
+
+    /// Puts row `r` of a tile's 16, in runs from some input on, where a warp's lanes find it. `tile` holds all inputs.
+    pub(super) fn put_row<'a>(
+        self,
+        tile: &mut [u8],
+        r: usize,
+        runs: &(impl Iterator<Item = (usize, &'a [bf16])> + Clone),
+    ) {
+        let numbers = || runs.clone().flat_map(|(start, run)| (start..).zip(run));
+        match self {
+            Self::Bf16 => {
+                for (k, value) in numbers() {
+                    let (lane, word) = place(r, k);
+                    let at = k / 16 * (TILE_PAIR_BYTES / 2) + lane * 16 + word * 4 + k % 2 * 2;
+                    tile[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            Self::Fp8 => {
+                let largest = numbers().map(|(_, value)| value.to_f32().abs()).fold(0.0, f32::max);
+                let scale = if largest > 0.0 { largest / E4M3_MAX } else { 1.0 };
+                let scales = tile.len() - TILE_ROWS * size_of::<f32>();
+                tile[scales + r * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+                for (k, value) in numbers() {
+                    // Bytes 1 and 3 of a word are its first pair, 0 and 2 its second.
+                    let (lane, word) = place(r, k);
+                    let byte = (1 - word % 2) + k % 2 * 2;
+                    let at = k / PAIR * (TILE_PAIR_BYTES / 2)
+                        + lane * 16
+                        + k % PAIR / 16 * 8
+                        + word / 2 * 4
+                        + byte;
+                    tile[at] = e4m3(value.to_f32() / scale);
+                }
+            }
+        }
+    }
+}
+
+/// The lane that has input k of row r, and which of its four words of a k-tile holds it.
+fn place(r: usize, k: usize) -> (usize, usize) {
+    (r % 8 * 4 + k % 8 / 2, r / 8 + k % 16 / 8 * 2)
+}
+
+/// The largest number of e4m3.
+const E4M3_MAX: f32 = 448.0;
+
+/// The nearest number of e4m3 (arXiv 2209.05433: sign, four bits of exponent with a bias of 7, three of mantissa), of two as
+/// near the even one; what is larger than all is the largest.
+fn e4m3(x: f32) -> u8 {
+    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
+    let magnitude = x.abs().min(E4M3_MAX);
+    // Steps of the number's own binade, or of the subnormal numbers.
+    let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
+    let step = 2f32.powi(exponent.max(-6) - 3);
+    let steps = (magnitude / step).round_ties_even() as u32;
+    // 8 steps are the next binade's first number: the carry goes where it belongs.
+    let bits = if exponent < -6 { steps } else { ((exponent + 7) as u32 * 8) + steps - 8 };
+    sign | bits.min(0x7e) as u8
 }
 
 #[cfg(test)]
@@ -115,11 +191,42 @@ mod tests {
 
     #[test]
     fn every_number_of_a_tile_has_a_place_of_its_own() {
-        let mut tile = vec![0; 2 * TILE_PAIR_BYTES];
-        for r in 0..TILE_ROWS {
-            put_row(&mut tile, r, 32, &[bf16::ONE; 32]);
+        for (packing, number) in [(Packing::Bf16, &[0x80, 0x3f][..]), (Packing::Fp8, &[0x7e])] {
+            let mut tile = vec![0; packing.tile_bytes(2)];
+            for r in 0..TILE_ROWS {
+                let runs = [(32, &[bf16::ONE; 20][..]), (52, &[bf16::ONE; 12])];
+                packing.put_row(&mut tile, r, &runs.into_iter());
+            }
+            let (numbers, _) = tile.split_at(2 * TILE_ROWS * PAIR * number.len());
+            let (first, second) = numbers.split_at(numbers.len() / 2);
+            assert!(first.iter().all(|byte| *byte == 0));
+            assert!(second.chunks(number.len()).all(|found| found == number), "{packing:?}");
         }
-        assert!(tile[..TILE_PAIR_BYTES].iter().all(|byte| *byte == 0));
-        assert!(tile[TILE_PAIR_BYTES..].chunks(2).all(|value| value == bf16::ONE.to_le_bytes()));
+    }
+
+    /// What the bits stand for.
+    fn value(bits: u8) -> f32 {
+        let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+        let magnitude = if exponent == 0 {
+            mantissa * 2f32.powi(-9)
+        } else {
+            (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7)
+        };
+        if bits >> 7 == 1 { -magnitude } else { magnitude }
+    }
+
+    #[test]
+    fn numbers_become_the_nearest_of_e4m3() {
+        for bits in (0..=0x7e).chain(0x80..=0xfe) {
+            assert_eq!(e4m3(value(bits)), bits, "{}", value(bits));
+        }
+        for (low, high) in (0..0x7e).map(|bits| (bits, bits + 1)) {
+            let (a, b) = (value(low), value(high));
+            let even = if low % 2 == 0 { low } else { high };
+            assert_eq!(e4m3((a + b) / 2.0), even, "between {a} and {b}");
+            assert_eq!(e4m3(a + (b - a) * 0.49), low);
+            assert_eq!(e4m3(-(a + (b - a) * 0.51)), high | 0x80);
+        }
+        assert_eq!((e4m3(1e9), e4m3(-460.0), e4m3(0.0)), (0x7e, 0xfe, 0));
     }
 }

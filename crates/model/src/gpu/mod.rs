@@ -2,7 +2,8 @@
 //! the same source run on the host.
 //!
 //! [`GpuWeights::load`] packs a rank's shards into the layout in which the kernels read them; `Forward` lays out the
-//! workspace and launches. Weights, activations, keys and values are bf16, everything that is summed is f32. The order of
+//! workspace and launches. Weights are bf16 or FP8, activations, keys
+//! and values bf16, everything that is summed is f32. The order of
 //! every sum follows from the model and S alone (`cuda/product.cuh`, `cuda/attention.cu`), so tokens do not depend on the batch,
 //! the chunks of a prefill, or N; they are not those of the CPU, whose arithmetic is another.
 
@@ -13,6 +14,7 @@ mod inputs;
 mod kernels;
 mod layout;
 mod link;
+mod plan;
 mod weights;
 mod workspace;
 

@@ -9,7 +9,8 @@ use super::device::{Buffer, DeviceError};
 use super::inputs::{Inputs, bytes_of};
 use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
 use super::link::Ranks;
-use super::weights::{GpuWeights, Shape};
+use super::plan::Shape;
+use super::weights::GpuWeights;
 use crate::head::ROUND_MAX;
 use crate::math::RopeTable;
 

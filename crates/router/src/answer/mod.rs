@@ -126,7 +126,7 @@ impl Common {
         caller: &Caller,
     ) -> Result<Self, Failure> {
         router.traffic.admits()?; // before the work of tokenizing
-        let card = router.groups.card(&model.name);
+        let card = router.groups.card_within(&model.name, router.requests.hold_s_max).await;
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(model, prompt).await?;
         let request = options.request(model, prompt, card.context_tokens_max, caller, &router.requests)?;

@@ -59,10 +59,11 @@ struct Tries {
 impl Opening {
     /// Finds a group, and returns when its first token is there.
     pub(super) async fn open(mut self) -> Result<Run, Failure> {
-        let &RequestLimits { first_token_s_max, next_token_s_max, recovery_s_max, .. } =
+        let &RequestLimits { first_token_s_max, next_token_s_max, hold_s_max, recovery_s_max, .. } =
             &self.router.requests;
         let (now, seen) = (Instant::now(), self.router.groups.watch());
-        let (due, recovers) = (now + first_token_s_max, now + recovery_s_max);
+        let waits = if self.accepted { recovery_s_max } else { hold_s_max };
+        let (due, recovers) = (now + first_token_s_max, now + waits);
         let mut tries = Tries {
             seen,
             due,
@@ -98,7 +99,7 @@ impl Opening {
         }
     }
 
-    /// A place at a group; what a leader has had waits for one.
+    /// A place at a group. What a leader has had waits for one, and so does what comes while none serves.
     async fn place(&self, tries: &mut Tries) -> Result<Place, Failure> {
         let (groups, request) = (&self.router.groups, &self.request);
         let most = request.prompt.len() as u32 + request.max_tokens;
@@ -106,10 +107,10 @@ impl Opening {
             let begun = self.begun.as_ref().map(|card| (card, most));
             let want = Want { model: &self.model.name, begun, not: tries.refused.as_ref() };
             match groups.place(want) {
-                Err(_) if self.accepted => {
-                    let end = tries.end();
-                    let changed = timeout_at(end, groups.changed(&mut tries.seen)).await;
-                    changed.map_err(|_| self.failure(tries.over()))?;
+                Err(refusal) if self.accepted || groups.card(&self.model.name).is_none() => {
+                    let changed = timeout_at(tries.end(), groups.changed(&mut tries.seen)).await;
+                    let over = |_| if self.accepted { self.failure(tries.over()) } else { refusal };
+                    changed.map_err(over)?;
                 }
                 placed => return placed,
             }

@@ -57,6 +57,41 @@ async fn when_all_are_lost_the_client_is_told_to_come_back() {
     assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
 }
 
+#[tokio::test]
+async fn a_request_that_comes_while_the_only_group_forms_anew_is_held_for_it() {
+    let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::busy(&leader, RequestLimits::DEFAULT).await;
+    let (id, whole) = group("g0", 7, &leader.address);
+    // Nobody leads: it waits before it is tokenized.
+    stage.fleet.send_modify(|fleet| fleet.groups.values_mut().for_each(|group| group.health = None));
+    let held = stage.start(TEXT, &json!({ "prompt": "x" })).await;
+    let waits = r#"vllm:num_requests_waiting{model_name="bard"}"#;
+    patiently(async { while !stage.get("/metrics").await.body.contains(waits) {} }).await;
+    stage.fleet.send_modify(|fleet| drop(fleet.groups.insert(id.clone(), whole.clone())));
+    assert_eq!(held.rest().await.json()["choices"][0]["text"], "Anon");
+    assert!(patiently(leader.requests.recv()).await.is_some());
+
+    // Its leader is found dead: it waits for the next one.
+    let dead = deserted().await;
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &dead)]) });
+    let held = stage.start(TEXT, &json!({ "prompt": "x" })).await;
+    patiently(async { while states(&stage).await != ["lost"] {} }).await;
+    leader.lead(9);
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 9, &leader.address)]) });
+    assert_eq!(held.rest().await.json()["choices"][0]["text"], "Anon");
+}
+
+#[tokio::test]
+async fn a_request_is_held_for_a_group_only_so_long() {
+    let leader = Leader::start(Vec::new()).await;
+    let hold_s_max = Duration::from_millis(50);
+    let stage = Stage::busy(&leader, RequestLimits { hold_s_max, ..RequestLimits::DEFAULT }).await;
+    stage.fleet.send_replace(Fleet::default());
+    let reply = stage.post(TEXT, &json!({ "prompt": "x" })).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("no_group")));
+    assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
+}
+
 /// A host that was cut off: its lease ends, and when it is back its leader says again what it said before.
 #[tokio::test]
 async fn a_lost_leader_whose_word_comes_back_is_believed() {

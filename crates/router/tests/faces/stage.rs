@@ -76,6 +76,11 @@ pub(crate) struct Stage {
     served: JoinHandle<Result<(), RouterError>>,
 }
 
+/// A request that finds no group is not held for one.
+fn impatient() -> RequestLimits {
+    RequestLimits { hold_s_max: Duration::ZERO, ..RequestLimits::DEFAULT }
+}
+
 impl Stage {
     /// A router in front of these leaders, each with a group of its own: `g0`, `g1` …
     pub(crate) async fn with(leaders: &[&Leader]) -> Self {
@@ -92,7 +97,7 @@ impl Stage {
             groups,
             shutdown_grace,
             ServerLimits::default(),
-            RequestLimits::default(),
+            impatient(),
             anybody(),
             RouterTls::default(),
             LOOPBACK,
@@ -106,7 +111,7 @@ impl Stage {
             BTreeMap::from([group("g0", 7, &leader.address)]),
             PATIENCE,
             limits,
-            RequestLimits::default(),
+            impatient(),
             anybody(),
             RouterTls::default(),
             LOOPBACK,
@@ -135,7 +140,7 @@ impl Stage {
             groups,
             PATIENCE,
             ServerLimits::default(),
-            RequestLimits::default(),
+            impatient(),
             gate.clone(),
             RouterTls::default(),
             "0.0.0.0:0",
@@ -146,7 +151,7 @@ impl Stage {
     /// A router with certificates, in front of one leader.
     pub(crate) async fn secured(leader: &Leader, tls: RouterTls) -> Self {
         let groups = BTreeMap::from([group("g0", 7, &leader.address)]);
-        let (limits, requests) = (ServerLimits::default(), RequestLimits::default());
+        let (limits, requests) = (ServerLimits::default(), impatient());
         Self::build(groups, PATIENCE, limits, requests, anybody(), tls, LOOPBACK).await
     }
 

@@ -171,8 +171,10 @@ impl Engagement {
         let loaded = match &setup.gpu {
             None => Weights::load(checkpoint, shards, rank, threads, &progress)
                 .map(|weights| (weights.bytes(), Loaded::Here(Arc::new(weights)))),
-            Some(gpu) => GpuWeights::load(checkpoint, shards, rank, &gpu.device, threads, &progress)
-                .map(|weights| (weights.bytes(), Loaded::OnGpu(Arc::new(weights)))),
+            Some(gpu) => {
+                GpuWeights::load(checkpoint, shards, rank, gpu.quantize, &gpu.device, threads, &progress)
+                    .map(|weights| (weights.bytes(), Loaded::OnGpu(Arc::new(weights))))
+            }
         };
         let (bytes, weights) = loaded.map_err(EpochError::Model)?;
         tracing::info!(epoch = self.epoch.0, bytes, ms = began.elapsed().as_millis(), "weights loaded");

@@ -7,7 +7,7 @@ use galerne_collective::nccl::{self, LIBRARY_FILE, Library, UniqueId};
 use galerne_collective::{AbortHandle, Collective, CollectiveError, Config};
 use galerne_model::gpu::{Cuda, Device, DeviceMemory, GpuWeights, Link};
 use galerne_model::{ModelError, Options};
-use galerne_types::{Compute, Shards};
+use galerne_types::{Compute, Quantize, Shards};
 
 use crate::error::WorkerError;
 use crate::options::{self, RankOptions};
@@ -16,6 +16,8 @@ use crate::options::{self, RankOptions};
 pub(crate) struct Gpu {
     pub(crate) device: Arc<dyn Device>,
     index: u16,
+    /// What weights become at load.
+    pub(crate) quantize: Option<Quantize>,
     nccl: Option<Arc<Library>>,
 }
 
@@ -51,7 +53,8 @@ impl Gpu {
         };
         let device = Cuda::open(index.into()).map_err(ModelError::from).map_err(WorkerError::Model)?;
         tracing::info!(index, name = device.name(), nccl = ?nccl, "GPU opened");
-        Ok(Some(Self { device: Arc::new(device), index, nccl: nccl.map(Arc::new) }))
+        let (quantize, nccl) = (options.quantize, nccl.map(Arc::new));
+        Ok(Some(Self { device: Arc::new(device), index, quantize, nccl }))
     }
 
     /// How it computes.
@@ -80,7 +83,8 @@ impl Gpu {
             self.device.memory().map_err(ModelError::from).map_err(WorkerError::Model)?;
         let [mut weights, mut workspace] = [0, 0];
         for rank in 0..shards.world_size() {
-            let of = GpuWeights::bytes_needed(checkpoint, shards, rank, model).map_err(WorkerError::Model)?;
+            let of = GpuWeights::bytes_needed(checkpoint, shards, rank, self.quantize, model)
+                .map_err(WorkerError::Model)?;
             [weights, workspace] = [weights.max(of[0] as u64), workspace.max(of[1] as u64)];
         }
         left_of(total, utilization, weights, workspace)

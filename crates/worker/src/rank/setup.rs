@@ -11,7 +11,7 @@ use galerne_model::{gpu, kv_bytes_per_block};
 use galerne_sched::Limits;
 use galerne_tls::{Client, Server};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Compute, Epoch, ModelCard, RankRecord, RankState, Shards};
+use galerne_types::{Compute, Epoch, ModelCard, Quantize, RankRecord, RankState, Shards};
 
 use super::gpu::Gpu;
 use super::memory;
@@ -50,12 +50,16 @@ impl Setup {
         check(&options)?;
         let tls = options.cluster_tls.as_ref().map(galerne_tls::cluster).transpose()?;
         let mut checkpoint = Checkpoint::open(&options.model)?;
+        let gpu = Gpu::open(&options)?;
+        if gpu.is_none() && options.quantize == Some(Quantize::Fp8) {
+            let says = "--quantize fp8 is for GPUs: take q8_0 or q4_0, or leave it out".to_owned();
+            return Err(WorkerError::Options(says));
+        }
         if let Some(quantize) = options.quantize {
             checkpoint = checkpoint.quantized(quantize);
         }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
-        let gpu = Gpu::open(&options)?;
         let on_cpu = || options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
         let compute = gpu.as_ref().map_or_else(on_cpu, Gpu::compute);
         let card = ModelCard {

@@ -9,7 +9,7 @@ use galerne_collective::Collective;
 use galerne_emulator::Emulator;
 use galerne_model::gpu::{Device, GpuWeights, Link};
 use galerne_model::{Options, Rank, Trace, Weights};
-use galerne_types::{Compute, Shards, Step, TokenId};
+use galerne_types::{Compute, Quantize, Shards, Step, TokenId};
 
 use super::local::Local;
 use super::script::KV_BLOCKS;
@@ -105,11 +105,18 @@ pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: u
 }
 
 /// The same, each on an emulated GPU of its own.
-pub(crate) fn load_on_gpus(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Held> {
+pub(crate) fn load_on_gpus(
+    checkpoint: &Checkpoint,
+    quantize: Option<Quantize>,
+    virtual_shards: usize,
+    world_size: usize,
+) -> Vec<Held> {
     let shards = Shards::new(virtual_shards, world_size).unwrap();
     let on_gpu = |rank| {
         let device: Arc<dyn Device> = Arc::new(Emulator::new(GPU_BYTES));
-        Held::Gpu(Arc::new(GpuWeights::load(checkpoint, shards, rank, &device, 2, &|_, _| {}).unwrap()))
+        Held::Gpu(Arc::new(
+            GpuWeights::load(checkpoint, shards, rank, quantize, &device, 2, &|_, _| {}).unwrap(),
+        ))
     };
     (0..world_size).map(on_gpu).collect()
 }
