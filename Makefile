@@ -27,12 +27,15 @@ SEEDS ?= 100000
 # make chaos CHAOS="--kills 20 --streams 50"
 CHAOS ?=
 
+# make leaks LEAKS="--clients 2000 --seed 7"
+LEAKS ?=
+
 # make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET=templates
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit proto bench chaos soak fuzz clean
+.PHONY: help demo test build dist cuda lint unit proto bench chaos leaks soak fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -71,6 +74,9 @@ unit: ## unit, integration and process-level tests (needs `make build` first)
 
 chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+
+leaks: build ## 10,000 clients that hang up at random moments: nothing may stay behind
+	cd benches/chaos && python3 leaks.py $(LEAKS)
 
 soak: ## many more seeds of the simulation of groups that fail and form (SEEDS=100000)
 	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-coord --lib simulation

@@ -25,7 +25,7 @@ GALERNE = ROOT / "target/release/galerne"
 ETCD = ROOT / ".cache/bin/etcd"
 BARD = ROOT / "tests/golden/bard-1m"
 DEMO = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
-HTTP, GRPC, ETCD_PORT, ETCD_PEER = 18411, 18412, 18413, 18414
+HTTP, GRPC, ETCD_PORT, ETCD_PEER, ADMIN = 18411, 18412, 18413, 18414, 18415
 START_S = 120
 #: No stream may take longer: one that does hangs.
 STREAM_S = 180
@@ -34,10 +34,10 @@ STREAM_S = 180
 class Cluster:
     """etcd, a router and one worker a host, each a process of its own."""
 
-    def __init__(self, model, hosts, tp, spares, groups=1):
+    def __init__(self, model, hosts, tp, spares, groups=1, options=()):
         self.folder = tempfile.TemporaryDirectory()
         self.log = open(pathlib.Path(self.folder.name) / "log", "wb")
-        self.model, self.hosts, self.tp, self.spares, self.groups = model, hosts, tp, spares, groups
+        self.model, self.hosts, self.tp, self.spares, self.groups, self.options = model, hosts, tp, spares, groups, options
         self.processes = {}
         self.start_etcd()
         for group in range(groups):
@@ -63,13 +63,13 @@ class Cluster:
         self.spawn(
             f"worker g{group} h{host}", GALERNE, "worker", "--tp", self.tp, "--ranks", self.tp // self.hosts,
             "--spares", self.spares, "--group", f"g{group}", "--host", f"h{host}", "--sequences-max", 256, "--threads", 1,
-            "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model,
+            "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model, *self.options,
         )
 
     def start_router(self):
         self.spawn(
             "router", GALERNE, "router", "--http", f"127.0.0.1:{HTTP}", "--grpc", f"127.0.0.1:{GRPC}",
-            "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model,
+            "--admin", f"127.0.0.1:{ADMIN}", "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model,
         )
 
     def fleet(self):

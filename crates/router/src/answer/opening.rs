@@ -40,7 +40,7 @@ struct Tries {
     seen: Watch,
     /// When the next token is due.
     due: Instant,
-    /// When the wait for a group ends.
+    /// When the wait for a group ends: of a new request for the first one, of another after each loss.
     recovers: Instant,
     /// The most that the next pause takes.
     pause: Duration,
@@ -150,7 +150,9 @@ impl Opening {
                     tries.deaths += 1;
                     tries.suspicion += 1.0 / place.link.suspects().max(1) as f32;
                 }
-                tries.recovers = Instant::now() + self.router.requests.recovery_s_max;
+                if self.accepted {
+                    tries.recovers = Instant::now() + self.router.requests.recovery_s_max;
+                }
             }
             Trouble::Stale => {
                 metrics.retry_epoch.inc_by(u64::from(self.tokens.is_empty()));
@@ -174,24 +176,24 @@ impl Opening {
         if self.accepted {
             tries.pause().await;
         }
-        if self.tokens.is_empty() {
-            self.afford(tries).await;
+        let affordable = !self.tokens.is_empty() || self.afford(tries).await;
+        if !affordable || self.accepted && Instant::now() >= tries.end() {
+            return Err(self.failure(tries.over()));
         }
-        if Instant::now() >= tries.end() { Err(self.failure(tries.over())) } else { Ok(()) }
+        Ok(())
     }
 
-    /// Waits until there is a retry left for what has no token yet; a request that no leader has had does not wait.
-    async fn afford(&self, tries: &mut Tries) {
+    /// Waits until there is a retry left for what has no token yet; a request that no leader has had does not wait. Tells
+    /// whether there is one.
+    async fn afford(&self, tries: &Tries) -> bool {
         while let Err(wait) = self.router.again.retry() {
-            if !self.accepted {
-                tries.recovers = Instant::now();
-            }
-            if Instant::now() >= tries.end() {
-                return;
+            if !self.accepted || Instant::now() >= tries.end() {
+                return false;
             }
             let jitter = full_jitter(RETRY_MS_MAX, random_seed());
             sleep_until((Instant::now() + wait + jitter).min(tries.end())).await;
         }
+        true
     }
 
     /// Whether somebody else, or the same leader later, may take what a leader has refused: it was taken once, and so
@@ -210,7 +212,7 @@ impl Opening {
 }
 
 impl Tries {
-    /// When they end.
+    /// When waiting ends.
     fn end(&self) -> Instant {
         self.recovers.min(self.due)
     }

@@ -88,7 +88,7 @@ async fn a_request_is_held_for_a_group_only_so_long() {
     let stage = Stage::busy(&leader, RequestLimits { hold_s_max, ..RequestLimits::DEFAULT }).await;
     stage.fleet.send_replace(Fleet::default());
     let reply = stage.post(TEXT, &json!({ "prompt": "x" })).await;
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("no_group")));
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("no_group_ready")));
     assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
 }
 
