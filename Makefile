@@ -35,7 +35,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit proto bench chaos leaks soak fuzz clean
+.PHONY: help demo test build dist cuda lint unit proto bench chaos faults leaks soak fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -46,7 +46,7 @@ demo: ## serve the demo model from 3 rank processes, a router and a real etcd; s
 
 test: ## everything that CI runs
 	@.ci/setup test
-	@$(MAKE) --no-print-directory lint proto build unit
+	@$(MAKE) --no-print-directory lint proto build unit faults
 
 build: ## the release binary, target/release/galerne
 	@.ci/setup build
@@ -74,6 +74,10 @@ unit: ## unit, integration and process-level tests (needs `make build` first)
 
 chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+
+faults: ## a cut of chaos and leaks (needs `make build` first)
+	python3 benches/chaos/run.py --quick
+	cd benches/chaos && python3 leaks.py --clients 6000
 
 leaks: build ## 10,000 clients that hang up at random moments: nothing may stay behind
 	cd benches/chaos && python3 leaks.py $(LEAKS)

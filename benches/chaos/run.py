@@ -26,6 +26,8 @@ ETCD = ROOT / ".cache/bin/etcd"
 BARD = ROOT / "tests/golden/bard-1m"
 DEMO = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 HTTP, GRPC, ETCD_PORT, ETCD_PEER, ADMIN = 18411, 18412, 18413, 18414, 18415
+#: The second router's ports lie so far behind those of the first.
+SECOND = 10
 START_S = 120
 #: No stream may take longer: one that does hangs.
 STREAM_S = 180
@@ -43,7 +45,8 @@ class Cluster:
         for group in range(groups):
             for host in range(hosts):
                 self.start_worker(group, host)
-        self.start_router()
+        for router in range(2):
+            self.start_router(router)
 
     def spawn(self, name, *command):
         environment = dict(os.environ, GALERNE_ADMIN="127.0.0.1:0", GALERNE_LOG="info")
@@ -66,10 +69,11 @@ class Cluster:
             "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model, *self.options,
         )
 
-    def start_router(self):
+    def start_router(self, number):
+        http, grpc, admin = (f"127.0.0.1:{port + SECOND * number}" for port in (HTTP, GRPC, ADMIN))
         self.spawn(
-            "router", GALERNE, "router", "--http", f"127.0.0.1:{HTTP}", "--grpc", f"127.0.0.1:{GRPC}",
-            "--admin", f"127.0.0.1:{ADMIN}", "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model,
+            f"router {number}", GALERNE, "router", "--http", http, "--grpc", grpc, "--admin", admin,
+            "--etcd", f"http://127.0.0.1:{ETCD_PORT}", "--model", self.model,
         )
 
     def fleet(self):
@@ -109,8 +113,8 @@ class Cluster:
         process.wait()
         if name == "etcd":
             self.start_etcd()
-        elif name == "router":
-            self.start_router()
+        elif name.startswith("router "):
+            self.start_router(int(name[7:]))
         else:
             _, group, host = name.split()
             self.start_worker(int(group[1:]), int(host[1:]))
@@ -132,10 +136,11 @@ class Refused(Exception):
 
 
 class Stream:
-    """One answer: its text, when its pieces came, and what went wrong."""
+    """One answer: its text, when its pieces came, and what went wrong. Where it may, it begins again at the other router when its
+    own breaks off, under the same name."""
 
-    def __init__(self, number, tokens):
-        self.number, self.tokens = number, tokens
+    def __init__(self, number, tokens, repeats=False):
+        self.number, self.tokens, self.repeats, self.port = number, tokens, repeats, HTTP
         self.text, self.error, self.times, self.refusals = "", None, [], 0
 
     async def run(self):
@@ -151,12 +156,16 @@ class Stream:
             await asyncio.sleep(0.2)
             return await self.run()
         except (OSError, asyncio.TimeoutError, ValueError) as error:
+            if self.repeats and self.port == HTTP:
+                self.text, self.port = "", HTTP + SECOND
+                return await self.run()
             self.error = f"{type(error).__name__} {error}"
         return self
 
     async def read(self, body):
-        reader, writer = await asyncio.open_connection("127.0.0.1", HTTP)
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        name = f"x-request-id: stream-{self.number}\r\n" if self.repeats else ""
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\n{name}connection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         received = b""
         while piece := await reader.read(1 << 16):
@@ -206,8 +215,8 @@ class Judge:
                 sys.exit(f"an undisturbed stream failed: {stream.error}")
             self.texts[stream.number] = stream.text
 
-    def streams(self):
-        return [Stream(number, self.tokens) for number in range(self.count)]
+    def streams(self, repeats=False):
+        return [Stream(number, self.tokens, repeats) for number in range(self.count)]
 
     def lost(self, streams):
         """What every lost or changed stream says."""
@@ -221,7 +230,7 @@ FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 async def cell(cluster, judge, role, fault, delay):
     """One fault in the middle of the streams; returns a row."""
     cluster.until_ready()
-    running = asyncio.ensure_future(together(judge.streams()))
+    running = asyncio.ensure_future(together(judge.streams(repeats=role.startswith("router"))))
     await asyncio.sleep(delay)
     victim = await asyncio.to_thread(cluster.pid, role)
     at = time.time()
@@ -283,7 +292,7 @@ def table(model, rows, total):
 
 
 ROLES = [("rank 0", "kill"), ("rank 1", "kill"), ("rank 0", "stop"), ("rank 1", "stop"), ("spare", "kill"),
-         ("worker g0 h1", "kill"), ("etcd", "kill"), ("etcd", "stop")]
+         ("worker g0 h1", "kill"), ("router 0", "kill"), ("router 0", "stop"), ("etcd", "kill"), ("etcd", "stop")]
 
 
 def main():
@@ -314,7 +323,8 @@ def main():
         date = datetime.date.today().isoformat()
         cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
         head = f"# Streams that survive, {date}\n\n`make chaos` on {cpu}, {os.cpu_count()} cores: N = 2 over two hosts of one " \
-               "machine with a spare each.\nA stall is the longest wait between two pieces of a stream around the fault.\n\n"
+               "machine with a spare each.\nA stall is the longest wait between two pieces of a stream around the fault. Where a router is " \
+               "killed, clients begin again\nat another one with the same `X-Request-Id`.\n\n"
         (ROOT / f"benches/results/chaos-{date}.md").write_text(head + "\n".join(told))
     sys.exit(failed > 0)
 

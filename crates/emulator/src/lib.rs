@@ -25,6 +25,7 @@ unsafe extern "C" {
 /// Memory on the host, and the kernels.
 pub struct Emulator {
     memory_bytes: u64,
+    shared_bytes_max: u32,
     memory: Mutex<Memory>,
 }
 
@@ -43,7 +44,12 @@ struct Line(#[expect(dead_code, reason = "read through addresses")] [u8; 256]);
 impl Emulator {
     /// A GPU of so many bytes.
     pub fn new(memory_bytes: u64) -> Self {
-        Self { memory_bytes, memory: Mutex::default() }
+        Self { memory_bytes, shared_bytes_max: u32::MAX, memory: Mutex::default() }
+    }
+
+    /// The same with no more shared memory for a block than this, as older GPUs have it.
+    pub fn with_shared_bytes_max(self, shared_bytes_max: u32) -> Self {
+        Self { shared_bytes_max, ..self }
     }
 
     fn locked(&self) -> MutexGuard<'_, Memory> {
@@ -58,6 +64,10 @@ impl Device for Emulator {
 
     fn architecture(&self) -> u16 {
         0
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -111,6 +121,10 @@ impl Device for Emulator {
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
         let (arguments, bytes) = launch.arguments();
         let name = || launch.kernel.to_string_lossy().into_owned();
+        if launch.shared_bytes > self.shared_bytes_max {
+            let says = format!("{} cannot have {} bytes of shared memory", name(), launch.shared_bytes);
+            return Err(DeviceError::Call { call: "launch", says });
+        }
         // SAFETY: the caller's; the name ends with a zero.
         let code = unsafe {
             let (name, grid) = (launch.kernel.as_ptr(), launch.grid.as_ptr());

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys;
 
 use super::device::{Address, Device, DeviceError, DeviceMemory, Launch};
+use super::kernels::SHARED_BYTES_NEEDED;
 
 /// All kernels, compiled for several architectures (`build.rs`); empty if there was no compiler.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -23,6 +24,7 @@ const NAME_BYTES: usize = 256;
 pub struct Cuda {
     name: String,
     architecture: u16,
+    shared_bytes_max: u32,
     device: sys::CUdevice,
     context: sys::CUcontext,
     module: sys::CUmodule,
@@ -76,16 +78,34 @@ impl Cuda {
         }
         // SAFETY: the driver ends the name with a zero.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        let capability = |attribute| {
-            let mut digit = 0;
-            // SAFETY: the digit is a variable of its type.
-            let result = unsafe { sys::cuDeviceGetAttribute(&mut digit, attribute, device) };
-            check("cuDeviceGetAttribute", result).map(|()| digit as u16)
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: the value is a variable of its type.
+            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+            check("cuDeviceGetAttribute", result).map(|()| value as u32)
         };
-        let major = capability(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = capability(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let architecture = major * 10 + minor;
-        Ok(Self { name, architecture, device, context, module, stream, known: Mutex::default() })
+        use sys::CUdevice_attribute as Attribute;
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let architecture = (major * 10 + minor) as u16;
+        let shared_bytes_max = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        if shared_bytes_max < SHARED_BYTES_NEEDED {
+            return Err(DeviceError::Small {
+                name,
+                shared_bytes: shared_bytes_max,
+                needed: SHARED_BYTES_NEEDED,
+            });
+        }
+        Ok(Self {
+            name,
+            architecture,
+            shared_bytes_max,
+            device,
+            context,
+            module,
+            stream,
+            known: Mutex::default(),
+        })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -148,6 +168,10 @@ impl Device for Cuda {
 
     fn architecture(&self) -> u16 {
         self.architecture
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
     }
 
     fn bind(&self) -> Result<(), DeviceError> {

@@ -16,6 +16,9 @@ pub trait Device: Send + Sync {
     /// Its compute capability, major and minor digit: 90 is 9.0. What it computes differs from another's.
     fn architecture(&self) -> u16;
 
+    /// Dynamic shared memory that a block may have, in bytes.
+    fn shared_bytes_max(&self) -> u32;
+
     /// Makes it the calling thread's own, for libraries that ask for that.
     ///
     /// # Errors
@@ -214,6 +217,18 @@ pub enum DeviceError {
         index: usize,
         /// How many there are.
         count: usize,
+    },
+    /// Too small for the kernels.
+    #[error(
+        "{name} gives a block {shared_bytes} bytes of shared memory, the kernels need {needed}: A100, Hopper, Blackwell data-centre GPUs and newer have it"
+    )]
+    Small {
+        /// The GPU.
+        name: String,
+        /// What it has.
+        shared_bytes: u32,
+        /// What is needed.
+        needed: u32,
     },
     /// Too little memory.
     #[error(

@@ -199,6 +199,14 @@ pub(super) const PLAIN: [Kernels; 2] = [
     },
 ];
 
+/// Shared memory of a block of `many` of so many warps: four stages of bf16 (FP8 takes less), and the sums so far.
+const fn many_shared_bytes(rows: u32, columns: u32) -> u32 {
+    4 * (2 * 4 * rows + 8 * columns) * LANES * 16 + 128 * 4 * rows * columns * LANES
+}
+
+/// Shared memory of a block without which no prompt can be run.
+pub(super) const SHARED_BYTES_NEEDED: u32 = many_shared_bytes(1, 4);
+
 /// Launches a product of as many shards, whose arguments begin with `product`.
 ///
 /// # Safety
@@ -222,12 +230,10 @@ pub(super) unsafe fn multiply<A>(
         let shared = (FEW_WARPS * LANES * 16) << kind;
         Launch::new(kernels.few[kind as usize], grid, FEW_WARPS * LANES, shared, arguments)
     } else {
-        let (kind, rows, columns) = if tokens <= MANY_SMALL_TOKENS_MAX { (0, 1, 4) } else { (1, 4, 2) };
+        let few_rows = tokens <= MANY_SMALL_TOKENS_MAX || many_shared_bytes(4, 2) > device.shared_bytes_max();
+        let (kind, rows, columns) = if few_rows { (0, 1, 4) } else { (1, 4, 2) };
         let grid = [tiles.div_ceil(4 * rows), tokens.div_ceil(64 * columns), shards];
-        let words = if packing == Packing::Fp8 { 1 } else { 2 };
-        let stage = (words * 4 * rows + 8 * columns) * LANES * 16;
-        let totals = 128 * 4 * rows * columns * LANES;
-        let shared = 4 * stage + totals;
+        let shared = many_shared_bytes(rows, columns);
         Launch::new(kernels.many[kind], grid, rows * columns * LANES, shared, arguments)
     };
     // SAFETY: the caller's.

@@ -11,7 +11,7 @@ use galerne_types::{KvDtype, Quantize, Shards};
 use crate::golden::Golden;
 use crate::support::files::{Model, config, in_whole_blocks};
 use crate::support::group::{
-    Drawn, GPU_BYTES, assert_same, load, load_on_gpus, options, run_group, run_ranks,
+    Drawn, GPU_BYTES, assert_same, load, load_on_gpus, load_on_older_gpus, options, run_group, run_ranks,
 };
 use crate::support::script::{drafted, ring, sequence, sharing, sliding, steps};
 
@@ -145,10 +145,14 @@ fn how_a_product_is_dealt_to_warps_does_not_show() {
         let options = Options { step_tokens_max: 800, ..gpu_options() };
         let prompts =
             [1, 2, 3].map(|seed| prompt(tokens, seed).into_iter().map(|id| id % 32).collect::<Vec<_>>());
-        let all = (0..).zip(&prompts).map(|(slot, prompt)| sequence(slot, prompt, prompt.len(), 2)).collect();
-        let found = run_group(&gpu, &options, &steps(all));
+        let all: Vec<_> =
+            (0..).zip(&prompts).map(|(slot, prompt)| sequence(slot, prompt, prompt.len(), 2)).collect();
+        let found = run_group(&gpu, &options, &steps(Vec::clone(&all)));
         let alone = run_group(&gpu, &options, &steps(vec![sequence(0, &prompts[0], 150, 2)]));
         assert_same(&only(&found, 0), &alone, &format!("{what}: beside others"));
+        let old = load_on_older_gpus(&checkpoint);
+        let found = run_group(&old, &options, &steps(all));
+        assert_same(&only(&found, 0), &alone, &format!("{what}: on a GPU with less shared memory"));
         let by_few = run_group(&gpu, &options, &steps(vec![sequence(0, &prompts[0], 23, 2)]));
         assert_same(&by_few, &alone, &format!("{what}: by 23 tokens"));
         let cpu =

@@ -112,13 +112,24 @@ pub(crate) fn load_on_gpus(
     world_size: usize,
 ) -> Vec<Held> {
     let shards = Shards::new(virtual_shards, world_size).unwrap();
-    let on_gpu = |rank| {
-        let device: Arc<dyn Device> = Arc::new(Emulator::new(GPU_BYTES));
-        Held::Gpu(Arc::new(
-            GpuWeights::load(checkpoint, shards, rank, quantize, &device, 2, &|_, _| {}).unwrap(),
-        ))
-    };
-    (0..world_size).map(on_gpu).collect()
+    (0..world_size).map(|rank| on_gpu(checkpoint, quantize, shards, rank, Emulator::new(GPU_BYTES))).collect()
+}
+
+/// The only rank of a group, on a GPU that gives a block as much shared memory as an A100.
+pub(crate) fn load_on_older_gpus(checkpoint: &Checkpoint) -> Vec<Held> {
+    let gpu = Emulator::new(GPU_BYTES).with_shared_bytes_max(163 << 10);
+    vec![on_gpu(checkpoint, None, Shards::new(1, 1).unwrap(), 0, gpu)]
+}
+
+fn on_gpu(
+    checkpoint: &Checkpoint,
+    quantize: Option<Quantize>,
+    shards: Shards,
+    rank: usize,
+    gpu: Emulator,
+) -> Held {
+    let device: Arc<dyn Device> = Arc::new(gpu);
+    Held::Gpu(Arc::new(GpuWeights::load(checkpoint, shards, rank, quantize, &device, 2, &|_, _| {}).unwrap()))
 }
 
 /// Does the same at all ranks of a group, and returns what it gives at each.
