@@ -12,14 +12,15 @@ use crate::lengths::Learner;
 use crate::sla::{Bounds, Room, Sla};
 use crate::window::{GroupWindow, Groups, Window};
 
-/// Fewer groups have to be enough for so long before there are fewer, in seconds.
-pub const HOLD_S: u64 = 180;
+/// Fewer groups have to be enough for so many cold starts before there are fewer: what would soon have to be started again is not
+/// worth draining.
+pub const HOLD_COLD_STARTS: u32 = 2;
 
 /// Fewer groups have to be enough for so much more than is expected.
 const FEWER_MARGIN: f64 = 1.04;
 
 /// Requests that wait are to be worked off within so long, in seconds.
-pub const RECOVERY_S: u64 = 120;
+pub const RECOVERY_S: u64 = 180;
 
 /// Nobody has asked for anything for so long before there are no groups at all, in seconds.
 pub const IDLE_S: u64 = 300;
@@ -56,7 +57,7 @@ pub struct Autoscaler {
     blocks_each: f64,
     /// How many groups there should be, since it was decided the first time.
     target: Option<u32>,
-    /// How many would have done, as it was decided within the last [`HOLD_S`].
+    /// How many would have done, as it was decided within the last [`HOLD_COLD_STARTS`].
     would_do: VecDeque<(Duration, u32)>,
     /// The last move was upwards.
     rose: Option<bool>,
@@ -181,7 +182,8 @@ impl Autoscaler {
     fn fall(&mut self, now: Duration, current: u32, decision: &mut Decision) {
         let would_do = decision.groups;
         self.would_do.push_back((now, would_do));
-        while self.would_do.front().is_some_and(|(at, _)| *at + Duration::from_secs(HOLD_S) < now) {
+        let hold = self.cold_start.believed() * HOLD_COLD_STARTS;
+        while self.would_do.front().is_some_and(|(at, _)| *at + hold < now) {
             self.would_do.pop_front();
         }
         while self.turned.front().is_some_and(|at| *at + HOUR <= now) {

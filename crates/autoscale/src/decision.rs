@@ -110,20 +110,21 @@ impl Decision {
         format!("{:.1} requests/s within {} s", self.rate_per_s, self.horizon.as_secs())
     }
 
-    /// `TTFT p95 0.41 s of 1 s, TPOT p95 71 ms of 80 ms`.
+    /// `TTFT p95 0.41 s of 1.00 s, TPOT p95 71.3 ms of 80.0 ms`.
     fn told(&self, prediction: &Prediction) -> String {
         let targets =
             [("TTFT", self.sla.ttft, prediction.ttft_s), ("TPOT", self.sla.tpot, prediction.tpot_s)];
         let told = targets.into_iter().filter_map(|(name, target, seconds)| {
             let target = target?;
-            Some(format!("{name} p{} {} of {:?}", target.percent, Seconds(seconds), target.within))
+            let within = Seconds(target.within.as_secs_f64());
+            Some(format!("{name} p{} {} of {within}", target.percent, Seconds(seconds)))
         });
         let told: Vec<String> = told.collect();
         if told.is_empty() { "nothing is promised".to_owned() } else { told.join(", ") }
     }
 }
 
-/// `0.41 s`, `71 ms`, or `no end`.
+/// `0.41 s`, `71.3 ms`, or `without end`.
 struct Seconds(f64);
 
 impl fmt::Display for Seconds {

@@ -12,8 +12,8 @@ const WINDOWS_MAX: usize = 1200;
 /// The last so many windows are compared with what the line through those before them said.
 const JUMPS: [usize; 4] = [1, 2, 4, 8];
 
-/// They are a jump when they are so many standard deviations away from it. By chance that is some three windows in 100,000.
-const JUMP_SIGMAS: f64 = 4.0;
+/// They are a jump when they are so many standard deviations away from it. By chance that is one window in a million.
+const JUMP_SIGMAS: f64 = 5.0;
 
 /// Each jump back doubles that, up to so many times, and half of it is gone after so long: what jumps to and fro all the time is noise,
 /// of which the whole line is to be drawn.
@@ -23,7 +23,7 @@ const UNREST_HALF_LIFE_S: f64 = 300.0;
 /// A line of less than so long has no slope.
 const SLOPE_S_MIN: f64 = 60.0;
 
-/// A slope counts from so many standard errors on.
+/// A slope counts from so many standard errors on, and the more wholly the more of them it is (the shrinkage of James and Stein, 1961).
 const SLOPE_SIGMAS: f64 = 2.0;
 
 /// By so many standard errors the rate is taken to be higher than the line: nine times of ten it is not.
@@ -163,9 +163,9 @@ fn line<'a>(seen: &(impl Iterator<Item = &'a Seen> + Clone)) -> Option<Line> {
     }
     line.level_variance = line.dispersion * poisson / length_s;
     line.slope_variance = line.dispersion * poisson / spread.max(f64::MIN_POSITIVE);
-    if line.slope.abs() < SLOPE_SIGMAS * line.slope_variance.sqrt() {
-        line.slope = 0.0;
-    }
+    let doubt =
+        SLOPE_SIGMAS * SLOPE_SIGMAS * line.slope_variance / (line.slope * line.slope).max(f64::MIN_POSITIVE);
+    line.slope *= (1.0 - doubt).max(0.0);
     Some(line)
 }
 

@@ -1,22 +1,28 @@
 //! What k groups make of a demand: percentiles of the time to the first token and between tokens.
 //!
-//! With N groups at `rate / k` requests a second each, prompts of p and answers of o tokens, a step that costs `step_s` and
+//! With k groups at `λ = rate / k` requests a second each, prompts of p and answers of o tokens, a step that costs `step_s` and
 //! `d = token_s + key_s · (p + o/2)` for each answer under way, and a prompt's computation `f = token_s · p + key_s · p²/2`:
 //!
 //! - **Steps.** A request brings `w = f + o · d` seconds of work whichever steps it falls into, so in a step of length τ the group
 //!   takes up `λ τ` requests' work: `τ = step_s + λ w τ`, hence `τ = step_s / (1 − ρ)` with `ρ = λ w`. (The cycle of a gated
 //!   queue with vacations: Takagi, Queueing Analysis 1, 1991.) That is the mean time between two tokens; by Little's law
 //!   `λ o τ` answers are under way.
-//! - **Between tokens, at a percentile.** An answer meets the load of the while that it lives, `T = o τ`, not the mean one. The
-//!   work in T is a compound Poisson sum. How many answers are under way is shared out evenly by the router, so that fluctuates as the whole
-//!   fleet's arrivals do, `ρ² / (k λ T)`; how much of prompts falls to one group does so by itself, `λ E[f²] / T`, and the more so the shorter an answer: times `E[1/o] E[o]`,
-//!   which is `1 + cv²(o)` for lognormal lengths. The percentile is that of `step_s / (1 − ρ')` with ρ' normal.
-//! - **To the first token.** The step under way ends; then come the chunks of the prompt, each in a step of its own, with what others bring. Before that a wait for a slot: M/G/n
-//!   with all slots of the fleet, since the router sends to the least loaded (Erlang C; Allen and Cunneen's factor `(ca² + cs²) / 2`),
-//!   and a wait behind other prompts: M/G/1 with a step's room for prompts as the server (Pollaczek and Khinchine; Kingman, 1961).
+//! - **Between tokens, at a percentile.** An answer meets the load of the while that it lives, `T = o τ`, not the mean one. Two things
+//!   make the difference, each as a part of τ; the percentile is that of a lognormal law with the sum of both variances.
+//!   How many answers are under way: Poisson around its mean (M/G/∞), slower to come back to it the more of a step they are,
+//!   `θ = step_s / (step_s + λ o τ d)`, hence a variance of `λ o τ / θ`, of which an average over T leaves `2 (θ − 1 + e^−θ) / θ²`.
+//!   How much of prompts comes in: a compound Poisson sum, `λ E[f²] / T` of which the group computes `1 / (1 − λ f)` times as much, the more irregular the
+//!   shorter an answer lives: times `E[1/o] E[o]`, which is `1 + cv²(o)` for lognormal lengths.
+//! - **To the first token.** The step under way ends, and the one that was planned as it began; then come the chunks of the prompt,
+//!   each in a step of its own, with what others bring. Before that a wait for a slot, M/G/n with all slots of the
+//!   fleet (Erlang C, with servers and load divided by the peakedness `1 / θ (1 − λ f)`, as Hayward does: Fredericks, Bell Syst.
+//!   Tech. J. 59, 1980; the mean wait with Allen and Cunneen's factor `(ca² + cs²) / 2`), and a wait behind other prompts, M/G/1 with a step's room for prompts as the server
+//!   (Pollaczek and Khinchine; Kingman, 1961).
+//! - **The router** sends to the least loaded group, so of what is random in the arrivals each of k groups gets a k-th:
+//!   `ca² = 1/k` at a group. What is random in lengths is not shared out.
 //!
-//! The rest is capacity: for a fleet large enough the answer is work, and the terms with 1/k make the difference
-//! that is known as square-root staffing (Halfin and Whitt, Oper. Res. 29, 1981).
+//! So a large fleet needs relatively fewer groups than a small one: what is known as square-root staffing (Halfin and Whitt, Oper. Res. 29, 1981).
+//! `tests/traces/likeness.rs` holds all of this against simulated groups, and these against the real scheduler.
 
 use std::time::Duration;
 
@@ -80,8 +86,6 @@ struct Load {
     /// Cost of a token of an answer, and of a prompt, in seconds.
     decode_s: f64,
     prefill_s: f64,
-    /// Share of time that is work of requests.
-    busy: f64,
     /// Mean length of a step.
     step_s: f64,
     /// Answers under way.
@@ -160,7 +164,7 @@ impl Law {
         let rate = demand.rate_per_s / f64::from(groups);
         let busy = rate * (prefill_s + demand.answers.mean * decode_s);
         let step_s = self.step_s(busy);
-        Load { rate, decode_s, prefill_s, busy, step_s, running: rate * demand.answers.mean * step_s }
+        Load { rate, decode_s, prefill_s, step_s, running: rate * demand.answers.mean * step_s }
     }
 
     /// How long a step is where so much of the time is work.
@@ -173,12 +177,21 @@ impl Law {
         if load.step_s.is_infinite() {
             return f64::INFINITY;
         }
-        let Demand { prompts, answers, dispersion, .. } = demand;
+        let Demand { prompts, answers, .. } = demand;
         let life_s = answers.mean * load.step_s;
-        let shared = dispersion * load.busy * load.busy / (demand.rate_per_s * life_s);
-        let prompts2 = load.prefill_s * load.prefill_s * (1.0 + prompts.cv2());
-        let own = load.rate * prompts2 * (1.0 + answers.cv2()) / life_s;
-        self.step_s(load.busy + normal_quantile(share) * (shared + own).sqrt())
+        let arrivals = regularity(demand, groups);
+        // How many answers are under way.
+        let answers_s = load.running * load.decode_s;
+        let returns = self.cost.step_s / (self.cost.step_s + answers_s);
+        let averaged = 2.0 * (returns - 1.0 + libm::exp(-returns)) / (returns * returns);
+        let running = arrivals * load.running / returns * averaged;
+        let by_running = load.decode_s / (self.cost.step_s + answers_s);
+        // How much of prompts comes in.
+        let prompts2 = load.prefill_s * load.prefill_s * (arrivals + prompts.cv2());
+        let prefill = load.rate * prompts2 * (1.0 + answers.cv2()) / life_s;
+        let by_prefill = 1.0 / (1.0 - load.rate * load.prefill_s);
+        let variance = running * by_running * by_running + prefill * by_prefill * by_prefill;
+        load.step_s * libm::exp(normal_quantile(share) * variance.sqrt())
     }
 
     fn ttft_s(&self, demand: &Demand, groups: u32, share: f64) -> f64 {
@@ -187,7 +200,8 @@ impl Law {
         if load.step_s.is_infinite() || room < 1.0 {
             return f64::INFINITY;
         }
-        let Demand { prompts, dispersion, .. } = demand;
+        let prompts = demand.prompts;
+        let arrivals = regularity(demand, groups);
         // A step that is full of prompts, and which part of such steps' room is used.
         let full_s = self.cost.step_s + load.running * load.decode_s + room * load.prefill_s / prompts.mean;
         let chunk_s = prompts.mean / room * full_s;
@@ -198,20 +212,24 @@ impl Law {
         if used >= 1.0 || taken >= f64::from(slots) {
             return f64::INFINITY;
         }
-        let variability = |cv2: f64| (dispersion + cv2) / 2.0;
-        let behind = wait_quantile(used, variability(prompts.cv2()) * chunk_s / (1.0 - used), share);
-        let slot_s = variability(demand.answers.cv2()) * life_s / (f64::from(slots) - taken);
-        let slot = wait_quantile(erlang_c(slots, taken), slot_s, share);
-        behind + slot + self.unqueued_s(demand, &load, full_s / room, share)
+        let behind_s = (arrivals + prompts.cv2()) / 2.0 * chunk_s / (1.0 - used);
+        // Answers slow each other down, so that more of them are under way at times than if they did not.
+        let peaked =
+            (1.0 + load.running * load.decode_s / self.cost.step_s) / (1.0 - load.rate * load.prefill_s);
+        let waits = erlang_c((f64::from(slots) / peaked).round() as u32, taken / peaked);
+        let slot_s = (demand.dispersion + demand.answers.cv2()) / 2.0 * life_s / (f64::from(slots) - taken);
+        let slot = wait_quantile(waits, slot_s, share);
+        wait_quantile(used, behind_s, share) + slot + self.unqueued_s(demand, &load, full_s / room, share)
     }
 
-    /// To the first token of a request that need not queue: the rest of the step under way, and the steps of its prompt.
+    /// To the first token of a request that need not queue: the rest of the step under way, the one that is planned already, and
+    /// those of its prompt.
     fn unqueued_s(&self, demand: &Demand, load: &Load, token_s: f64, share: f64) -> f64 {
         let prompts = demand.prompts;
         let others = load.rate * load.step_s;
         let prompt2 = load.prefill_s * load.prefill_s * (1.0 + prompts.cv2());
-        let mean =
-            load.step_s / 2.0 + self.cost.step_s + load.running * load.decode_s + others * load.prefill_s;
+        let own_s = self.cost.step_s + load.running * load.decode_s + others * load.prefill_s;
+        let mean = 1.5 * load.step_s + own_s;
         let variance = load.step_s * load.step_s / 12.0 + others * prompt2;
         // Lognormal: the length that so many prompts do not exceed.
         let z = normal_quantile(share);
@@ -222,4 +240,10 @@ impl Law {
         let spread = own - load.prefill_s;
         mean + load.prefill_s + (z * z * variance + spread * spread).sqrt()
     }
+}
+
+/// The squared coefficient of variation of the times between requests at one of `groups` groups. The router sends to the least
+/// loaded, so what is random in the arrivals at all of them is shared out evenly.
+fn regularity(demand: &Demand, groups: u32) -> f64 {
+    demand.dispersion / f64::from(groups)
 }

@@ -7,6 +7,9 @@ use crate::window::Moments;
 /// What was seen so long ago counts half.
 const HALF_LIFE_S: f64 = 600.0;
 
+/// Fewer than so many tell too little of the longest.
+const COUNT_MIN: f64 = 30.0;
+
 /// Lengths in tokens, by their first two moments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lengths {
@@ -44,9 +47,9 @@ impl Learner {
         self.squares = self.squares * kept + moments.squares as f64;
     }
 
-    /// `None` until one was seen.
+    /// `None` until enough were seen.
     pub(crate) fn lengths(&self) -> Option<Lengths> {
-        (self.count > 0.0 && self.sum > 0.0)
+        (self.count >= COUNT_MIN && self.sum > 0.0)
             .then(|| Lengths { mean: self.sum / self.count, squares: self.squares / self.count })
     }
 }
@@ -57,15 +60,19 @@ mod tests {
 
     #[test]
     fn moments_are_those_of_what_was_seen_and_later_lengths_count_more() {
+        let of = |tokens: [u32; 2]| {
+            let mut moments = Moments::default();
+            (0..100).for_each(|_| tokens.into_iter().for_each(|tokens| moments.add(tokens)));
+            moments
+        };
         let mut learner = Learner::default();
+        let few = Moments { count: 29, sum: 100, squares: 1000 };
+        learner.learn(Duration::from_secs(5), few);
         assert_eq!(learner.lengths(), None);
-        let mut moments = Moments::default();
-        [1, 3].into_iter().for_each(|tokens| moments.add(tokens));
-        learner.learn(Duration::from_secs(5), moments);
+        let mut learner = Learner::default();
+        learner.learn(Duration::from_secs(5), of([1, 3]));
         assert_eq!(learner.lengths(), Some(Lengths { mean: 2.0, squares: 5.0 }));
-        let mut moments = Moments::default();
-        [8, 8].into_iter().for_each(|tokens| moments.add(tokens));
-        learner.learn(Duration::from_secs(600), moments);
+        learner.learn(Duration::from_secs(600), of([8, 8]));
         assert!((learner.lengths().unwrap().mean - 6.0).abs() < 1e-9, "two thirds are of late");
     }
 }
