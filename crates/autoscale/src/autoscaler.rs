@@ -12,8 +12,8 @@ use crate::lengths::Learner;
 use crate::sla::{Bounds, Room, Sla};
 use crate::window::{GroupWindow, Groups, Window};
 
-/// Fewer groups have to be enough for so many cold starts before there are fewer: what would soon have to be started again is not
-/// worth draining.
+/// Fewer groups have to be enough for so many cold starts before there are fewer: what would soon have to be started again
+/// is not worth draining.
 pub const HOLD_COLD_STARTS: u32 = 2;
 
 /// Fewer groups have to be enough for so much more than is expected.

@@ -7,8 +7,9 @@ use crate::window::Steps;
 /// What was seen so long ago counts half: a fit needs light and heavy hours, and a device does not change.
 const HALF_LIFE_S: f64 = 4.0 * 3600.0;
 
-/// By which part of itself each diagonal entry of the normal equations is raised (ridge regression: Hoerl and Kennard, Technometrics 12, 1970): where all
-/// windows resemble each other, cost is shared out between the parts instead of being torn apart.
+/// By which part of itself each diagonal entry of the normal equations is raised (ridge regression: Hoerl and Kennard,
+/// Technometrics 12, 1970): where all windows resemble each other, cost is shared out between the parts instead of being
+/// torn apart.
 const RIDGE: f64 = 1e-6;
 
 /// Seconds that the parts of a step take: the law of `galerne_sched::Cost`, without the head.

@@ -91,7 +91,8 @@ impl Why {
 
 impl Decision {
     /// Values under the names of [`METRICS`], for autoscalers that take metrics from outside. Scale by
-    /// `galerne_autoscale_groups` with a target of 1 a replica; the rest explains it. What is not known is not there, and what would be infinite neither.
+    /// `galerne_autoscale_groups` with a target of 1 a replica; the rest explains it. What is not known is not there, and
+    /// what would be infinite neither.
     pub fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let of = |value: fn(&Prediction) -> f64| self.chosen.as_ref().map(value);
         let values = [

@@ -15,15 +15,16 @@ const JUMPS: [usize; 4] = [1, 2, 4, 8];
 /// They are a jump when they are so many standard deviations away from it. By chance that is one window in a million.
 const JUMP_SIGMAS: f64 = 5.0;
 
-/// Each jump back doubles that, up to so many times, and half of it is gone after so long: what jumps to and fro all the time is noise,
-/// of which the whole line is to be drawn.
+/// Each jump back doubles that, up to so many times, and half of it is gone after so long: what jumps to and fro all the
+/// time is noise, of which the whole line is to be drawn.
 const UNREST_MAX: f64 = 64.0;
 const UNREST_HALF_LIFE_S: f64 = 300.0;
 
 /// A line of less than so long has no slope.
 const SLOPE_S_MIN: f64 = 60.0;
 
-/// A slope counts from so many standard errors on, and the more wholly the more of them it is (the shrinkage of James and Stein, 1961).
+/// A slope counts from so many standard errors on, and the more wholly the more of them it is (the shrinkage of James and
+/// Stein, 1961).
 const SLOPE_SIGMAS: f64 = 2.0;
 
 /// By so many standard errors the rate is taken to be higher than the line: nine times of ten it is not.
@@ -91,8 +92,8 @@ impl Forecast {
         }
     }
 
-    /// Whether the last so many windows are no continuation of those before them, and that upwards. Square roots of counts have a
-    /// variance of a quarter whatever their mean (Anscombe, Biometrika 35, 1948).
+    /// Whether the last so many windows are no continuation of those before them, and that upwards. Square roots of counts
+    /// have a variance of a quarter whatever their mean (Anscombe, Biometrika 35, 1948).
     fn jumped(&self, last: usize) -> Option<bool> {
         let before = self.seen.len().saturating_sub(last);
         let line = line(&self.seen.range(..before))?;

@@ -3,26 +3,28 @@
 //! With k groups at `λ = rate / k` requests a second each, prompts of p and answers of o tokens, a step that costs `step_s` and
 //! `d = token_s + key_s · (p + o/2)` for each answer under way, and a prompt's computation `f = token_s · p + key_s · p²/2`:
 //!
-//! - **Steps.** A request brings `w = f + o · d` seconds of work whichever steps it falls into, so in a step of length τ the group
-//!   takes up `λ τ` requests' work: `τ = step_s + λ w τ`, hence `τ = step_s / (1 − ρ)` with `ρ = λ w`. (The cycle of a gated
-//!   queue with vacations: Takagi, Queueing Analysis 1, 1991.) That is the mean time between two tokens; by Little's law
-//!   `λ o τ` answers are under way.
-//! - **Between tokens, at a percentile.** An answer meets the load of the while that it lives, `T = o τ`, not the mean one. Two things
-//!   make the difference, each as a part of τ; the percentile is that of a lognormal law with the sum of both variances.
-//!   How many answers are under way: Poisson around its mean (M/G/∞), slower to come back to it the more of a step they are,
-//!   `θ = step_s / (step_s + λ o τ d)`, hence a variance of `λ o τ / θ`, of which an average over T leaves `2 (θ − 1 + e^−θ) / θ²`.
-//!   How much of prompts comes in: a compound Poisson sum, `λ E[f²] / T` of which the group computes `1 / (1 − λ f)` times as much, the more irregular the
-//!   shorter an answer lives: times `E[1/o] E[o]`, which is `1 + cv²(o)` for lognormal lengths.
-//! - **To the first token.** The step under way ends, and the one that was planned as it began; then come the chunks of the prompt,
-//!   each in a step of its own, with what others bring. Before that a wait for a slot, M/G/n with all slots of the
-//!   fleet (Erlang C, with servers and load divided by the peakedness `1 / θ (1 − λ f)`, as Hayward does: Fredericks, Bell Syst.
-//!   Tech. J. 59, 1980; the mean wait with Allen and Cunneen's factor `(ca² + cs²) / 2`), and a wait behind other prompts, M/G/1 with a step's room for prompts as the server
-//!   (Pollaczek and Khinchine; Kingman, 1961).
+//! - **Steps.** A request brings `w = f + o · d` seconds of work whichever steps it falls into, so in a step of length τ
+//!   the group takes up `λ τ` requests' work: `τ = step_s + λ w τ`, hence `τ = step_s / (1 − ρ)` with `ρ = λ w`. (The cycle
+//!   of a gated queue with vacations: Takagi, Queueing Analysis 1, 1991.) That is the mean time between two tokens; by
+//!   Little's law `λ o τ` answers are under way.
+//! - **Between tokens, at a percentile.** An answer meets the load of the while that it lives, `T = o τ`, not the mean one.
+//!   Two things make the difference, each as a part of τ; the percentile is that of a lognormal law with the sum of both
+//!   variances. How many answers are under way: Poisson around its mean (M/G/∞), slower to come back to it the more of a
+//!   step they are, `θ = step_s / (step_s + λ o τ d)`, hence a variance of `λ o τ / θ`, of which an average over T leaves
+//!   `2 (θ − 1 + e^−θ) / θ²`. How much of prompts comes in: a compound Poisson sum, `λ E[f²] / T` of which the group
+//!   computes `1 / (1 − λ f)` times as much, the more irregular the shorter an answer lives: times `E[1/o] E[o]`, which is
+//!   `1 + cv²(o)` for lognormal lengths.
+//! - **To the first token.** The step under way ends, and the one that was planned as it began; then come the chunks of the
+//!   prompt, each in a step of its own, with what others bring. Before that a wait for a slot, M/G/n with all slots of the
+//!   fleet (Erlang C, with servers and load divided by the peakedness `1 / θ (1 − λ f)`, as Hayward does: Fredericks, Bell
+//!   Syst. Tech. J. 59, 1980; the mean wait with Allen and Cunneen's factor `(ca² + cs²) / 2`), and a wait behind other
+//!   prompts, M/G/1 with a step's room for prompts as the server (Pollaczek and Khinchine; Kingman, 1961).
 //! - **The router** sends to the least loaded group, so of what is random in the arrivals each of k groups gets a k-th:
 //!   `ca² = 1/k` at a group. What is random in lengths is not shared out.
 //!
-//! So a large fleet needs relatively fewer groups than a small one: what is known as square-root staffing (Halfin and Whitt, Oper. Res. 29, 1981).
-//! `tests/traces/likeness.rs` holds all of this against simulated groups, and these against the real scheduler.
+//! So a large fleet needs relatively fewer groups than a small one: what is known as square-root staffing (Halfin and
+//! Whitt, Oper. Res. 29, 1981). `tests/traces/likeness.rs` holds all of this against simulated groups, and these against
+//! the real scheduler.
 
 use std::time::Duration;
 
@@ -64,7 +66,8 @@ pub struct Law {
 pub struct Prediction {
     /// How many groups.
     pub groups: u32,
-    /// Time to the first token in seconds, at the percentile that is promised (95 if none is); infinite where the queue only grows.
+    /// Time to the first token in seconds, at the percentile that is promised (95 if none is); infinite where the queue
+    /// only grows.
     pub ttft_s: f64,
     /// Time between two tokens in seconds, likewise.
     pub tpot_s: f64,
@@ -222,8 +225,8 @@ impl Law {
         wait_quantile(used, behind_s, share) + slot + self.unqueued_s(demand, &load, full_s / room, share)
     }
 
-    /// To the first token of a request that need not queue: the rest of the step under way, the one that is planned already, and
-    /// those of its prompt.
+    /// To the first token of a request that need not queue: the rest of the step under way, the one that is planned
+    /// already, and those of its prompt.
     fn unqueued_s(&self, demand: &Demand, load: &Load, token_s: f64, share: f64) -> f64 {
         let prompts = demand.prompts;
         let others = load.rate * load.step_s;

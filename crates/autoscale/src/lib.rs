@@ -9,11 +9,12 @@
 //!
 //! 1. **What a step costs** ([`StepCost`]) is fitted to the steps of all groups: a fixed part, and one for each token and for
 //!    each key that a token attends to.
-//! 2. **How many will come** (`forecast`) is a line through the arrivals since the last jump of their rate, continued for as long as a
-//!    new group takes to serve, and the upper end of what this line may be.
-//! 3. **What k groups would make of it** ([`Prediction`], `law`): percentiles of the time to the first token and between tokens.
-//! 4. **The decision** (`autoscaler`): the smallest k that holds what is promised. More at once; fewer only when fewer would have
-//!    been enough for minutes and for more requests than are expected.
+//! 2. **How many will come** (`forecast`) is a line through the arrivals since the last jump of their rate, continued for
+//!    as long as a new group takes to serve, and the upper end of what this line may be.
+//! 3. **What k groups would make of it** ([`Prediction`], `law`): percentiles of the time to the first token and between
+//!    tokens.
+//! 4. **The decision** (`autoscaler`): the smallest k that holds what is promised. More at once; fewer only when fewer
+//!    would have been enough for minutes and for more requests than are expected.
 
 mod autoscaler;
 mod cold_start;

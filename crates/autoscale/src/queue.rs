@@ -1,6 +1,7 @@
 //! Formulas of queueing theory, each with its source.
 
-/// The quantile of the standard normal distribution (Acklam's rational approximation, 2003; its relative error is below 1.2·10⁻⁹).
+/// The quantile of the standard normal distribution (Acklam's rational approximation, 2003; its relative error is below
+/// 1.2·10⁻⁹).
 ///
 /// # Panics
 /// If `share` is not strictly between 0 and 1.
@@ -50,8 +51,8 @@ pub(crate) fn normal_quantile(share: f64) -> f64 {
     q * polynomial(&A, q * q) / polynomial(&B, q * q)
 }
 
-/// The share of those who have to wait for one of `servers` at an offered load of `load` servers: Erlang's C formula (1917), by the recursion of his B formula,
-/// which neither overflows nor cancels. 1 where the load is more than there is.
+/// The share of those who have to wait for one of `servers` at an offered load of `load` servers: Erlang's C formula
+/// (1917), by the recursion of his B formula, which neither overflows nor cancels. 1 where the load is more than there is.
 pub(crate) fn erlang_c(servers: u32, load: f64) -> f64 {
     let count = f64::from(servers);
     if load >= count {
@@ -64,8 +65,9 @@ pub(crate) fn erlang_c(servers: u32, load: f64) -> f64 {
     blocked * count / (count - load * (1.0 - blocked))
 }
 
-/// The wait that a share `share` of those who come does not exceed, where `waits` of them wait at all, and these as long as an
-/// exponential law of mean `mean_s` says (exact for M/M/c; as an approximation of G/G/c: Allen, 1978; Whitt, Prod. Oper. Manag. 2, 1993).
+/// The wait that a share `share` of those who come does not exceed, where `waits` of them wait at all, and these as long as
+/// an exponential law of mean `mean_s` says (exact for M/M/c; as an approximation of G/G/c: Allen, 1978; Whitt, Prod. Oper.
+/// Manag. 2, 1993).
 pub(crate) fn wait_quantile(waits: f64, mean_s: f64, share: f64) -> f64 {
     (mean_s * libm::log(waits / (1.0 - share))).max(0.0)
 }

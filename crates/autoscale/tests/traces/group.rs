@@ -1,5 +1,5 @@
-//! A group in virtual time: what the scheduler and the ranks of one do, reduced to counts. One tenant, no prefixes, answers whose
-//! length is known; `likeness.rs` holds it against the real scheduler.
+//! A group in virtual time: what the scheduler and the ranks of one do, reduced to counts. One tenant, no prefixes, answers
+//! whose length is known; `likeness.rs` holds it against the real scheduler.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The autoscaler in virtual time, on seeded traces: how many requests got what is promised, and how many group-hours that took,
-//! beside what could be reached at all and beside two rules that others use.
+//! The autoscaler in virtual time, on seeded traces: how many requests got what is promised, and how many group-hours that
+//! took, beside what could be reached at all and beside two rules that others use.
 
 mod group;
 mod likeness;
@@ -86,9 +86,9 @@ fn small() {
     hold(&Trace::diurnal("small", 4.0, 2.0..12.0));
 }
 
-/// With a burst in every hour nobody who has not kept groups for it can hold 97%: in the minute in which groups start,
-/// a thirtieth of all requests are due. So it is held against what can be reached then, of which it may miss one and a half of a
-/// hundred, by the seconds until a burst is seen and by what it leaves behind.
+/// With a burst in every hour nobody who has not kept groups for it can hold 97%: in the minute in which groups start, a
+/// thirtieth of all requests are due. So it is held against what can be reached then, of which it may miss one and a half
+/// of a hundred, by the seconds until a burst is seen and by what it leaves behind.
 #[test]
 fn bursts() {
     let trace = Trace::burst("bursts", 1.0, 3.0);
@@ -102,8 +102,8 @@ fn bursts() {
     assert!(ours.turns_per_hour() <= TURNS_MAX, "the fleet turns too often: {:?}", ours.moves);
 }
 
-/// What nobody surpasses who learns of a burst as it begins, and starts groups then: of the requests due in the minute in which these
-/// start, what the groups of the oracle's minute before can hold, and of all others everything. In percent.
+/// What nobody surpasses who learns of a burst as it begins, and starts groups then: of the requests due in the minute in
+/// which these start, what the groups of the oracle's minute before can hold, and of all others everything. In percent.
 fn reach(trace: &Trace, asks: &[Ask]) -> f64 {
     let surprises = trace.surprises();
     let (_, surprised) = oracle(trace, asks, &surprises);

@@ -1,14 +1,15 @@
 //! What can be reached at all.
 //!
-//! **The oracle** knows every request of the future, and its groups serve at once. At each full minute it takes the fewest groups
-//! with which 97% of the requests due in that minute keep what is promised, found by trying: a copy of the world runs the
-//! minute and all that is under way then to its end. For whoever holds the service level in every minute that is a lower bound, but for
-//! what a minute leaves to the next: groups that have to be started, or the next minute not known, only cost more. Groups that finish what
-//! they have are paid for, by it too; groups that start are not.
+//! **The oracle** knows every request of the future, and its groups serve at once. At each full minute it takes the fewest
+//! groups with which 97% of the requests due in that minute keep what is promised, found by trying: a copy of the world
+//! runs the minute and all that is under way then to its end. For whoever holds the service level in every minute that is a
+//! lower bound, but for what a minute leaves to the next: groups that have to be started, or the next minute not known,
+//! only cost more. Groups that finish what they have are paid for, by it too; groups that start are not.
 //!
 //! **The surprised oracle** knows everything but the first minute of a burst, in which it has what it had before: whoever
-//! is not told of a burst and starts groups in a minute can do no better, unless he keeps the groups for it all the time. From then on it
-//! has as many as it takes to hold the service level in each minute again, with all that the burst has left behind.
+//! is not told of a burst and starts groups in a minute can do no better, unless he keeps the groups for it all the time.
+//! From then on it has as many as it takes to hold the service level in each minute again, with all that the burst has left
+//! behind.
 
 use std::ops::Range;
 

@@ -55,8 +55,9 @@ impl Rule {
     }
 }
 
-/// The horizontal pod autoscaler of Kubernetes (autoscaling/v2) with its defaults, by a metric of pods: `ceil(current · value / target)`, nothing
-/// within a tenth; upwards at most twofold or by four in 15 s, whichever is more; downwards the most of what it wanted in the last five minutes.
+/// The horizontal pod autoscaler of Kubernetes (autoscaling/v2) with its defaults, by a metric of pods: `ceil(current ·
+/// value / target)`, nothing within a tenth; upwards at most twofold or by four in 15 s, whichever is more; downwards the
+/// most of what it wanted in the last five minutes.
 #[derive(Default)]
 pub(crate) struct Hpa {
     wanted: VecDeque<(f64, u32)>,
@@ -85,8 +86,8 @@ impl Hpa {
     }
 }
 
-/// Knative's autoscaler (KPA) with its defaults: the mean of requests in flight over 60 s by a target of 70%; over 6 s where that
-/// would double the fleet, which then does not shrink for a minute. It never more than halves the fleet at once.
+/// Knative's autoscaler (KPA) with its defaults: the mean of requests in flight over 60 s by a target of 70%; over 6 s
+/// where that would double the fleet, which then does not shrink for a minute. It never more than halves the fleet at once.
 #[derive(Default)]
 pub(crate) struct Knative {
     seen: VecDeque<(f64, f64)>,

@@ -172,7 +172,8 @@ impl World {
         self.members.iter().map(|member| member.group.in_flight()).sum::<usize>() + self.held.len()
     }
 
-    /// So many groups are to serve or start: others are started, or those drained that have the least to do, those first that do not serve yet.
+    /// So many groups are to serve or start: others are started, or those drained that have the least to do, those first
+    /// that do not serve yet.
     pub(crate) fn scale(&mut self, groups: u32) {
         let Groups { ready, starting, .. } = self.groups();
         (ready + starting..groups).for_each(|_| self.start(State::Starting(self.now_s)));
