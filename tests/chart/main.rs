@@ -82,6 +82,27 @@ fn lint_finds_nothing() {
 }
 
 #[test]
+fn whoever_installs_it_is_told_where_clusters_are_looked_after() {
+    for (settings, where_) in [(&[][..], "all namespaces"), (&["watchNamespaces={one,two}"], "one, two")] {
+        let mut helm = program("helm");
+        helm.env("KUBECONFIG", "/dev/null"); // no cluster of the user's is asked
+        helm.args([
+            "install",
+            "galerne",
+            "helm/galerne",
+            "--namespace",
+            "galerne-system",
+            "--dry-run=client",
+        ]);
+        settings.iter().for_each(|setting| {
+            helm.args(["--set", setting]);
+        });
+        let said = run(&mut helm);
+        assert!(said.contains(&format!("looks after the GalerneClusters of {where_}.")), "{said}");
+    }
+}
+
+#[test]
 fn every_manifest_is_what_kubernetes_takes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("all.yaml");
