@@ -215,6 +215,18 @@ fn wrong_values_are_refused_with_their_name() {
     }
 }
 
+#[test]
+fn the_image_is_made_with_what_the_tests_were_made_with() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("a readable file");
+    let (image, setup, manifest) = (read("Dockerfile"), read(".ci/setup"), read("Cargo.toml"));
+    let after = |text: &str, name: &str| {
+        let (_, rest) = text.split_once(name).unwrap_or_else(|| panic!("no {name}"));
+        rest.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(after(&image, "rust:"), after(&manifest, "rust-version = \""));
+    assert_eq!(after(&image, "nvidia-nccl-cu13=="), after(&setup, "nvidia-nccl-cu13=="));
+}
+
 /// Names and contents of a folder's files; nothing if there is no such folder.
 fn folder(path: &str) -> BTreeMap<OsString, String> {
     let entries = std::fs::read_dir(root().join(path)).into_iter().flatten();
