@@ -72,6 +72,11 @@ fn diurnal() {
 }
 
 #[test]
+fn drift() {
+    hold(&Trace::drift());
+}
+
+#[test]
 fn ramp() {
     hold(&Trace::ramp());
 }

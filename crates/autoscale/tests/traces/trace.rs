@@ -30,11 +30,14 @@ const BURST_S: Range<f64> = 1200.0..2400.0;
 pub(crate) struct Trace {
     pub(crate) name: &'static str,
     rates: Vec<f64>,
+    /// From this second on prompts are twice as long.
+    longer_from: usize,
 }
 
 impl Trace {
     fn new(name: &'static str, length_s: f64, rate: impl Fn(f64) -> f64) -> Self {
-        Self { name, rates: (0..length_s as u32).map(|second| rate(f64::from(second))).collect() }
+        let rates = (0..length_s as u32).map(|second| rate(f64::from(second))).collect();
+        Self { name, rates, longer_from: usize::MAX }
     }
 
     pub(crate) fn steady(rate: f64, length_s: f64) -> Self {
@@ -64,6 +67,11 @@ impl Trace {
         Self::new("ramp", 5400.0, |time_s| 15.0 + 75.0 * (time_s / 3600.0).min(1.0))
     }
 
+    /// The same rate all the time, and prompts that are twice as long from the second hour on.
+    pub(crate) fn drift() -> Self {
+        Self { name: "drift", longer_from: 3600, ..Self::steady(40.0, 7200.0) }
+    }
+
     /// Two hours, and then nothing for an hour.
     pub(crate) fn stop() -> Self {
         Self::new("stop", 10_800.0, |time_s| if time_s < 7200.0 { 50.0 } else { 0.0 })
@@ -83,7 +91,8 @@ impl Trace {
         for (second, rate) in self.rates.iter().enumerate() {
             while let Some(planned) = coming.next_if(|planned| planned.due.as_secs_f64() < sum + rate) {
                 let due_s = second as f64 + (planned.due.as_secs_f64() - sum) / rate;
-                let prompt = planned.prompt.tokens().unwrap_or(1) as u32;
+                let times = if second < self.longer_from { 1 } else { 2 };
+                let prompt = planned.prompt.tokens().unwrap_or(1) as u32 * times;
                 asks.push(Ask { due_s, prompt, answer: planned.output_tokens });
             }
             sum += rate;
