@@ -55,12 +55,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]
-- apiGroups: [""]
-  resources: [pods/eviction]
-  verbs: [create]
-- apiGroups: [events.k8s.io, ""]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# What the controller of StatefulSets says when a quota or an admission controller lets it make no pods.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list, watch]
 {{- end -}}
 
 {{- /* Where network policies stand besides the operator's namespace. */ -}}
