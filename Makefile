@@ -35,7 +35,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit proto bench chaos faults leaks soak fuzz clean
+.PHONY: help demo test build dist cuda lint unit proto crds chart image bench chaos faults leaks soak fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
@@ -71,6 +71,17 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 
 unit: ## unit, integration and process-level tests (needs `make build` first)
 	cargo test --release --workspace --locked
+
+crds: ## the resource definitions of k8s/crds into the chart
+	@mkdir -p helm/galerne/crds
+	cp k8s/crds/*.yaml helm/galerne/crds/
+
+chart: ## what the chart copies and what is copied from it: the dashboard, k8s/operator.yaml
+	cp k8s/grafana/galerne.json helm/galerne/files/
+	$(CACHE)/bin/helm template galerne helm/galerne --namespace galerne-system | grep -vE '^ *(helm.sh/chart|app.kubernetes.io/managed-by): ' >k8s/operator.yaml
+
+image: ## the container image, galerne:latest (needs docker)
+	docker build -t galerne .
 
 chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)

@@ -10,6 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("sched", &["types"]),
     ("dispatch", &["types"]),
+    ("autoscale", &[]),
     ("workload", &[]),
     ("collective", &[]),
     ("checkpoint", &["types"]),
@@ -58,7 +59,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates without I/O, clock, thread or unseeded randomness.
-const PURE: &[&str] = &["types", "sched", "dispatch", "workload"];
+const PURE: &[&str] = &["types", "sched", "dispatch", "autoscale", "workload"];
 
 /// What a pure crate may use from outside: arithmetic and hashes that are the same on every machine.
 const PURE_DEPENDENCIES: &[&str] = &["libm", "serde", "sha2", "thiserror"];
