@@ -35,9 +35,9 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit proto crds chart image bench chaos faults leaks soak fuzz clean
+.PHONY: help demo test build dist cuda lint unit proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
 demo: ## serve the demo model from 3 rank processes, a router and a real etcd; stream one answer
 	@.ci/setup demo
@@ -101,6 +101,11 @@ bench: build ## all-reduce latency; what starting costs; the engine beside its p
 	python3 benches/load/start.py target/release/galerne "$(MODEL)"
 	cargo build --release --locked -p galerne-model --example speed --example bounds
 	python3 benches/peers/run.py $(BENCH)
+
+gpu-suite: ## one folder, target/gpu-suite, for a machine with a GPU: `python3 run.py` there checks and measures the kernels
+	@.ci/setup suite
+	cargo build --release --locked -p galerne-model --example gpu
+	python3 benches/gpu/pack.py target/release/examples/gpu target/gpu-suite
 
 fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS each, guided by coverage
 	@.ci/setup build

@@ -135,6 +135,7 @@ static const Entry ENTRIES[] = {
     ENTRY(Attend, attend_64),   ENTRY(Attend, attend_96),  ENTRY(Attend, attend_128), ENTRY(Attend, merge_32),
     ENTRY(Attend, merge_64),    ENTRY(Attend, merge_96),   ENTRY(Attend, merge_128),  ENTRY(Embed, embed),
     ENTRY(Piece, piece),        ENTRY(AddNorm, add_norm),  ENTRY(Pick, pick),         ENTRY(Likeliest, likeliest),
+    ENTRY(Bound, read_all),     ENTRY(Bound, copy_all),
 };
 
 }  // namespace emulator

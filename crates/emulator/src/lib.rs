@@ -2,8 +2,8 @@
 //!
 //! A block's threads are fibers; barriers, shuffles and tensor-core products are meetings of them (`cuda/emulator.hpp`). What a
 //! kernel computes here is what it computes on a GPU, but for the rounding inside a product of fragments and of 2^x. Shared
-//! memory that nobody wrote is no number, global memory ends where it was allocated, and a barrier that not all threads come to
-//! ends the process with a sentence. It is some hundred thousand times slower than a GPU, and for tests.
+//! memory that nobody wrote is no number, a kernel that wrote behind the end of what was allocated is named, and a barrier that not
+//! all threads come to ends the process with a sentence. It is some hundred thousand times slower than a GPU, and for tests.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -33,13 +33,43 @@ pub struct Emulator {
 struct Memory {
     taken: u64,
     /// By address.
-    blocks: BTreeMap<Address, Box<[Line]>>,
+    blocks: BTreeMap<Address, Block>,
+}
+
+/// Memory that was asked for, and behind it lines that nobody may write.
+struct Block {
+    lines: Box<[Line]>,
+    bytes: usize,
+}
+
+const LINE_BYTES: usize = 256;
+/// Lines behind a block, and what they are full of.
+const GUARD_LINES: usize = 64;
+const GUARD: [u8; LINE_BYTES] = [0xa5; LINE_BYTES];
+
+impl Block {
+    fn zeroed(bytes: usize) -> Self {
+        let own = bytes.div_ceil(LINE_BYTES);
+        let mut lines = vec![Line([0; LINE_BYTES]); own + GUARD_LINES].into_boxed_slice();
+        lines[own..].fill(Line(GUARD));
+        Self { lines, bytes }
+    }
+
+    /// Bytes that a GPU would take for it.
+    fn taken(&self) -> u64 {
+        ((self.lines.len() - GUARD_LINES) * LINE_BYTES) as u64
+    }
+
+    /// Whether nobody wrote behind its end.
+    fn is_whole(&self) -> bool {
+        self.lines[self.lines.len() - GUARD_LINES..].iter().all(|line| line.0 == GUARD)
+    }
 }
 
 /// What memory is allocated in, so that it begins where a GPU's does.
 #[derive(Clone)]
 #[repr(align(256))]
-struct Line(#[expect(dead_code, reason = "read through addresses")] [u8; 256]);
+struct Line([u8; LINE_BYTES]);
 
 impl Emulator {
     /// A GPU of so many bytes.
@@ -91,18 +121,18 @@ impl Device for Emulator {
         if asked > free {
             return Err(DeviceError::Memory { asked, free, total });
         }
-        let lines = vec![Line([0; 256]); bytes.div_ceil(size_of::<Line>())].into_boxed_slice();
+        let block = Block::zeroed(bytes);
         let mut memory = self.locked();
-        let address = lines.as_ptr() as Address;
-        memory.taken += size_of_val(&*lines) as u64;
-        memory.blocks.insert(address, lines);
+        let address = block.lines.as_ptr() as Address;
+        memory.taken += block.taken();
+        memory.blocks.insert(address, block);
         Ok(address)
     }
 
     fn free(&self, address: Address) {
         let mut memory = self.locked();
-        if let Some(lines) = memory.blocks.remove(&address) {
-            memory.taken -= size_of_val(&*lines) as u64;
+        if let Some(block) = memory.blocks.remove(&address) {
+            memory.taken -= block.taken();
         }
     }
 
@@ -131,7 +161,10 @@ impl Device for Emulator {
             galerne_emulate(name, grid, launch.threads, launch.shared_bytes as usize, arguments, bytes)
         };
         let says = match code {
-            0 => return Ok(()),
+            0 => match self.locked().blocks.values().find(|block| !block.is_whole()) {
+                None => return Ok(()),
+                Some(block) => format!("{} wrote behind the end of {} bytes", name(), block.bytes),
+            },
             1 => return Err(DeviceError::Kernel(name())),
             2 => format!("{} does not take {bytes} bytes of arguments", name()),
             _ => format!("{} cannot have blocks of {} threads", name(), launch.threads),

@@ -1,4 +1,5 @@
 // All kernels of the CUDA backend, in one unit.
 #include "attention.cu"
+#include "bounds.cu"
 #include "linear.cu"
 #include "rows.cu"

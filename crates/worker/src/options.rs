@@ -191,10 +191,8 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--group", group.0.clone().into());
     flag("--tp", world_size.to_string().into());
     numerics_args(*virtual_shards, *quantize, *compute, *kv_dtype, &mut flag);
-    if *device != Device::Cpu {
-        flag("--device", device.behind(index - first).to_string().into());
-        flag("--gpu-memory-utilization", gpu_memory_utilization.to_string().into());
-    }
+    flag("--device", device.behind(index - first).to_string().into());
+    flag("--gpu-memory-utilization", gpu_memory_utilization.to_string().into());
     flag("--host", host.into());
     flag("--index", index.to_string().into());
     flag("--bind", bind.to_string().into());
@@ -313,7 +311,8 @@ pub(crate) mod tests {
         let line: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         assert_eq!(
             line.join(" "),
-            "rank --model /models/tiny --cluster c --group g --tp 2 --kv-dtype f32 --host h --index 1 \
+            "rank --model /models/tiny --cluster c --group g --tp 2 --kv-dtype f32 --device cpu --gpu-memory-utilization 0.9 \
+             --host h --index 1 \
              --bind 127.0.0.1 --etcd a:1,b:2 --threads 3 --sequences-max 64 --step-tokens-max 256 --waiting-requests-max 1024"
         );
     }

@@ -263,10 +263,9 @@ impl<'a> Plan<'a> {
         packed.clear();
         packed.resize(tiles.len() * matrix.tile_bytes(), 0);
         let columns = self.columns(&matrix.rows, shard);
-        let Some(all) = columns.first().zip(columns.last()).map(|(first, last)| first.0.start..last.0.end)
-        else {
-            return Ok(());
-        };
+        // A shard may have no heads or no MLP columns.
+        let all = columns.first().zip(columns.last()).map(|(first, last)| first.0.start..last.0.end);
+        let Some(all) = all.filter(|all| !all.is_empty()) else { return Ok(()) };
         let mut reader = RowReader::new(self.checkpoint, all.clone());
         for (tile, out) in tiles.zip(packed.chunks_exact_mut(matrix.tile_bytes())) {
             let sources: Vec<_> = (0..TILE_ROWS).map(|r| self.source(&matrix.rows, tile, r)).collect();

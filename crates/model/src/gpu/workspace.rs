@@ -39,6 +39,12 @@ impl Room {
     fn tokens(&self) -> usize {
         self.step_tokens.min(TILE_TOKENS_MAX)
     }
+
+    /// Tiles of packed activations: kernels for few tokens come for 1, 2, 4 and 8 of them, and work on all of theirs.
+    fn token_tiles(&self) -> usize {
+        let tiles = self.tokens().div_ceil(TILE_TOKENS);
+        if self.tokens() > FEW_TOKENS_MAX as usize { tiles } else { tiles.next_power_of_two() }
+    }
 }
 
 /// Memory of the device.
@@ -75,7 +81,7 @@ pub(super) fn kv_block(shape: &Shape) -> usize {
 /// Bytes of everything but the KV memory, in the order of [`Workspace`]'s fields.
 fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 16] {
     let (tokens, floats, halves) = (room.tokens(), size_of::<f32>(), size_of::<bf16>());
-    let tiles = tokens.div_ceil(TILE_TOKENS);
+    let tiles = room.token_tiles();
     let rows = tokens * shape.hidden * floats;
     let few = tokens.min(FEW_TOKENS_MAX as usize);
     let chunks = (room.positions.div_ceil(CHUNK) + 1).next_power_of_two();
@@ -139,7 +145,7 @@ impl Workspace {
             picked: next()?,
             logits: next()?,
             ids: next()?,
-            token_tiles: room.tokens().div_ceil(TILE_TOKENS),
+            token_tiles: room.token_tiles(),
         })
     }
 }

@@ -20,7 +20,7 @@ fn gpu_options() -> Options {
 }
 
 /// Largest difference of logits as a share of their spread.
-fn distance(found: &Drawn, expected: &Drawn) -> f32 {
+pub(crate) fn distance(found: &Drawn, expected: &Drawn) -> f32 {
     let mut worst = 0.0f32;
     for (key, (_, row)) in found {
         let (_, reference) = &expected[key];
