@@ -23,12 +23,19 @@ struct Fleet {
     autoscaler: Autoscaler,
     now: Duration,
     groups: Groups,
+    /// Of each group, all and those that its nine requests leave free.
+    kv_blocks: (u32, u32),
 }
 
 impl Fleet {
     fn new(bounds: Bounds, ready: u32) -> Self {
         let groups = Groups { ready, ..Groups::default() };
-        Self { autoscaler: Autoscaler::new(SLA, bounds, ROOM), now: Duration::ZERO, groups }
+        Self {
+            autoscaler: Autoscaler::new(SLA, bounds, ROOM),
+            now: Duration::ZERO,
+            groups,
+            kv_blocks: (0, 0),
+        }
     }
 
     /// A window passes in which so many requests came, whose steps differ a little from window to window.
@@ -43,7 +50,8 @@ impl Fleet {
         let busy_s = count as f64 * COST.step_s + tokens as f64 * COST.token_s + keys as f64 * COST.key_s;
         let steps = Steps { count, tokens, keys, busy: Duration::from_secs_f64(busy_s) };
         let serves = arrivals > 0 && self.groups.ready > 0;
-        let group = GroupWindow { running: 9, steps, ..GroupWindow::default() };
+        let (kv_blocks, kv_blocks_free) = self.kv_blocks;
+        let group = GroupWindow { running: 9, waiting: 0, kv_blocks, kv_blocks_free, steps };
         let window = Window {
             length: WINDOW,
             arrivals,
@@ -128,6 +136,17 @@ fn fewer_have_to_be_enough_for_a_while() {
         assert_eq!(decision.groups, 9, "{decision}");
     }
     assert!(matches!(fleet.window(150, 0), Decision { groups: 5..=6, why: Why::Fewest, .. }));
+}
+
+#[test]
+fn where_memory_holds_few_answers_more_groups_are_needed() {
+    let mut fleet = Fleet::new(ANY, 9);
+    fleet.kv_blocks = (400, 400 - 9 * 18); // room for 22 requests of 18 blocks, of 128 slots
+    let decision = fleet.windows(120, 300);
+    let few = decision.chosen.unwrap();
+    assert!((12..20).contains(&decision.groups) && few.holds(), "{decision}");
+    fleet.kv_blocks = (40_000, 40_000 - 9 * 18);
+    assert_eq!(fleet.windows(120, 300).needed, 9);
 }
 
 #[test]
