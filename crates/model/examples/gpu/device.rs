@@ -97,6 +97,10 @@ impl Device for Watched {
         self.inner.architecture()
     }
 
+    fn shared_bytes_max(&self) -> u32 {
+        self.inner.shared_bytes_max()
+    }
+
     fn bind(&self) -> Result<(), DeviceError> {
         self.inner.bind()
     }
