@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use galerne_types::limits::PAST_EPOCHS_MAX;
-use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Past, RankId, RankRecord, RankState};
+use galerne_types::{
+    Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Hold, Past, RankId, RankRecord, RankState,
+};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -139,17 +141,31 @@ impl Coord {
     pub async fn drained(&self, group: &GroupId) -> Result<(), CoordError> {
         let seen = self.group(group).await?;
         let (drain, epoch) = (self.keys.drain(group), self.keys.epoch(group));
-        let forget = TxnOp::delete(drain, None);
+        let forget = [TxnOp::delete(drain, None), TxnOp::delete(self.keys.hold(group), None)];
         let gone = seen.group.ranks.values().all(|rank| rank.state == RankState::Dead);
         let unchanged = Compare::mod_revision(&*epoch, CompareOp::Equal, seen.modified(&epoch));
         let txn = match gone {
             true => Txn::new()
                 .when([unchanged])
-                .and_then([forget.clone(), TxnOp::delete(epoch, None)])
-                .or_else([forget]),
-            false => Txn::new().and_then([forget]),
+                .and_then([&forget[..], &[TxnOp::delete(epoch, None)]].concat())
+                .or_else(forget),
+            false => Txn::new().and_then(forget),
         };
         self.etcd.txn("forget a drained group", &txn).await.map(drop)
+    }
+
+    /// Asks routers to give a group no requests, whether it is there yet or not, and says `why`; or takes that back.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or the name cannot be part of a key.
+    pub async fn hold(&self, group: &GroupId, why: Option<&str>) -> Result<(), CoordError> {
+        check_name("group", &group.0)?;
+        let key = self.keys.hold(group);
+        let wish = match why {
+            Some(why) => TxnOp::put(key, json(&Hold { why: why.to_owned() }), None),
+            None => TxnOp::delete(key, None),
+        };
+        self.etcd.txn("hold a group", &Txn::new().and_then([wish])).await.map(drop)
     }
 
     /// The fleet as it is now.

@@ -1,4 +1,4 @@
-//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain}`.
+//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain | hold}`.
 
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub(crate) enum Place {
     Health(GroupId),
     /// Somebody's wish that the group ends.
     Drain(GroupId),
+    /// Somebody's wish that the group gets no requests.
+    Hold(GroupId),
 }
 
 impl Keys {
@@ -57,6 +59,10 @@ impl Keys {
         format!("{}{group}/drain", self.groups)
     }
 
+    pub(crate) fn hold(&self, group: &GroupId) -> String {
+        format!("{}{group}/hold", self.groups)
+    }
+
     /// What a key of this cluster holds; `None` for keys that are not ours.
     pub(crate) fn place(&self, key: &[u8]) -> Option<Place> {
         let key = std::str::from_utf8(key).ok()?.strip_prefix(&*self.groups)?;
@@ -67,6 +73,7 @@ impl Keys {
             ("epoch", None) => Some(Place::Epoch(group)),
             ("health", None) => Some(Place::Health(group)),
             ("drain", None) => Some(Place::Drain(group)),
+            ("hold", None) => Some(Place::Hold(group)),
             _ => None,
         }
     }
@@ -100,6 +107,7 @@ mod tests {
             (keys.epoch(&group), Some(Place::Epoch(group.clone()))),
             (keys.health(&group), Some(Place::Health(group.clone()))),
             (keys.drain(&group), Some(Place::Drain(group.clone()))),
+            (keys.hold(&group), Some(Place::Hold(group.clone()))),
             (format!("{}other", keys.group(&group)), None),
             (keys.groups().to_owned(), None),
             ("/galerne/demo2/groups/g0/epoch".into(), None),

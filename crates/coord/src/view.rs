@@ -1,6 +1,6 @@
 //! The fleet as a fold over keys and values. Pure.
 
-use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, Health, RankRecord};
+use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, Health, Hold, RankRecord};
 use serde::de::DeserializeOwned;
 
 use crate::keys::{Keys, Place};
@@ -17,7 +17,8 @@ pub(crate) struct Value<'a> {
 /// A value that is not to be believed is taken for absent: an older one is not true any more either.
 pub(crate) fn apply(fleet: &mut Fleet, keys: &Keys, key: &[u8], value: Option<Value<'_>>) -> bool {
     let Some(place) = keys.place(key) else { return false };
-    let (Place::Rank(id, _) | Place::Epoch(id) | Place::Health(id) | Place::Drain(id)) = &place;
+    let (Place::Rank(id, _) | Place::Epoch(id) | Place::Health(id) | Place::Drain(id) | Place::Hold(id)) =
+        &place;
     let group = fleet.groups.entry(id.clone()).or_default();
     let changed = match &place {
         Place::Rank(_, rank) => {
@@ -42,6 +43,7 @@ pub(crate) fn apply(fleet: &mut Fleet, keys: &Keys, key: &[u8], value: Option<Va
             let drain = parse::<Drain>(key, value, |_| true);
             replace(&mut group.drain, drain.map(|drain| Drain { revision, ..drain }))
         }
+        Place::Hold(_) => replace(&mut group.hold, parse::<Hold>(key, value, |_| true)),
     };
     if *group == Group::default() {
         fleet.groups.remove(id);

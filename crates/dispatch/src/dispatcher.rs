@@ -195,7 +195,7 @@ type Candidate<'a> = (&'a GroupId, &'a Standing, &'a Health);
 
 impl Standing {
     fn update(&mut self, group: &Group) {
-        self.health = group.serving().filter(|health| !health.draining).cloned();
+        self.health = group.serving().filter(|health| !health.draining && group.hold.is_none()).cloned();
     }
 
     fn serving(&self) -> Option<&Health> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use galerne_dispatch::{BREAKER_FAILURES, BREAKER_MS_MIN, BreakerState, Choice, Dispatcher, Ticket, Want};
 use galerne_types::{
-    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, ModelCard, Quantize, RankId,
+    Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, Hold, KvDtype, ModelCard, Quantize, RankId,
     RankRecord, RankState, Refusal, Shards,
 };
 use proptest::prelude::*;
@@ -156,7 +156,8 @@ fn groups_that_do_not_serve_are_not_chosen() {
     let draining = with_health(serving("a", 1), |health| health.draining = true);
     let superseded = with_health(serving("b", 5), |health| health.epoch = Epoch(4));
     let silent = Group { health: None, ..serving("c", 6) };
-    for group in [draining, superseded, silent, forming("d"), Group::default()] {
+    let held = Group { hold: Some(Hold { why: "on trial".into() }), ..serving("e", 7) };
+    for group in [draining, superseded, silent, forming("d"), held, Group::default()] {
         assert_eq!(dispatcher(&fleet([("a", group)])).dispatch(Want::any(MODEL), NOW), no_group());
     }
 }

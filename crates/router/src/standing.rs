@@ -9,6 +9,8 @@ pub(crate) enum Standing {
     Forming,
     /// Takes requests.
     Ready,
+    /// Serves, and shall get no requests: it is on trial.
+    Held,
     /// Finishes what it has.
     Draining,
     /// A rank is dead or has left it, or the leader cannot be reached.
@@ -23,6 +25,7 @@ impl Standing {
             _ if !group.stands() => Self::Lost,
             Some(_) if !usable => Self::Lost,
             Some(health) if health.draining => Self::Draining,
+            Some(_) if group.hold.is_some() => Self::Held,
             Some(_) => Self::Ready,
             None => Self::Forming,
         }
@@ -32,6 +35,7 @@ impl Standing {
         match self {
             Self::Forming => "forming",
             Self::Ready => "ready",
+            Self::Held => "held",
             Self::Draining => "draining",
             Self::Lost => "lost",
         }

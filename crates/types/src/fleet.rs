@@ -295,6 +295,8 @@ pub struct Group {
     pub health: Option<Health>,
     /// Present while somebody wants it to end.
     pub drain: Option<Drain>,
+    /// Present while it shall get no requests, though it may serve: it is on trial.
+    pub hold: Option<Hold>,
 }
 
 /// Somebody wants a group to take nothing new, to finish or pass on what it has, and to end.
@@ -305,6 +307,13 @@ pub struct Drain {
     pub revision: u64,
     /// How long running answers may take to finish, in milliseconds, before other groups take them over.
     pub grace_ms: u64,
+}
+
+/// Somebody wants routers to give a group no requests: whoever wrote it asks the group by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Why, in a few words.
+    pub why: String,
 }
 
 impl Member {

@@ -15,8 +15,8 @@ mod step;
 
 pub use compute::Compute;
 pub use fleet::{
-    Absence, Drain, EpochRecord, Fleet, Group, GroupId, Health, Loss, LossKind, Member, ModelCard, Past,
-    RankId, RankRecord, RankState,
+    Absence, Drain, EpochRecord, Fleet, Group, GroupId, Health, Hold, Loss, LossKind, Member, ModelCard,
+    Past, RankId, RankRecord, RankState,
 };
 pub use hex::hex;
 pub use kv::KvDtype;

@@ -40,6 +40,22 @@ pub(crate) async fn ranks_come_and_go(server: Rc<Server>) {
     assert!(matches!(coord.register(stray).await, Err(CoordError::Name { what: "group", .. })));
 }
 
+pub(crate) async fn a_group_is_held_before_it_is_there(server: Rc<Server>) {
+    let coord = server.coord().await;
+    let mut fleet = coord.watch_fleet();
+    coord.hold(&group_id(), Some("on trial")).await.unwrap();
+    seen(&mut fleet, |group| group.hold.is_some() && group.ranks.is_empty()).await;
+    coord.hold(&group_id(), None).await.unwrap();
+    fleet.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
+
+    coord.hold(&group_id(), Some("on trial")).await.unwrap();
+    coord.drain(&group_id(), Duration::ZERO).await.unwrap();
+    seen(&mut fleet, |group| group.drain.is_some()).await;
+    coord.drained(&group_id()).await.unwrap();
+    fleet.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
+    assert!(matches!(coord.hold(&GroupId("a/b".into()), None).await, Err(CoordError::Name { .. })));
+}
+
 pub(crate) async fn a_rank_that_falls_silent_is_gone(server: Rc<Server>) {
     let coord = server.coord().await;
     let mut fleet = coord.watch_fleet();

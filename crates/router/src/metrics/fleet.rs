@@ -134,7 +134,7 @@ pub(super) fn write(page: &mut Page, models: &[&str], listed: &[Listed], loads: 
     }
     write_troubles(page, listed);
     page.family("galerne_groups", "gauge", "Groups of the fleet, by state.");
-    for state in [Standing::Forming, Standing::Ready, Standing::Draining, Standing::Lost] {
+    for state in [Standing::Forming, Standing::Ready, Standing::Held, Standing::Draining, Standing::Lost] {
         page.sample(&[("state", state.name())], listed.iter().filter(|l| l.standing == state).count());
     }
     page.family("galerne_ranks", "gauge", "Live ranks of the fleet, by state.");

@@ -379,7 +379,7 @@ pub(crate) fn group(name: &str, epoch: u64, leader: &str) -> (GroupId, Group) {
         draining: false,
     };
     let record = EpochRecord::new(id.clone(), card.shards, members, SECRET.into());
-    (id, Group { ranks, epoch: Some((Epoch(epoch), record)), health: Some(health), drain: None })
+    (id, Group { ranks, epoch: Some((Epoch(epoch), record)), health: Some(health), drain: None, hold: None })
 }
 
 /// An address where nobody listens.
