@@ -36,6 +36,9 @@ pub(crate) struct WorkerCommand {
     /// How long the group may take until it is ready for the first time, in seconds.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     start_timeout_s: u64,
+    /// Once the group is drained, wait for a signal before ending: for those who start again what has ended.
+    #[arg(long)]
+    stay_when_drained: bool,
 }
 
 /// One rank process (started by `galerne worker` and `galerne up`).
@@ -102,7 +105,11 @@ impl WorkerCommand {
         );
         let start_timeout = Duration::from_secs(self.start_timeout_s);
         let options = SupervisorOptions { first, ranks: ranks + self.spares, start_timeout };
-        galerne_worker::supervise(options, args::shutdown_on_signal()?).await?;
+        let shutdown = args::shutdown_on_signal()?;
+        galerne_worker::supervise(options, shutdown.clone()).await?;
+        if self.stay_when_drained {
+            shutdown.cancelled().await;
+        }
         Ok(())
     }
 }
