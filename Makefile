@@ -35,9 +35,9 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
+.PHONY: help demo test build dist cuda lint unit test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
 demo: ## serve the demo model from 3 rank processes, a router and a real etcd; stream one answer
 	@.ci/setup demo
@@ -72,8 +72,9 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 unit: ## unit, integration and process-level tests (needs `make build` first)
 	cargo test --release --workspace --locked
 
-crds: ## the resource definitions of k8s/crds into the chart
-	@mkdir -p helm/galerne/crds
+crds: build ## the resource definitions, k8s/crds and the chart's, from the types
+	@mkdir -p k8s/crds helm/galerne/crds
+	target/release/galerne operator crd >k8s/crds/galerneclusters.yaml
 	cp k8s/crds/*.yaml helm/galerne/crds/
 
 chart: ## what the chart copies and what is copied from it: the dashboard, k8s/operator.yaml
@@ -93,8 +94,12 @@ faults: ## a cut of chaos and leaks (needs `make build` first)
 leaks: build ## 10,000 clients that hang up at random moments: nothing may stay behind
 	cd benches/chaos && python3 leaks.py $(LEAKS)
 
+test-e2e: build ## the operator with real processes: scale, kill, cordon, roll out under load, and lose no stream
+	cargo test --release --locked -p galerne-operator --test kube live -- --nocapture
+
 soak: ## many more seeds of the simulation of groups that fail and form (SEEDS=100000)
 	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-coord --lib simulation
+	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-operator --lib plan
 
 bench: build ## all-reduce latency; what starting costs; the engine beside its peers, which are installed once (BENCH="--peers llama.cpp")
 	cargo run --release -p galerne-collective --example latency

@@ -39,6 +39,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
     ("load", &["workload", "wire", "tls"]),
+    ("apiserver", &[]),
+    ("operator", &["types", "wire", "coord"]),
     (
         "cli",
         &[
@@ -54,6 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "telemetry",
             "workload",
             "load",
+            "operator",
         ],
     ),
 ];

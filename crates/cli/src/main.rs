@@ -10,6 +10,7 @@ mod key;
 mod limits;
 mod load;
 mod model;
+mod operator;
 mod router;
 mod status;
 mod telemetry;
@@ -58,6 +59,7 @@ enum Command {
     Status(status::Status),
     Drain(drain::Drain),
     Load(load::Load),
+    Operator(operator::OperatorCommand),
     Key(key::Key),
     Model(model::ModelCommand),
     Config(config::ConfigCommand),
@@ -102,6 +104,7 @@ fn run(Cli { config, io_threads, telemetry, command }: Cli) -> anyhow::Result<()
             Command::Status(status) => status.run().await,
             Command::Drain(drain) => drain.run().await,
             Command::Load(load) => load.run().await,
+            Command::Operator(operator) => operator.run().await,
             Command::Key(key) => key.run(),
             Command::Model(model) => model.run(),
             Command::Config(check) => check.run(&config::with_variables(Cli::command(), true), config),

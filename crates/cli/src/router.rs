@@ -13,7 +13,7 @@ use crate::args::{self, ClusterTlsArgs, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
 
 /// What `--admin` says for no port at all.
-const NO_ADMIN: &str = "off";
+pub(crate) const NO_ADMIN: &str = "off";
 
 /// Where a router listens.
 #[derive(Args, Clone)]
@@ -53,7 +53,7 @@ pub(crate) struct FaceArgs {
 }
 
 /// Where the operator's port is, if there is one.
-fn admin(text: &str) -> Result<String, String> {
+pub(crate) fn admin(text: &str) -> Result<String, String> {
     if text == NO_ADMIN { Ok(text.to_owned()) } else { args::address(text) }
 }
 

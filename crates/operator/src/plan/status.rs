@@ -1,0 +1,206 @@
+//! What is said of a cluster: conditions, and each group.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{Asked, Plan, Seen};
+use crate::api::{ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
+use crate::names;
+
+/// Bytes of a message, at most: what containers say at their end may be long.
+const MESSAGE_BYTES_MAX: usize = 512;
+
+/// What a status is about, besides the plan.
+pub struct About<'a> {
+    /// Generation of the spec.
+    pub generation: Option<i64>,
+    /// The name that clients ask for.
+    pub model: &'a str,
+    /// Selects the pods of all groups.
+    pub selector: String,
+}
+
+/// The status after a plan.
+pub fn status(
+    asked: &Asked,
+    seen: &Seen,
+    plan: &Plan,
+    about: About<'_>,
+    last: &ClusterStatus,
+) -> ClusterStatus {
+    let groups = plan.groups.iter().map(|(number, judged)| {
+        let group = &seen.groups[number];
+        GroupStatus {
+            name: names::group(*number),
+            phase: judged.phase,
+            since: judged.since,
+            revision: group.revision.clone().unwrap_or_default(),
+            epoch: group.epoch,
+            ranks_ready: group.ranks_ready,
+            last_reformation: group.last_loss.clone(),
+            message: cut(&judged.message),
+        }
+    });
+    let groups: Vec<GroupStatus> = groups.collect();
+    let ready = |group: &&GroupStatus| matches!(group.phase, GroupPhase::Ready | GroupPhase::Degraded);
+    let groups_ready = groups.iter().filter(ready).count() as u32;
+    let updated = groups.iter().filter(ready).filter(|group| group.revision == asked.revision);
+    let mut status = ClusterStatus {
+        observed_generation: about.generation,
+        summary: String::new(),
+        model: about.model.to_owned(),
+        groups_total: groups.len() as u32,
+        groups_wanted: asked.wanted,
+        groups_ready,
+        groups_updated: updated.count() as u32,
+        routers_ready: seen.routers_ready,
+        selector: about.selector,
+        conditions: Vec::new(),
+        rollout: Some(plan.rollout.clone()),
+        groups,
+    };
+    let judged =
+        [available(asked, &status), progressing(asked, seen, &status), degraded(asked, seen, &status)];
+    status.summary =
+        judged[2].says_if(true).or(judged[1].says_if(true)).or(judged[1].says_if(false)).unwrap_or_default();
+    status.conditions = judged.map(|verdict| verdict.condition(&status, last, seen.now)).into();
+    status
+}
+
+/// The status of a spec that cannot be: what runs goes on.
+pub fn refused(why: &str, now: i64, generation: Option<i64>, last: &ClusterStatus) -> ClusterStatus {
+    let verdict = |kind, holds, reason| Verdict { kind, holds, reason, message: why.to_owned() };
+    let mut status = ClusterStatus { observed_generation: generation, summary: cut(why), ..last.clone() };
+    let stopped = [verdict("Progressing", false, "Invalid"), verdict("Degraded", true, "Invalid")];
+    let mut conditions: Vec<Condition> =
+        last.conditions.iter().filter(|condition| condition.type_ == "Available").cloned().collect();
+    conditions.extend(stopped.map(|verdict| verdict.condition(&status, last, now)));
+    status.conditions = conditions;
+    status
+}
+
+/// One condition, before it is known since when it holds.
+struct Verdict {
+    kind: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Verdict {
+    fn says_if(&self, holds: bool) -> Option<String> {
+        (self.holds == holds).then(|| self.message.clone())
+    }
+
+    fn condition(self, status: &ClusterStatus, last: &ClusterStatus, now: i64) -> Condition {
+        let Self { kind, holds, reason, message } = self;
+        let value = if holds { "True" } else { "False" };
+        let before =
+            last.conditions.iter().find(|condition| condition.type_ == kind && condition.status == value);
+        let now = Time(Timestamp::from_second(now).unwrap_or(Timestamp::UNIX_EPOCH));
+        Condition {
+            type_: kind.into(),
+            status: value.into(),
+            reason: reason.into(),
+            message: cut(&message),
+            observed_generation: status.observed_generation,
+            last_transition_time: before.map_or(now, |before| before.last_transition_time.clone()),
+        }
+    }
+}
+
+fn available(asked: &Asked, status: &ClusterStatus) -> Verdict {
+    let verdict = |holds, reason, message| Verdict { kind: "Available", holds, reason, message };
+    let ClusterStatus { groups_ready, routers_ready, .. } = status;
+    match (asked.wanted, groups_ready, routers_ready) {
+        (0, 0, _) => verdict(false, "Asleep", "no group is wanted".into()),
+        (_, 0, _) => verdict(false, "NoGroup", "no group serves".into()),
+        (_, _, 0) => verdict(false, "NoRouter", "no router is ready".into()),
+        (wanted, ready, _) => verdict(true, "Serving", format!("{ready} of {wanted} groups serve")),
+    }
+}
+
+fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict {
+    let verdict = |holds, reason, message| Verdict { kind: "Progressing", holds, reason, message };
+    let Rollout { trial, message, revision } = status.rollout.clone().unwrap_or_default();
+    let old = seen
+        .groups
+        .values()
+        .filter(|group| group.stays() && group.revision.as_ref() != Some(&asked.revision))
+        .count();
+    if trial == Trial::Failed {
+        return verdict(false, "RolloutFailed", format!("version {revision} gets no requests: {message}"));
+    }
+    if old > 0 && asked.update.paused {
+        return verdict(
+            false,
+            "Paused",
+            format!("{old} groups are of an old version, and spec.update.paused is set"),
+        );
+    }
+    if old > 0 {
+        let updated = status.groups_updated;
+        return verdict(
+            true,
+            "Updating",
+            format!("{updated} of {} groups are of version {revision}", asked.wanted),
+        );
+    }
+    let moving =
+        status.groups.iter().find(|group| !matches!(group.phase, GroupPhase::Ready | GroupPhase::Degraded));
+    match moving {
+        _ if status.groups_total == asked.wanted && status.groups_ready == asked.wanted => {
+            verdict(false, "Settled", format!("{} groups serve", asked.wanted))
+        }
+        Some(GroupStatus { name, phase, message, .. }) => verdict(
+            true,
+            "Moving",
+            format!("group {name} is {phase:?}: {message}").trim_end_matches(": ").to_owned(),
+        ),
+        None => verdict(
+            true,
+            "Scaling",
+            format!("{} groups are there, {} are wanted", status.groups_total, asked.wanted),
+        ),
+    }
+}
+
+fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict {
+    let verdict = |holds, reason, message| Verdict { kind: "Degraded", holds, reason, message };
+    if let (Some(resource), Some(false)) = (&asked.resource, seen.resource_offered) {
+        let says = format!(
+            "no node of this cluster offers {resource}: install the device plugin that does, or change spec.device.resource"
+        );
+        return verdict(true, "NoSuchResource", says);
+    }
+    if let Some((number, group)) = seen.groups.iter().find(|(_, group)| !group.refused.is_empty()) {
+        let says = format!("pods of group {} cannot be made: {}", names::group(*number), group.refused);
+        return verdict(true, "PodsRefused", says);
+    }
+    let first = |phase| status.groups.iter().find(|group| group.phase == phase && !group.message.is_empty());
+    let bad = [
+        (GroupPhase::Failing, "GroupFails"),
+        (GroupPhase::Reforming, "GroupLost"),
+        (GroupPhase::Degraded, "RanksMissing"),
+    ];
+    if let Some((group, reason)) = bad.into_iter().find_map(|(phase, reason)| Some((first(phase)?, reason))) {
+        return verdict(true, reason, format!("group {}: {}", group.name, group.message));
+    }
+    if !seen.fleet_known {
+        return verdict(
+            true,
+            "NoEtcd",
+            "etcd cannot be asked which groups serve; those that do go on".into(),
+        );
+    }
+    // A pod that finds no place says why; one that pulls its image says nothing yet.
+    if let Some(group) = first(GroupPhase::Pending) {
+        return verdict(true, "GroupWaits", format!("group {}: {}", group.name, group.message));
+    }
+    verdict(false, "AsExpected", "nothing is amiss".into())
+}
+
+fn cut(message: &str) -> String {
+    let end = message.char_indices().map(|(place, _)| place).find(|place| *place >= MESSAGE_BYTES_MAX);
+    message[..end.unwrap_or(message.len())].to_owned()
+}

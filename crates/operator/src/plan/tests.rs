@@ -1,0 +1,291 @@
+//! The planner in a world of its own, from seeds: whatever fails, it gets where it shall, and is then silent.
+
+use std::collections::BTreeMap;
+
+use super::{Asked, GroupSeen, Plan, PodPhase, PodSeen, Retired, Seen, Step, TrialSeen, plan};
+use crate::api::parts::{CanarySpec, OnFailure, Strategy as Order, UpdateSpec};
+use crate::api::{ClusterStatus, GroupStatus, Trial};
+use crate::names;
+
+/// Kubernetes, etcd and their groups, as far as the planner can tell.
+struct World {
+    seen: Seen,
+    status: ClusterStatus,
+    asked: Asked,
+    /// Versions whose groups never pass a trial.
+    bad: Vec<String>,
+    /// State of a SplitMix64 generator.
+    random: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let seen = Seen { now: 1_000_000, fleet_known: true, ..Seen::default() };
+        let mut world =
+            Self { seen, status: ClusterStatus::default(), asked: asked(), bad: Vec::new(), random: seed };
+        world.ask();
+        world
+    }
+
+    fn below(&mut self, count: u32) -> u32 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 33) as u32 % count
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.below(100) < percent
+    }
+
+    /// Somebody changes the spec.
+    fn ask(&mut self) {
+        self.asked.wanted = self.below(5);
+        self.asked.update.max_surge = self.below(3) as u16;
+        self.asked.update.max_unavailable = self.below(3) as u16;
+        if self.asked.update.max_surge == 0 && self.asked.update.max_unavailable == 0 {
+            self.asked.update.max_surge = 1;
+        }
+        if self.chance(40) {
+            self.asked.revision = format!("r{}", self.below(u32::MAX));
+            if self.chance(25) {
+                self.bad.push(self.asked.revision.clone());
+            }
+        }
+        self.asked.update.canary.on_failure =
+            if self.chance(50) { OnFailure::Pause } else { OnFailure::Rollback };
+    }
+
+    /// Something happens: good, or bad if `trouble`.
+    fn happen(&mut self, trouble: bool) {
+        self.seen.now += i64::from(self.below(20));
+        let numbers: Vec<u32> = self.seen.groups.keys().copied().collect();
+        for number in numbers {
+            let (fate, lost) = (self.below(if trouble { 100 } else { 50 }), trouble && self.chance(5));
+            let group = self.seen.groups.get_mut(&number).expect("a group");
+            live(group, fate, lost);
+            if !group.occupies() && !group.remembered {
+                self.seen.groups.remove(&number);
+            }
+        }
+        if trouble {
+            self.seen.fleet_known = !self.chance(15);
+            if self.chance(10) {
+                self.ask();
+            }
+        }
+    }
+
+    /// One pass, of which each step may fail. Tells whether it did nothing.
+    fn pass(&mut self, failures: u32) -> bool {
+        let planned = plan(&self.asked, &self.seen, &self.status);
+        let Plan { groups, rollout, steps, again_after_s } = planned;
+        let silent = steps.is_empty();
+        for step in steps {
+            self.check(&step);
+            if self.chance(failures) {
+                return false;
+            }
+            self.take(step);
+        }
+        if let Some(seconds) = again_after_s.filter(|_| silent) {
+            self.seen.now += seconds;
+        }
+        let groups = groups.iter().map(|(number, judged)| GroupStatus {
+            name: names::group(*number),
+            phase: judged.phase,
+            since: judged.since,
+            ..GroupStatus::default()
+        });
+        let status =
+            ClusterStatus { groups: groups.collect(), rollout: Some(rollout), ..ClusterStatus::default() };
+        let same = status == self.status;
+        self.status = status;
+        silent && same && again_after_s.is_none()
+    }
+
+    /// What no step may ever do.
+    fn check(&self, step: &Step) {
+        let available = self.seen.groups.values().filter(|group| group.available()).count();
+        let Asked { wanted, update, .. } = &self.asked;
+        match step {
+            Step::Retire(number, why) if self.seen.groups[number].available() => {
+                let floor = match wanted {
+                    0 => 0,
+                    _ => (*wanted as usize).saturating_sub(update.max_unavailable.into()).max(1),
+                };
+                assert!(
+                    available > floor,
+                    "{available} serve, {wanted} are wanted, and {number} is to end: {why}"
+                );
+            }
+            Step::Delete(number) => {
+                let group = &self.seen.groups[number];
+                assert!(group.retired.is_some() && !group.available(), "{number} was not drained: {group:?}");
+            }
+            Step::Restart(number, _) => assert!(!self.seen.groups[number].serving, "{number} serves"),
+            Step::Create(number) => {
+                let there = self.seen.groups.values().filter(|group| group.occupies()).count();
+                let room = *wanted as usize + usize::from(update.max_surge.max(1));
+                assert!(
+                    there < room,
+                    "{there} groups are there, {wanted} are wanted, and {number} is to come"
+                );
+                let taken = self.seen.groups.get(number).is_some_and(GroupSeen::occupies);
+                assert!(!taken, "{number} is there already");
+            }
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        let now = self.seen.now;
+        let groups = &mut self.seen.groups;
+        match step {
+            Step::Hold(number) => {
+                let group = groups.entry(number).or_default();
+                (group.held, group.remembered) = (true, true);
+            }
+            Step::Create(number) => {
+                let group = groups.entry(number).or_default();
+                (group.revision, group.created) = (Some(self.asked.revision.clone()), now);
+                group.pods = vec![PodSeen::default()];
+            }
+            Step::Try(number) => {
+                let revision = groups[&number].revision.clone().expect("a group that is tried has a version");
+                let trial = if self.bad.contains(&revision) { Trial::Failed } else { Trial::Passed };
+                self.seen.trial = Some(TrialSeen { revision, trial, message: "tried".into() });
+            }
+            Step::Release(number) => groups.get_mut(&number).expect("a group").held = false,
+            Step::Retire(number, why) => {
+                groups.get_mut(&number).expect("a group").retired = Some(Retired { since: now, why });
+            }
+            Step::Drain(number) => groups.get_mut(&number).expect("a group").draining = true,
+            Step::Delete(number) => {
+                let group = groups.get_mut(&number).expect("a group");
+                (group.revision, group.retired) = (None, None);
+                (group.serving, group.ranks_living) = (false, 0);
+                group.pods.iter_mut().for_each(|pod| pod.phase = PodPhase::Ending);
+            }
+            Step::Forget(number) => {
+                groups.remove(&number);
+            }
+            Step::Replace(number, name) => {
+                let group = groups.get_mut(&number).expect("a group");
+                group.pods.retain(|pod| pod.name != name || !pod.node_lost);
+                if group.revision.is_some() && group.pods.is_empty() {
+                    group.pods.push(PodSeen::default());
+                }
+            }
+            Step::Restart(number, _) => {
+                let group = groups.get_mut(&number).expect("a group");
+                (group.pods, group.ranks_living) = (vec![PodSeen::default()], 0);
+            }
+        }
+    }
+
+    fn show(&self) -> String {
+        let groups = self.seen.groups.iter().map(|(number, group)| format!("{number}: {group:?}\n"));
+        let groups: String = groups.collect();
+        format!(
+            "{:?}\n{groups}{:?}\n{:?}",
+            self.asked,
+            self.status,
+            plan(&self.asked, &self.seen, &self.status)
+        )
+    }
+}
+
+/// A group's pods come and go, and so do its ranks.
+fn live(group: &mut GroupSeen, fate: u32, lost: bool) {
+    if lost && group.occupies() {
+        match fate % 4 {
+            0 => group.pods.iter_mut().for_each(|pod| pod.node_leaving = true),
+            1 => group.pods.iter_mut().for_each(|pod| pod.node_lost = true),
+            _ => {}
+        }
+        (group.serving, group.ranks_living) = (false, 0);
+        return;
+    }
+    match group.pods.first().map(|pod| pod.phase) {
+        Some(PodPhase::Ending) => group.pods.clear(),
+        Some(PodPhase::Waiting) if fate < 50 => group.pods[0].phase = PodPhase::Running,
+        Some(PodPhase::Failing) => group.pods[0].phase = PodPhase::Running,
+        Some(PodPhase::Running) if group.draining => (group.serving, group.ranks_living) = (false, 0),
+        Some(PodPhase::Running) if fate < 50 && !group.pods[0].node_lost => {
+            (group.serving, group.remembered) = (true, true);
+            (group.ranks_ready, group.ranks_living, group.epoch) = (1, 1, Some(7));
+        }
+        _ => {}
+    }
+}
+
+fn asked() -> Asked {
+    let canary = CanarySpec { enabled: true, answer_ms_max: 1000, on_failure: OnFailure::Pause };
+    let update =
+        UpdateSpec { strategy: Order::Rolling, max_surge: 1, max_unavailable: 0, paused: false, canary };
+    Asked {
+        wanted: 2,
+        ranks: 1,
+        hosts: 1,
+        revision: "r0".into(),
+        update,
+        drain_s: 30,
+        start_s: 600,
+        digest: None,
+        resource: None,
+    }
+}
+
+/// Passes in which nothing goes wrong, after which all must be well.
+const QUIET_PASSES: usize = 600;
+
+fn converges(seed: u64) {
+    let mut world = World::new(seed);
+    for _ in 0..world.below(120) {
+        world.happen(true);
+        world.pass(20);
+    }
+    world.seen.fleet_known = true;
+    let mut silent = 0;
+    for _ in 0..QUIET_PASSES {
+        world.happen(false);
+        silent = if world.pass(0) { silent + 1 } else { 0 };
+        if silent == 5 {
+            break;
+        }
+    }
+    assert!(silent == 5, "it never rests\n{}", world.show());
+    let of = |revision: &str| {
+        let groups =
+            world.seen.groups.values().filter(move |group| group.revision.as_deref() == Some(revision));
+        groups.filter(|group| group.available()).count()
+    };
+    let by_version: BTreeMap<&str, usize> = world
+        .seen
+        .groups
+        .values()
+        .filter_map(|group| group.revision.as_deref())
+        .map(|revision| (revision, of(revision)))
+        .collect();
+    let passed = world.status.rollout.as_ref().is_some_and(|rollout| rollout.trial == Trial::Passed);
+    let wanted = world.asked.wanted as usize;
+    if passed || wanted == 0 {
+        let all: usize = by_version.values().sum();
+        assert_eq!((of(&world.asked.revision), all), (wanted, wanted), "{}", world.show());
+    }
+}
+
+/// Seeds that are played; the variable GALERNE_SEEDS asks for more.
+const SEEDS: u64 = 2_000;
+
+#[test]
+fn it_gets_where_it_shall_whatever_fails_and_then_is_silent() {
+    let seeds = std::env::var("GALERNE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
+    for seed in 0..seeds {
+        if std::panic::catch_unwind(|| converges(seed)).is_err() {
+            panic!("seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What is asked for, checked: what the API server's rules may have let pass is said in a sentence.
+
+use galerne_types::Shards;
+
+use crate::api::GalerneClusterSpec;
+use crate::api::parts::{CanarySpec, UpdateSpec};
+
+/// What is asked for, as the planner needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Groups that shall serve.
+    pub wanted: u32,
+    /// N.
+    pub ranks: u16,
+    /// Pods of a group.
+    pub hosts: u16,
+    /// The version that the spec describes.
+    pub revision: String,
+    /// How one version takes another's place.
+    pub update: UpdateSpec,
+    /// So long running answers may take to finish, in seconds.
+    pub drain_s: i64,
+    /// So long a group may take to start, in seconds.
+    pub start_s: i64,
+    /// What the model's digest must be.
+    pub digest: Option<String>,
+    /// Resource of which each rank needs one.
+    pub resource: Option<String>,
+}
+
+impl Asked {
+    /// What is asked of a cluster that ends.
+    pub fn nothing() -> Self {
+        Self {
+            wanted: 0,
+            ranks: 1,
+            hosts: 1,
+            revision: String::new(),
+            update: UpdateSpec::default(),
+            drain_s: 0,
+            start_s: 0,
+            digest: None,
+            resource: None,
+        }
+    }
+}
+
+/// Why a spec cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+/// Checks `spec`; `revision` is the version that it describes and `load` how many groups the load wants, if that is known.
+///
+/// # Errors
+/// A sentence that names the fields.
+pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) -> Result<Asked, Invalid> {
+    let ranks = spec.tensor_parallel;
+    let per_host = spec.ranks_per_host.unwrap_or(ranks);
+    if ranks == 0 || per_host == 0 || !ranks.is_multiple_of(per_host) {
+        return Err(Invalid(format!(
+            "spec.ranksPerHost ({per_host}) must divide spec.tensorParallel ({ranks})"
+        )));
+    }
+    if let Some(shards) = spec.numerics.virtual_shards {
+        Shards::new(shards.into(), ranks.into()).map_err(|error| {
+            Invalid(format!(
+                "spec.numerics.virtualShards and spec.tensorParallel do not go together: {error}"
+            ))
+        })?;
+    }
+    let CanarySpec { answer_ms_max: 1.., .. } = spec.update.canary else {
+        return Err(Invalid("spec.update.canary.answerMsMax must not be 0".to_owned()));
+    };
+    let (min, max) = (spec.groups.min, spec.groups.max);
+    if min > max {
+        return Err(Invalid(format!("spec.groups.min ({min}) is above spec.groups.max ({max})")));
+    }
+    let load = load.unwrap_or(min.into()).clamp(min.into(), max.into());
+    Ok(Asked {
+        wanted: spec.groups.replicas.map_or(load, |replicas| replicas.clamp(min, max).into()),
+        ranks,
+        hosts: ranks / per_host,
+        revision,
+        update: spec.update.clone(),
+        drain_s: spec.drain_seconds.into(),
+        start_s: spec.start_seconds.into(),
+        digest: spec.model.digest.clone(),
+        resource: spec.device.resource.clone(),
+    })
+}

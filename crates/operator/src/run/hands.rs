@@ -1,0 +1,219 @@
+//! What is done to Kubernetes and to etcd. Every write is in the index before the next pass looks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use galerne_types::GroupId;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::error::PassError;
+use super::fleets::View;
+use super::index::Key;
+use super::metrics::Metrics;
+use super::observe::Shown;
+use super::shown::Made;
+use crate::api::{ClusterStatus, GalerneCluster};
+use crate::build::{Kind, Manifest, Site, group_objects};
+use crate::names;
+use crate::plan::Step;
+
+/// Hands in Kubernetes.
+pub(crate) struct Hands {
+    pub(crate) client: Client,
+    pub(crate) shown: Arc<Shown>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Hands {
+    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, cluster: &Key) -> Api<K> {
+        Api::namespaced(self.client.clone(), &cluster.0)
+    }
+
+    /// Applies `manifest`, if it is not what is there already.
+    pub(crate) async fn keep(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
+        let there = self.shown.made(manifest.kind).of(cluster).remove(&manifest.name);
+        match there {
+            Some(made) if made.hash == manifest.hash || made.deleting => Ok(()),
+            _ => self.apply(cluster, manifest).await,
+        }
+    }
+
+    async fn apply(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
+        match manifest.kind {
+            Kind::StatefulSet => self.apply_as(cluster, manifest, Made::of_set).await,
+            Kind::Deployment => self.apply_as(cluster, manifest, Made::of_deployment).await,
+            Kind::Service => {
+                self.apply_as(cluster, manifest, |service: &Service| Made::of(&service.metadata)).await
+            }
+            Kind::PodDisruptionBudget => {
+                self.apply_as(cluster, manifest, |budget: &PodDisruptionBudget| Made::of(&budget.metadata))
+                    .await
+            }
+        }
+    }
+
+    async fn apply_as<K>(
+        &self,
+        cluster: &Key,
+        manifest: &Manifest,
+        read: fn(&K) -> Made,
+    ) -> Result<(), PassError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned
+            + Serialize,
+    {
+        let params = PatchParams::apply(names::MANAGER).force();
+        let written =
+            self.api::<K>(cluster).patch(&manifest.name, &params, &Patch::Apply(&manifest.body)).await;
+        let written = written.map_err(PassError::writes("apply", K::kind(&()), &manifest.name))?;
+        self.metrics.wrote("apply", &K::kind(&()));
+        self.shown.made(manifest.kind).put(cluster, written.meta(), read(&written));
+        Ok(())
+    }
+
+    /// Deletes something that we have made; what is gone already is gone.
+    pub(crate) async fn delete(&self, cluster: &Key, kind: Kind, name: &str) -> Result<(), PassError> {
+        match kind {
+            Kind::StatefulSet => self.delete_as::<StatefulSet>(cluster, name).await,
+            Kind::Deployment => self.delete_as::<Deployment>(cluster, name).await,
+            Kind::Service => self.delete_as::<Service>(cluster, name).await,
+            Kind::PodDisruptionBudget => self.delete_as::<PodDisruptionBudget>(cluster, name).await,
+        }?;
+        self.shown.made(kind).deleted(cluster, name);
+        Ok(())
+    }
+
+    async fn delete_as<K>(&self, cluster: &Key, name: &str) -> Result<(), PassError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        self.delete_with::<K>(cluster, name, &DeleteParams::background()).await
+    }
+
+    async fn delete_with<K>(&self, cluster: &Key, name: &str, params: &DeleteParams) -> Result<(), PassError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        match self.api::<K>(cluster).delete(name, params).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            result => {
+                self.metrics.wrote("delete", &K::kind(&()));
+                result.map(drop).map_err(PassError::writes("delete", K::kind(&()), name))
+            }
+        }
+    }
+
+    /// Writes a cluster's status.
+    pub(crate) async fn tell(
+        &self,
+        cluster: &Key,
+        status: &ClusterStatus,
+    ) -> Result<GalerneCluster, PassError> {
+        let body = json!({
+            "apiVersion": GalerneCluster::api_version(&()),
+            "kind": GalerneCluster::kind(&()),
+            "metadata": { "name": cluster.1 },
+            "status": status,
+        });
+        let params = PatchParams::apply(names::MANAGER).force();
+        let written =
+            self.api::<GalerneCluster>(cluster).patch_status(&cluster.1, &params, &Patch::Apply(&body)).await;
+        self.metrics.wrote("apply", "GalerneCluster status");
+        written.map_err(PassError::writes("write the status of", "GalerneCluster", &cluster.1))
+    }
+
+    /// Has a cluster stay until its groups are forgotten, or lets it go. Fails when somebody else has written it meanwhile.
+    pub(crate) async fn finalize(&self, cluster: &GalerneCluster, stays: bool) -> Result<(), PassError> {
+        let mut finalizers = cluster.finalizers().to_vec();
+        finalizers.retain(|finalizer| finalizer != names::FINALIZER);
+        finalizers.extend(stays.then(|| names::FINALIZER.to_owned()));
+        let version = cluster.resource_version();
+        let body = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
+        let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let params = PatchParams { field_manager: Some(names::MANAGER.into()), ..PatchParams::default() };
+        let written = self.api::<GalerneCluster>(&key).patch(&key.1, &params, &Patch::Merge(&body)).await;
+        self.metrics.wrote("patch", "GalerneCluster");
+        written.map(drop).map_err(PassError::writes("write", "GalerneCluster", &key.1))
+    }
+
+    /// Takes a step that is no trial.
+    pub(crate) async fn take(&self, step: &Step, at: &At<'_>) -> Result<(), PassError> {
+        let At { cluster, site, revision, drain, view } = at;
+        let group = |number: &u32| GroupId(names::group(*number));
+        let etcd = || view.map(|view| &view.coord).ok_or(PassError::NoEtcd);
+        match step {
+            Step::Hold(number) => Ok(etcd()?.hold(&group(number), Some("its version is on trial")).await?),
+            Step::Release(number) => Ok(etcd()?.hold(&group(number), None).await?),
+            Step::Create(number) => {
+                for manifest in group_objects(site, *number, revision) {
+                    self.keep(cluster, &manifest).await?;
+                }
+                Ok(())
+            }
+            Step::Retire(number, why) => self.retire(cluster, &site.group_object(*number), why).await,
+            Step::Drain(number) => Ok(etcd()?.drain(&group(number), *drain).await?),
+            Step::Delete(number) => {
+                let name = site.group_object(*number);
+                self.delete(cluster, Kind::PodDisruptionBudget, &name).await?;
+                self.delete(cluster, Kind::StatefulSet, &name).await
+            }
+            Step::Forget(number) => Ok(etcd()?.drained(&group(number)).await?),
+            Step::Replace(_, pod) => {
+                let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+                self.delete_with::<Pod>(cluster, pod, &now).await
+            }
+            Step::Restart(number, _) => {
+                let pods = self.shown.pods.of(cluster);
+                for (pod, _) in pods.into_iter().filter(|(_, pod)| pod.group == *number) {
+                    self.delete_with::<Pod>(cluster, &pod, &DeleteParams::default()).await?;
+                }
+                Ok(())
+            }
+            Step::Try(_) => Ok(()),
+        }
+    }
+
+    /// Notes on a group's StatefulSet that it is to end. A merge, because its other fields are of the version that made it.
+    async fn retire(&self, cluster: &Key, name: &str, why: &str) -> Result<(), PassError> {
+        let since = jiff::Timestamp::now().as_second();
+        let note: Value =
+            json!({ "metadata": { "annotations": { names::RETIRED: format!("{since} {why}") } } });
+        let params = PatchParams { field_manager: Some(names::RETIRER.into()), ..PatchParams::default() };
+        match self.api::<StatefulSet>(cluster).patch(name, &params, &Patch::Merge(&note)).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(PassError::writes("retire", "StatefulSet", name)(error)),
+            Ok(set) => {
+                self.metrics.wrote("patch", "StatefulSet");
+                self.shown.sets.put(cluster, &set.metadata, Made::of_set(&set));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Where steps are taken.
+pub(crate) struct At<'a> {
+    pub(crate) cluster: &'a Key,
+    pub(crate) site: &'a Site<'a>,
+    pub(crate) revision: &'a str,
+    /// How long running answers may take to finish.
+    pub(crate) drain: Duration,
+    pub(crate) view: Option<&'a View>,
+}

@@ -1,0 +1,311 @@
+//! One pass over one cluster: observe, validate, plan, apply, say so.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Resource, ResourceExt};
+
+use super::bell::Bell;
+use super::error::PassError;
+use super::fleets::{Fleets, View};
+use super::hands::{At, Hands};
+use super::index::Key;
+use super::metrics::Metrics;
+use super::observe::Shown;
+use super::trial;
+use crate::api::{ClusterStatus, GalerneCluster};
+use crate::build::{Kind, Site};
+use crate::names;
+use crate::plan::{About, Asked, Plan, Seen, Step, TrialSeen, plan, refused, status, validate};
+
+/// A cluster is looked at again after so long, whatever has happened.
+const AGAIN: Duration = Duration::from_secs(600);
+/// First pause after a pass that failed; the next ones double.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
+/// Pause before a trial that was cut short is begun anew.
+const TRIAL_PAUSE: Duration = Duration::from_secs(3);
+
+/// What passes need.
+pub(crate) struct Context {
+    pub(crate) hands: Hands,
+    pub(crate) shown: Arc<Shown>,
+    pub(crate) fleets: Arc<Fleets>,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) bell: Bell,
+    /// Image of the galerne binary, where a cluster names none.
+    pub(crate) image: String,
+    pub(crate) memory: Mutex<BTreeMap<Key, Memory>>,
+}
+
+/// What is remembered of a cluster while this process lives; whatever must outlive it is in the status.
+#[derive(Default)]
+pub(crate) struct Memory {
+    /// Passes that failed in a row.
+    failures: u32,
+    /// The status that was written last, with the resource version that it got: a watch may be late.
+    status: Option<(u64, ClusterStatus)>,
+    /// The version on trial, and how it went, once that is known.
+    trial: Option<(String, Option<TrialSeen>)>,
+}
+
+impl Context {
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<Key, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status that was written last, as far as is known.
+    fn last(&self, key: &Key, cluster: &GalerneCluster) -> ClusterStatus {
+        let version = version(cluster);
+        let written = self.memory().get(key).and_then(|memory| memory.status.clone());
+        let newer = written.filter(|(written, _)| *written > version).map(|(_, status)| status);
+        newer.or_else(|| cluster.status.clone()).unwrap_or_default()
+    }
+
+    async fn pass(self: &Arc<Self>, cluster: &GalerneCluster) -> Result<Action, PassError> {
+        let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let ending = cluster.metadata.deletion_timestamp.is_some();
+        let kept = cluster.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
+        match (ending, kept) {
+            (true, false) => return Ok(Action::await_change()), // others keep it
+            (false, false) => self.hands.finalize(cluster, true).await?,
+            (_, true) => {}
+        }
+        let site = Site { cluster, image: &self.image };
+        let view = self.fleets.view(&key, &(site.etcd_endpoints(), site.in_etcd()));
+        let now = Timestamp::now().as_second();
+        let last = self.last(&key, cluster);
+        let mut asked = match validate(&cluster.spec, site.revision(), None) {
+            Ok(asked) => asked,
+            Err(invalid) if !ending => {
+                self.tell(&key, cluster, &last, refused(&invalid.0, now, cluster.metadata.generation, &last))
+                    .await?;
+                return Ok(Action::requeue(AGAIN));
+            }
+            Err(_) => Asked::nothing(),
+        };
+        let (mut seen, look_at) = self.see(&key, &asked, view.as_ref(), now);
+        if ending {
+            asked.wanted = 0;
+            seen.fleet_known = true; // if etcd has not been reached nobody can be asked to drain, and it ends all the same
+        }
+        let planned = plan(&asked, &seen, &last);
+        self.metrics.saw(&key, &asked, &seen);
+        let done = self.act(&key, &site, &asked, &planned, view.as_ref(), ending).await;
+        let about = About {
+            generation: cluster.metadata.generation,
+            model: &cluster.spec.model.name,
+            selector: site.group_selector(),
+        };
+        self.tell(&key, cluster, &last, status(&asked, &seen, &planned, about, &last)).await?;
+        done?;
+        if ending && seen.groups.values().all(|group| !group.occupies()) && planned.is_silent() {
+            self.hands.finalize(cluster, false).await?;
+            self.forget(&key);
+            return Ok(Action::await_change());
+        }
+        let deadlines = [planned.again_after_s, look_at.map(|at| at - now)];
+        let again = deadlines
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|seconds| Duration::from_secs(seconds.max(1).unsigned_abs()));
+        Ok(Action::requeue(again.map_or(AGAIN, |again| again.min(AGAIN))))
+    }
+
+    fn see(&self, key: &Key, asked: &Asked, view: Option<&View>, now: i64) -> (Seen, Option<i64>) {
+        let fleet = view.map(|view| view.fleet.borrow());
+        let (mut seen, look_at) = self.shown.seen(key, fleet.as_deref(), asked.resource.as_deref(), now);
+        let trial = self.memory().get(key).and_then(|memory| memory.trial.clone());
+        seen.trial = trial.and_then(|(_, seen)| seen);
+        (seen, look_at)
+    }
+
+    /// Applies what is shared, takes the steps, and deletes what nobody needs any more.
+    async fn act(
+        self: &Arc<Self>,
+        key: &Key,
+        site: &Site<'_>,
+        asked: &Asked,
+        planned: &Plan,
+        view: Option<&View>,
+        ending: bool,
+    ) -> Result<(), PassError> {
+        if !ending {
+            let wanted = site.shared_objects();
+            for manifest in &wanted {
+                self.hands.keep(key, manifest).await?;
+            }
+            for kind in [Kind::StatefulSet, Kind::Service] {
+                let made = self
+                    .shown
+                    .made(kind)
+                    .of(key)
+                    .into_iter()
+                    .filter(|(_, made)| made.group.is_none() && !made.deleting);
+                for (name, _) in made {
+                    if !wanted.iter().any(|manifest| manifest.kind == kind && manifest.name == name) {
+                        self.hands.delete(key, kind, &name).await?; // an etcd that is not managed any more
+                    }
+                }
+            }
+        }
+        let drain = Duration::from_secs(asked.drain_s.unsigned_abs());
+        let at = At { cluster: key, site, revision: &asked.revision, drain, view };
+        for step in &planned.steps {
+            if let Step::Try(number) = step {
+                self.try_out(key, *number, asked, view);
+                continue;
+            }
+            tracing::info!(namespace = key.0, cluster = key.1, ?step, "a step");
+            self.hands.take(step, &at).await?;
+            self.publish(site.cluster, step).await;
+        }
+        Ok(())
+    }
+
+    /// Puts fixed prompts to a group, in the background: how it went is seen in the next pass.
+    fn try_out(self: &Arc<Self>, key: &Key, number: u32, asked: &Asked, view: Option<&View>) {
+        let Some(view) = view.cloned() else { return };
+        let mut memory = self.memory();
+        let memory_of = memory.entry(key.clone()).or_default();
+        if memory_of.trial.as_ref().is_some_and(|(revision, _)| *revision == asked.revision) {
+            return; // it is under way
+        }
+        memory_of.trial = Some((asked.revision.clone(), None));
+        drop(memory);
+        let (context, key) = (self.clone(), key.clone());
+        let (revision, most) = (asked.revision.clone(), asked.update.canary.answer_ms_max);
+        tokio::spawn(async move {
+            let verdict = trial::run(&view, number, Duration::from_millis(most.into())).await;
+            let verdict = match verdict {
+                Ok((trial, message)) => {
+                    Some((revision.clone(), Some(TrialSeen { revision, trial, message })))
+                }
+                Err(lost) => {
+                    tracing::warn!(
+                        group = names::group(number),
+                        lost,
+                        "a trial ended early; there will be another one"
+                    );
+                    tokio::time::sleep(TRIAL_PAUSE).await;
+                    None
+                }
+            };
+            if let Some(memory) = context.memory().get_mut(&key) {
+                memory.trial = verdict;
+            }
+            context.bell.ring(key);
+        });
+    }
+
+    /// Tells people what they should know.
+    async fn publish(&self, cluster: &GalerneCluster, step: &Step) {
+        let (type_, reason, note) = match step {
+            Step::Create(number) => (EventType::Normal, "GroupCreated", format!("group g{number} begins")),
+            Step::Retire(number, why) => {
+                (EventType::Normal, "GroupRetired", format!("group g{number} is to end: {why}"))
+            }
+            Step::Delete(number) => (EventType::Normal, "GroupEnded", format!("group g{number} has drained")),
+            Step::Restart(number, why) => {
+                (EventType::Warning, "GroupRestarted", format!("group g{number} starts afresh: {why}"))
+            }
+            Step::Replace(_, pod) => {
+                (EventType::Warning, "PodReplaced", format!("the node of pod {pod} is lost"))
+            }
+            Step::Hold(_) | Step::Try(_) | Step::Release(_) | Step::Drain(_) | Step::Forget(_) => return,
+        };
+        self.say(cluster, type_, reason, note).await;
+    }
+
+    async fn say(&self, cluster: &GalerneCluster, type_: EventType, reason: &str, note: String) {
+        let event = Event {
+            type_,
+            reason: reason.into(),
+            note: Some(note),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &cluster.object_ref(&())).await {
+            tracing::warn!(%error, reason, "an event could not be told");
+        }
+    }
+
+    /// Writes the status if it says something new.
+    async fn tell(
+        &self,
+        key: &Key,
+        cluster: &GalerneCluster,
+        last: &ClusterStatus,
+        new: ClusterStatus,
+    ) -> Result<(), PassError> {
+        if new == *last {
+            return Ok(());
+        }
+        let written = self.hands.tell(key, &new).await?;
+        let failed = |status: &ClusterStatus| {
+            let bad = |condition: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+                condition.reason == "RolloutFailed"
+                    || condition.type_ == "Degraded" && condition.status == "True"
+            };
+            status
+                .conditions
+                .iter()
+                .find(bad)
+                .map(|condition| (condition.reason.clone(), condition.message.clone()))
+        };
+        let (before, now) = (failed(last), failed(&new));
+        self.memory().entry(key.clone()).or_default().status = Some((version(&written), new));
+        if let Some((reason, message)) =
+            now.filter(|(reason, _)| before.is_none_or(|(before, _)| before != *reason))
+        {
+            self.say(cluster, EventType::Warning, &reason, message).await;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, key: &Key) {
+        self.memory().remove(key);
+        self.fleets.close(key);
+        self.metrics.forget(key);
+    }
+}
+
+/// The controller's reconciler.
+pub(crate) async fn reconcile(
+    cluster: Arc<GalerneCluster>,
+    context: Arc<Context>,
+) -> Result<Action, PassError> {
+    let began = std::time::Instant::now();
+    let result = context.pass(&cluster).await;
+    context.metrics.passed(result.is_ok(), began.elapsed());
+    let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    if let (Ok(_), Some(memory)) = (&result, context.memory().get_mut(&key)) {
+        memory.failures = 0;
+    }
+    result
+}
+
+impl Context {
+    /// When to try again after a pass that failed: later and later.
+    pub(crate) fn later(&self, cluster: &GalerneCluster, error: &PassError) -> Action {
+        let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let mut memory = self.memory();
+        let failures = &mut memory.entry(key).or_default().failures;
+        *failures += 1;
+        let pause = PAUSE_MIN.saturating_mul(1 << (*failures - 1).min(16)).min(PAUSE_MAX);
+        tracing::warn!(cluster = cluster.name_any(), %error, ?pause, "a pass failed");
+        Action::requeue(pause)
+    }
+}
+
+fn version(cluster: &GalerneCluster) -> u64 {
+    cluster.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,182 @@
+//! What is kept of the objects that the watches show.
+
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+
+use super::index::Key;
+use crate::names;
+use crate::plan::{PodPhase, Retired};
+
+/// Of what we have made: a StatefulSet, Deployment, Service or PodDisruptionBudget.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Made {
+    pub(crate) hash: String,
+    /// The group that it is of.
+    pub(crate) group: Option<u32>,
+    pub(crate) revision: String,
+    /// Unix seconds.
+    pub(crate) created: i64,
+    pub(crate) retired: Option<Retired>,
+    pub(crate) deleting: bool,
+    /// Pods that are ready.
+    pub(crate) ready: u32,
+}
+
+/// Of a group's pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodShown {
+    pub(crate) group: u32,
+    pub(crate) node: Option<String>,
+    pub(crate) phase: PodPhase,
+    pub(crate) message: String,
+}
+
+/// Of a node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct NodeShown {
+    /// Somebody wants it empty.
+    pub(crate) leaving: bool,
+    /// It has not been heard of since then, in Unix seconds.
+    pub(crate) silent_since: Option<i64>,
+    /// Resources of which it has some, other than those that every node has.
+    pub(crate) resources: Vec<String>,
+}
+
+/// Taints of nodes that are to be emptied: by `kubectl cordon`, and by the two autoscalers that end nodes.
+const LEAVING: [&str; 3] =
+    ["node.kubernetes.io/unschedulable", "ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted"];
+
+/// The cluster that an object says it is of.
+pub(crate) fn cluster_of(meta: &ObjectMeta) -> Option<Key> {
+    let name = meta.labels.as_ref()?.get(names::CLUSTER)?;
+    Some((meta.namespace.clone()?, name.clone()))
+}
+
+impl Made {
+    pub(crate) fn of(meta: &ObjectMeta) -> Self {
+        let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+        let noted =
+            |name: &str| meta.annotations.as_ref().and_then(|noted| noted.get(name)).map(String::as_str);
+        Self {
+            hash: noted(names::HASH).unwrap_or_default().to_owned(),
+            group: label(names::GROUP).and_then(names::group_number),
+            revision: label(names::REVISION).unwrap_or_default().to_owned(),
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            retired: noted(names::RETIRED).map(retired),
+            deleting: meta.deletion_timestamp.is_some(),
+            ready: 0,
+        }
+    }
+
+    pub(crate) fn of_set(set: &StatefulSet) -> Self {
+        let ready = set.status.as_ref().and_then(|status| status.ready_replicas);
+        Self { ready: ready.unwrap_or(0).unsigned_abs(), ..Self::of(&set.metadata) }
+    }
+
+    pub(crate) fn of_deployment(deployment: &Deployment) -> Self {
+        let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas);
+        Self { ready: ready.unwrap_or(0).unsigned_abs(), ..Self::of(&deployment.metadata) }
+    }
+}
+
+/// Reads what [`names::RETIRED`] says.
+fn retired(noted: &str) -> Retired {
+    let (since, why) = noted.split_once(' ').unwrap_or((noted, ""));
+    Retired { since: since.parse().unwrap_or(0), why: why.to_owned() }
+}
+
+impl PodShown {
+    /// `None` for a pod of no group.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let group = pod.labels().get(names::GROUP).and_then(|name| names::group_number(name))?;
+        let status = pod.status.as_ref();
+        let containers = status.into_iter().flat_map(|status| {
+            let (first, then) = (&status.init_container_statuses, &status.container_statuses);
+            first.iter().flatten().chain(then.iter().flatten())
+        });
+        let containers: Vec<&ContainerStatus> = containers.collect();
+        let failing = containers.iter().find_map(|container| failure(container));
+        let waits = containers.iter().find_map(|container| container.state.as_ref()?.waiting.as_ref());
+        let unscheduled = status.and_then(|status| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+        });
+        let runs = status.and_then(|status| status.phase.as_deref()) == Some("Running")
+            && containers
+                .iter()
+                .all(|container| container.state.as_ref().is_some_and(|state| state.waiting.is_none()));
+        let (phase, message) = match failing {
+            _ if pod.metadata.deletion_timestamp.is_some() => (PodPhase::Ending, String::new()),
+            Some(message) => (PodPhase::Failing, message),
+            None if runs => (PodPhase::Running, String::new()),
+            None => {
+                let place = unscheduled.and_then(|condition| condition.message.clone());
+                let image = waits.and_then(|waits| waits.message.clone());
+                (PodPhase::Waiting, place.or(image).unwrap_or_default())
+            }
+        };
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Some(Self { group, node, phase, message })
+    }
+}
+
+/// Why a container fails again and again, if it does: in its own last words, if it had any.
+fn failure(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref();
+    let waits = state.and_then(|state| state.waiting.as_ref());
+    let reason = waits.and_then(|waits| waits.reason.as_deref()).unwrap_or_default();
+    let ended = state.and_then(|state| state.terminated.as_ref()).filter(|ended| ended.exit_code != 0);
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let words = || {
+        let said = ended
+            .or(last)
+            .and_then(|ended| ended.message.as_deref())
+            .map(str::trim)
+            .filter(|said| !said.is_empty());
+        said.and_then(|said| said.lines().last()).map(str::to_owned)
+    };
+    match reason {
+        "CrashLoopBackOff" => words().or_else(|| waits?.message.clone()),
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "CreateContainerConfigError"
+        | "CreateContainerError" => waits?.message.clone(),
+        _ => ended
+            .map(|ended| words().unwrap_or_else(|| format!("its container ended with {}", ended.exit_code))),
+    }
+}
+
+impl NodeShown {
+    pub(crate) fn of(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let tainted = spec.into_iter().flat_map(|spec| spec.taints.iter().flatten());
+        let leaving = spec.and_then(|spec| spec.unschedulable) == Some(true)
+            || tainted.into_iter().any(|taint| LEAVING.contains(&taint.key.as_str()));
+        let status = node.status.as_ref();
+        let ready =
+            status.and_then(|status| status.conditions.iter().flatten().find(|is| is.type_ == "Ready"));
+        let silent = ready.filter(|ready| ready.status != "True");
+        let has = status.and_then(|status| status.allocatable.clone()).unwrap_or_default();
+        let resources = has.into_iter().filter(|(name, amount)| name.contains('/') && amount.0 != "0");
+        Self {
+            leaving,
+            silent_since: silent
+                .map(|ready| ready.last_transition_time.as_ref().map_or(0, |time| time.0.as_second())),
+            resources: resources.map(|(name, _)| name).collect(),
+        }
+    }
+}
+
+/// Why a StatefulSet's pods cannot be made, as its controller tells in an event: the cluster that it is of cannot be read from it.
+pub(crate) fn refusal(event: &Event) -> Option<(String, String)> {
+    let about = &event.involved_object;
+    let tells =
+        event.reason.as_deref() == Some("FailedCreate") && about.kind.as_deref() == Some("StatefulSet");
+    let message = event.message.clone().unwrap_or_default();
+    // "create Pod NAME in StatefulSet NAME failed error: …"
+    let why = message.split_once("error: ").map_or(message.as_str(), |(_, why)| why).to_owned();
+    tells.then(|| about.name.clone()).flatten().map(|name| (name, why))
+}

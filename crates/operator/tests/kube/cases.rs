@@ -1,0 +1,235 @@
+//! What the operator must do, one case each.
+
+use std::time::Duration;
+
+use galerne_operator::api::{GalerneCluster, GroupPhase};
+use galerne_types::{Fleet, Group, GroupId};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::kubelet::{BROKEN, LAST_WORDS};
+use crate::world::{World, store};
+
+/// A moment in which an operator that had something to do would have begun.
+const MOMENT: Duration = Duration::from_millis(700);
+
+fn condition<'a>(cluster: &'a GalerneCluster, kind: &str) -> (&'a str, &'a str) {
+    let status = cluster.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
+    let found = status.iter().find(|condition| condition.type_ == kind);
+    found.map_or(("", ""), |condition| (&condition.status, &condition.message))
+}
+
+/// Runs for as long as at least `groups` take requests.
+fn gapless(world: &World, groups: usize) -> JoinHandle<()> {
+    let mut fleet = world.coord.watch_fleet();
+    tokio::spawn(async move {
+        let taking = |group: &&Group| group.serving().is_some() && group.drain.is_none();
+        let enough = |fleet: &Fleet| fleet.groups.values().filter(taking).count() >= groups;
+        fleet.wait_for(enough).await.expect("a view that goes on");
+        fleet.wait_for(|fleet| !enough(fleet)).await.expect("a view that goes on");
+    })
+}
+
+pub(crate) async fn a_cluster_comes_up_is_silent_and_goes(world: &World) {
+    world.create(world.spec()).await;
+    let available = |cluster: &GalerneCluster| condition(cluster, "Available").0 == "True";
+    world.settled(2).await;
+    let cluster = world.until("available", available).await;
+    assert_eq!(condition(&cluster, "Degraded").0, "False");
+    let status = cluster.status.clone().unwrap();
+    let phases: Vec<_> = status.groups.iter().map(|group| (group.name.as_str(), group.phase)).collect();
+    assert_eq!(phases, [("g0", GroupPhase::Ready), ("g1", GroupPhase::Ready)]);
+    assert!(status.groups.iter().all(|group| group.epoch.is_some() && group.ranks_ready == 1));
+
+    assert_eq!(world.sets().await, ["demo-g0", "demo-g1"]);
+    let set = world.api::<StatefulSet>().get("demo-g0").await.unwrap().spec.unwrap();
+    assert_eq!((set.pod_management_policy.as_deref(), set.replicas), (Some("Parallel"), Some(1)));
+    assert_eq!(set.update_strategy.unwrap().type_.as_deref(), Some("OnDelete"));
+    let budgets = world.api::<PodDisruptionBudget>().list(&ListParams::default()).await.unwrap();
+    assert_eq!(budgets.items.len(), 3, "one a group, one for the routers");
+    // The client asks again and again when it is told that there are too many requests: it is given a moment.
+    let pods = world.api::<Pod>();
+    let evicted = tokio::time::timeout(MOMENT, pods.evict("demo-g0-0", &EvictParams::default())).await;
+    assert!(!matches!(evicted, Ok(Ok(_))), "a group's budget lets none of its pods go");
+    assert_eq!(pods.get("demo-g0-0").await.unwrap().metadata.deletion_timestamp, None);
+
+    // Silence: whatever is looked at again, nothing is written.
+    let before = store(world).map(|store| store.counts().writes);
+    let poke = Patch::Merge(json!({ "metadata": { "annotations": { "poke": "1" } } }));
+    world.api::<GalerneCluster>().patch("demo", &PatchParams::default(), &poke).await.unwrap();
+    let version = world.cluster().await.resource_version();
+    tokio::time::sleep(MOMENT).await;
+    assert_eq!(world.cluster().await.resource_version(), version);
+    if let Some((store, before)) = store(world).zip(before) {
+        assert_eq!(store.counts().writes, before + 1, "the poke itself");
+    }
+
+    world.api::<GalerneCluster>().delete("demo", &DeleteParams::default()).await.unwrap();
+    let gone = async || world.api::<GalerneCluster>().get_opt("demo").await.unwrap().is_none().then_some(());
+    world.eventually("gone", gone).await;
+    assert!(world.sets().await.is_empty());
+    let left = async || {
+        world.api::<Service>().list(&ListParams::default()).await.unwrap().items.is_empty().then_some(())
+    };
+    world.eventually("collected", left).await;
+    assert!(world.coord.fleet().await.unwrap().groups.is_empty(), "nothing is left in etcd");
+}
+
+pub(crate) async fn groups_come_and_go_by_the_scale_subresource(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let clusters = world.api::<GalerneCluster>();
+    let scale = async |replicas: u32| {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        clusters.patch_scale("demo", &PatchParams::default(), &patch).await.unwrap();
+    };
+    scale(4).await;
+    world.settled(4).await;
+    let told = clusters.get_scale("demo").await.unwrap().status.unwrap();
+    assert_eq!(told.replicas, 4);
+    assert_eq!(told.selector.as_deref(), Some("galerne.dev/cluster=demo,galerne.dev/part=group"));
+
+    // What goes is drained first: the wish is in etcd before the StatefulSet is gone.
+    let mut fleet = world.coord.watch_fleet();
+    scale(1).await;
+    let drained = |fleet: &Fleet| fleet.groups.get(&GroupId("g3".into())).is_some_and(|g| g.drain.is_some());
+    fleet.wait_for(drained).await.unwrap();
+    world.settled(1).await;
+    assert_eq!(world.sets().await, ["demo-g0"]);
+    let forgotten = async || (world.coord.fleet().await.unwrap().groups.len() == 1).then_some(());
+    world.eventually("forgotten", forgotten).await;
+
+    scale(0).await;
+    let asleep = world.settled(0).await;
+    assert_eq!(condition(&asleep, "Available"), ("False", "no group is wanted"));
+    scale(2).await;
+    world.settled(2).await;
+}
+
+pub(crate) async fn a_version_takes_anothers_place_group_by_group(world: &World) {
+    world.create(world.spec()).await;
+    let before = world.settled(2).await;
+    let revision = before.status.unwrap().groups[0].revision.clone();
+    let gapless = gapless(world, 2);
+    world.patch(json!({ "workerArgs": ["--kv-blocks=64"] })).await;
+    let changed = |cluster: &GalerneCluster| {
+        let status = cluster.status.clone().unwrap_or_default();
+        status.groups_updated == 2
+            && status.groups_total == 2
+            && status.groups.iter().all(|g| g.revision != revision)
+    };
+    world.until("updated", changed).await;
+    assert!(!gapless.is_finished(), "a group went before another one stood");
+    gapless.abort();
+    let events = world.api::<Event>().list(&ListParams::default()).await.unwrap();
+    let retired = events.iter().filter(|event| event.reason.as_deref() == Some("GroupRetired"));
+    assert!(retired.count() >= 1, "people are told");
+}
+
+pub(crate) async fn a_cordoned_node_is_emptied_without_a_gap(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let on = async |node: &str| {
+        let pods = world.pods().await;
+        pods.into_iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some(node)).count()
+    };
+    let first = &world.nodes[0];
+    assert_eq!(on(first).await, 2, "both are on the first node");
+    let gapless = gapless(world, 2);
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
+    nodes.patch(first, &PatchParams::default(), &cordon).await.unwrap();
+    let empty = async || (on(first).await == 0).then_some(());
+    world.eventually("empty", empty).await;
+    world.settled(2).await;
+    assert!(!gapless.is_finished(), "a group went before another one stood");
+    gapless.abort();
+}
+
+pub(crate) async fn a_pod_on_a_lost_node_is_replaced(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let pods = world.pods().await;
+    let uids: Vec<_> = pods.iter().map(|pod| pod.uid()).collect();
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    nodes.delete(&world.nodes[0], &DeleteParams::default()).await.unwrap();
+    let replaced = async || {
+        let pods = world.pods().await;
+        let new = pods.iter().all(|pod| !uids.contains(&pod.uid()));
+        (new && pods.len() == 2).then_some(())
+    };
+    world.eventually("replaced", replaced).await;
+    world.settled(2).await;
+    assert_eq!(world.sets().await, ["demo-g0", "demo-g1"], "the groups stayed the same");
+}
+
+pub(crate) async fn users_errors_are_told_in_a_sentence(world: &World) {
+    let mut spec = world.spec();
+    spec["image"] = BROKEN.into();
+    world.create(spec).await;
+    let says = |words: &'static str| {
+        move |cluster: &GalerneCluster| condition(cluster, "Degraded").1.contains(words)
+    };
+    let failing = world.until("failing", says(LAST_WORDS)).await;
+    assert_eq!(condition(&failing, "Available"), ("False", "no group serves"));
+    let told = async || {
+        let events = world.api::<Event>().list(&ListParams::default()).await.unwrap();
+        events.iter().any(|event| event.reason.as_deref() == Some("GroupFails")).then_some(())
+    };
+    world.eventually("told in an event", told).await;
+
+    // What never served gives way to what may, though its pods take the place.
+    world.patch(json!({ "image": "galerne:good" })).await;
+    world.settled(2).await;
+    world.until("available", |cluster| condition(cluster, "Available").0 == "True").await;
+
+    // What cannot be is refused by the schema, or told.
+    let bad = Patch::Merge(json!({ "spec": { "tensorParallel": 99 } }));
+    let refused =
+        world.api::<GalerneCluster>().patch("demo", &PatchParams::default(), &bad).await.unwrap_err();
+    assert!(matches!(&refused, kube::Error::Api(status) if status.code == 422), "{refused}");
+    if world.ours.is_some() {
+        // No CEL here, so that what it would refuse comes through.
+        world.patch(json!({ "numerics": { "virtualShards": 3 }, "tensorParallel": 2 })).await;
+        let invalid = world.until("refused", says("S must be a multiple of N")).await;
+        assert_eq!(condition(&invalid, "Available").0, "True", "what runs goes on");
+        world
+            .patch(json!({ "numerics": { "virtualShards": 4 }, "device": { "resource": "y.dev/npu" } }))
+            .await;
+        world.until("without a resource", says("no node of this cluster offers y.dev/npu")).await;
+    }
+}
+
+pub(crate) async fn watches_that_break_are_taken_up_again(world: &World) {
+    let Some(store) = store(world) else { return };
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    store.compact();
+    world.patch(json!({ "groups": { "replicas": 3 } })).await;
+    world.settled(3).await;
+    store.compact();
+    world.api::<Deployment>().delete("demo-router", &DeleteParams::default()).await.unwrap();
+    let back = async || world.api::<Deployment>().get_opt("demo-router").await.unwrap();
+    world.eventually("made again", back).await;
+}
+
+pub(crate) async fn of_two_operators_one_acts(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let lease = async || world.api::<Lease>().get("galerne-operator").await.unwrap().spec.unwrap();
+    assert_eq!(lease().await.holder_identity.as_deref(), Some("one"));
+    world.stop_operator().await;
+    assert_eq!(lease().await.holder_identity, None, "it was given up");
+    world.start_operator("two");
+    world.patch(json!({ "groups": { "replicas": 3 } })).await;
+    world.settled(3).await;
+    let taken = lease().await;
+    assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("two"), Some(1)));
+}

@@ -1,0 +1,41 @@
+//! The operator against the Kubernetes API: of a server in this process, or of the cluster that KUBECONFIG names.
+//!
+//! Ranks are played: pods need no kubelet that runs containers, only one that says what it would do. `make test-e2e` runs the real
+//! processes.
+
+mod cases;
+mod kubelet;
+mod live;
+mod processes;
+mod ranks;
+mod streams;
+mod world;
+
+use std::time::Duration;
+
+use world::World;
+
+/// So long one case may take.
+const CASE_TIMEOUT: Duration = Duration::from_secs(90);
+
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            let world = World::played(stringify!($case)).await;
+            tokio::time::timeout(CASE_TIMEOUT, cases::$case(&world)).await.expect("the case ends in time");
+            world.end().await;
+        })*
+    };
+}
+
+cases! {
+    a_cluster_comes_up_is_silent_and_goes,
+    groups_come_and_go_by_the_scale_subresource,
+    a_version_takes_anothers_place_group_by_group,
+    a_cordoned_node_is_emptied_without_a_gap,
+    a_pod_on_a_lost_node_is_replaced,
+    users_errors_are_told_in_a_sentence,
+    watches_that_break_are_taken_up_again,
+    of_two_operators_one_acts,
+}

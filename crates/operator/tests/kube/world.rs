@@ -1,0 +1,272 @@
+//! Where a case is played: an API server, an etcd, nodes, a kubelet, and an operator.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use galerne_apiserver::{ApiServer, Controllers};
+use galerne_coord::{Coord, EtcdAccess};
+use galerne_operator::api::{GalerneCluster, crd_yaml};
+use galerne_operator::names;
+use galerne_operator::run::{OperatorError, Options, run};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Config, ResourceExt};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::kubelet::{Containers, Kubelet};
+use crate::processes::{Etcd, Processes};
+
+/// Pause between two looks at something that is waited for.
+const LOOK: Duration = Duration::from_millis(20);
+/// So long something may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Its name is unique, because a real cluster is shared by all cases.
+const CLUSTER: &str = "demo";
+
+/// Where a case is played.
+pub(crate) struct World {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    pub(crate) coord: Coord,
+    pub(crate) nodes: [String; 2],
+    /// The API server, if it is ours.
+    pub(crate) ours: Option<ApiServer>,
+    etcd: String,
+    operator: std::sync::Mutex<Option<(CancellationToken, JoinHandle<Result<(), OperatorError>>)>>,
+    _controllers: Option<Controllers>,
+    _kubelet: Kubelet,
+}
+
+impl World {
+    /// One in which ranks are played, and etcd is the embedded store.
+    pub(crate) async fn played(case: &str) -> Self {
+        let store = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let etcd = format!("http://{}", store.local_addr().expect("an address"));
+        tokio::spawn(galerne_coord::embedded::serve(store, std::future::pending()));
+        Self::new(case, etcd, Containers::Played).await
+    }
+
+    /// One in which containers are processes, which meet in `etcd`.
+    pub(crate) async fn real(case: &str, etcd: &Etcd, processes: Processes) -> Self {
+        Self::new(case, etcd.endpoint.clone(), Containers::Real(processes)).await
+    }
+
+    async fn new(case: &str, etcd: String, containers: Containers) -> Self {
+        let namespace = format!("galerne-{}", case.replace('_', "-")).chars().take(60).collect::<String>();
+        let (client, ours) = if std::env::var_os("KUBECONFIG").is_some() {
+            (Client::try_default().await.expect("the cluster that KUBECONFIG names"), None)
+        } else {
+            let ours = ApiServer::start().await.expect("an API server");
+            let client = Client::try_from(Config::new(ours.url().parse().expect("a URL"))).expect("a client");
+            (client, Some(ours))
+        };
+        let controllers = ours.as_ref().map(|ours| Controllers::start(ours.store.clone()));
+        prepare(&client, &namespace, ours.is_none()).await;
+        let (endpoints, name) = ([etcd.clone()], names::in_etcd(&namespace, CLUSTER));
+        let coord = connect(&endpoints, &name).await;
+        let nodes = ["a", "b"].map(|letter| format!("{namespace}-{letter}"));
+        for node in &nodes {
+            add_node(&client, node).await;
+        }
+        let kubelet =
+            Kubelet::start(client.clone(), namespace.clone(), nodes.to_vec(), coord.clone(), containers);
+        let operator = std::sync::Mutex::new(None);
+        let world = Self {
+            client,
+            namespace,
+            coord,
+            nodes,
+            ours,
+            etcd,
+            operator,
+            _controllers: controllers,
+            _kubelet: kubelet,
+        };
+        world.start_operator("one");
+        world
+    }
+
+    /// Starts an operator for this namespace.
+    pub(crate) fn start_operator(&self, identity: &str) {
+        let options = Options {
+            namespaces: vec![self.namespace.clone()],
+            lease_namespace: self.namespace.clone(),
+            identity: identity.into(),
+            image: "galerne:test".into(),
+            etcd: EtcdAccess::default(),
+            admin: None,
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(self.client.clone(), options, stop.clone()));
+        *self.operator.lock().expect("no panic") = Some((stop, running));
+    }
+
+    /// Stops the operator that was started last.
+    pub(crate) async fn stop_operator(&self) {
+        let operator = self.operator.lock().expect("no panic").take();
+        if let Some((stop, running)) = operator {
+            stop.cancel();
+            running.await.expect("no panic").expect("an operator that ends well");
+        }
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop_operator().await;
+        if self.ours.is_none() {
+            let namespaces: Api<Namespace> = Api::all(self.client.clone());
+            namespaces.delete(&self.namespace, &DeleteParams::default()).await.ok();
+            let nodes: Api<Node> = Api::all(self.client.clone());
+            for node in &self.nodes {
+                nodes.delete(node, &DeleteParams::default()).await.ok();
+            }
+        }
+    }
+
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// A spec that can be: two groups of one rank, which get no trial, because nobody asks played ranks.
+    pub(crate) fn spec(&self) -> Value {
+        json!({
+            "model": { "name": "bard", "path": "bard-1m" },
+            "tensorParallel": 1,
+            "groups": { "min": 0, "max": 4, "replicas": 2 },
+            "router": { "noAuth": true },
+            "etcd": { "endpoints": [self.etcd] },
+            "storage": { "hostPath": "/models" },
+            "drainSeconds": 1,
+            "update": { "canary": { "enabled": false } },
+        })
+    }
+
+    pub(crate) async fn create(&self, spec: Value) -> GalerneCluster {
+        let cluster = json!({
+            "apiVersion": "galerne.dev/v1alpha1", "kind": "GalerneCluster",
+            "metadata": { "name": CLUSTER }, "spec": spec,
+        });
+        let cluster = serde_json::from_value(cluster).expect("a cluster");
+        self.api::<GalerneCluster>()
+            .create(&PostParams::default(), &cluster)
+            .await
+            .expect("a cluster that is taken")
+    }
+
+    /// Changes the spec.
+    pub(crate) async fn patch(&self, spec: Value) {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let clusters = self.api::<GalerneCluster>();
+        clusters.patch(CLUSTER, &PatchParams::default(), &patch).await.expect("a spec that is taken");
+    }
+
+    pub(crate) async fn cluster(&self) -> GalerneCluster {
+        self.api::<GalerneCluster>().get(CLUSTER).await.expect("the cluster")
+    }
+
+    /// The cluster, once it `is` so.
+    pub(crate) async fn until(&self, what: &str, is: impl Fn(&GalerneCluster) -> bool) -> GalerneCluster {
+        let mut cluster = self.cluster().await;
+        let until = Instant::now() + PATIENCE;
+        while !is(&cluster) {
+            assert!(Instant::now() < until, "not {what}: {:#?}", cluster.status);
+            tokio::time::sleep(LOOK).await;
+            cluster = self.cluster().await;
+        }
+        cluster
+    }
+
+    /// Until the cluster has settled with `groups` that serve, all of its version.
+    pub(crate) async fn settled(&self, groups: u32) -> GalerneCluster {
+        let settled = |cluster: &GalerneCluster| {
+            let status = cluster.status.clone().unwrap_or_default();
+            let current = status.observed_generation == cluster.metadata.generation;
+            let counts =
+                [status.groups_total, status.groups_wanted, status.groups_ready, status.groups_updated];
+            current && counts == [groups; 4]
+        };
+        self.until(&format!("settled with {groups} groups"), settled).await
+    }
+
+    /// Waits until `is` of what `look` finds.
+    pub(crate) async fn eventually<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            let clusters = self.api::<GalerneCluster>().list(&ListParams::default()).await;
+            assert!(Instant::now() < until, "not {what}: {clusters:#?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Names of the groups' StatefulSets.
+    pub(crate) async fn sets(&self) -> Vec<String> {
+        let sets = self.api::<StatefulSet>().list(&ListParams::default()).await.expect("StatefulSets");
+        sets.iter().map(ResourceExt::name_any).collect()
+    }
+
+    pub(crate) async fn pods(&self) -> Vec<Pod> {
+        self.api::<Pod>()
+            .list(&ListParams::default().labels("galerne.dev/part=group"))
+            .await
+            .expect("pods")
+            .items
+    }
+}
+
+/// A store that was started a moment ago.
+async fn connect(endpoints: &[String], name: &str) -> Coord {
+    loop {
+        if let Ok(coord) = Coord::connect(endpoints, name, Duration::from_secs(5)).await {
+            return coord;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Everything that must be there before an operator is.
+async fn prepare(client: &Client, namespace: &str, real: bool) {
+    let definition: CustomResourceDefinition = serde_saphyr::from_str(&crd_yaml()).expect("a definition");
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let params = PatchParams::apply("test").force();
+    definitions
+        .patch(&definition.name_any(), &params, &Patch::Apply(&definition))
+        .await
+        .expect("the definition");
+    if real {
+        let meta = kube::api::ObjectMeta { name: Some(namespace.into()), ..Default::default() };
+        let created = Namespace { metadata: meta, ..Namespace::default() };
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        namespaces.create(&PostParams::default(), &created).await.expect("a namespace");
+    }
+    let clusters: Api<GalerneCluster> = Api::namespaced(client.clone(), namespace);
+    while clusters.list(&ListParams::default()).await.is_err() {
+        tokio::time::sleep(LOOK).await; // a real server takes a moment to serve a new kind
+    }
+}
+
+async fn add_node(client: &Client, name: &str) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
+    let node = serde_json::from_value(node).expect("a node");
+    nodes.create(&PostParams::default(), &node).await.expect("a node that is taken");
+    let ready = json!({ "status": {
+        "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "" }],
+        "allocatable": { "cpu": "8", "x.dev/gpu": "4" },
+    } });
+    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await.expect("a node's status");
+}
+
+/// The store of an API server of ours, for what only it can tell.
+pub(crate) fn store(world: &World) -> Option<Arc<galerne_apiserver::Store>> {
+    world.ours.as_ref().map(|ours| ours.store.clone())
+}
