@@ -46,6 +46,11 @@ fn keys_of(name: &str, items: &[Value]) -> Option<&'static [&'static str]> {
     fitting.next().filter(|_| !items.is_empty())
 }
 
+/// Whether `value` is what `item`, of a set of fields, names by its JSON.
+fn is_item(value: &Value, item: &str) -> bool {
+    serde_json::from_str::<Value>(item).is_ok_and(|item| item == *value)
+}
+
 /// How an item is named in a set of fields. A protocol that is not told is TCP.
 fn item_key(keys: &[&str], item: &Value) -> String {
     let value = |key: &str| item.get(key).cloned().unwrap_or_else(|| json!("TCP"));
@@ -152,7 +157,7 @@ pub(crate) fn remove(live: &mut Value, fields: &Value) {
                     remove(value, inner);
                 }
             }
-            (Some(("v", item)), Value::Array(items)) => items.retain(|there| there.to_string() != item),
+            (Some(("v", item)), Value::Array(items)) => items.retain(|there| !is_item(there, item)),
             (Some(("k", key)), Value::Array(items)) => {
                 let named: Value = serde_json::from_str(key).unwrap_or_default();
                 let keys: Vec<&str> =
@@ -196,7 +201,7 @@ pub(crate) fn differing(path: &str, fields: &Value, live: &Value, applied: &Valu
 pub(crate) fn part<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     match name.split_once(':')? {
         ("f", field) => value.get(field),
-        ("v", item) => value.as_array()?.iter().find(|there| there.to_string() == item),
+        ("v", item) => value.as_array()?.iter().find(|there| is_item(there, item)),
         (_, key) => {
             let named: Value = serde_json::from_str(key).ok()?;
             let keys: Vec<&str> = named.as_object()?.iter().map(|(key, _)| key.as_str()).collect();

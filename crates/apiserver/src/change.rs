@@ -188,12 +188,11 @@ impl State {
             same_version(kind, before, applied)?;
         }
         let mut applied = applied.clone();
-        if kind.status {
-            let drop_it = |field: &String| {
-                if write.status { field == "status" || field == "metadata" } else { field != "status" }
-            };
-            applied.as_object_mut().into_iter().for_each(|applied| {
-                applied.retain(|field, _| drop_it(field) || field == "apiVersion" || field == "kind")
+        if let (true, Some(applied)) = (kind.status, applied.as_object_mut()) {
+            // The status by its subresource, everything else without it.
+            applied.retain(|field, _| match field.as_str() {
+                "apiVersion" | "kind" | "metadata" => true,
+                field => (field == "status") == write.status,
             });
         }
         let fields = apply::fields_of(&applied);

@@ -56,8 +56,8 @@ pub struct NumericsSpec {
     #[schemars(regex(pattern = "^(f32|bf16|int8)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<String>,
-    /// `q8_0` or `q4_0`.
-    #[schemars(regex(pattern = "^(q8_0|q4_0)$"))]
+    /// `q8_0`, `q4_0`, or on GPUs `fp8`.
+    #[schemars(regex(pattern = "^(q8_0|q4_0|fp8)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
 }

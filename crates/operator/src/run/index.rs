@@ -176,7 +176,7 @@ mod tests {
         index.put(&key, &meta("b", "2", "2"), 2);
         index.listing();
         index.put(&key, &meta("b", "2", "2"), 2);
-        assert_eq!(index.complete(), [key.clone()]);
+        assert_eq!(index.complete(), std::slice::from_ref(&key));
         assert_eq!(index.of(&key).into_keys().collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -180,3 +180,66 @@ pub(crate) fn refusal(event: &Event) -> Option<(String, String)> {
     let why = message.split_once("error: ").map_or(message.as_str(), |(_, why)| why).to_owned();
     tells.then(|| about.name.clone()).flatten().map(|name| (name, why))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: &Value) -> PodShown {
+        let meta = json!({ "name": "p", "labels": { "galerne.dev/group": "g3" } });
+        PodShown::of(&serde_json::from_value(json!({ "metadata": meta, "status": status })).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_pod_tells_why_it_does_not_run() {
+        let unscheduled =
+            json!([{ "type": "PodScheduled", "status": "False", "message": "0/3 nodes are available" }]);
+        let shown = pod(&json!({ "phase": "Pending", "conditions": unscheduled }));
+        assert_eq!(
+            (shown.group, shown.phase, shown.message.as_str()),
+            (3, PodPhase::Waiting, "0/3 nodes are available")
+        );
+
+        let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+        let last =
+            json!({ "terminated": { "exitCode": 1, "message": "some log\ngalerne: no such model\n" } });
+        let container = |state: &Value, last: &Value| {
+            json!({ "phase": "Running", "containerStatuses": [{
+                "name": "c", "ready": false, "restartCount": 1, "image": "", "imageID": "", "state": state, "lastState": last,
+            }] })
+        };
+        let shown = pod(&container(&waits, &last));
+        assert_eq!((shown.phase, shown.message.as_str()), (PodPhase::Failing, "galerne: no such model"));
+        let shown = pod(&container(&json!({ "running": {} }), &last));
+        assert_eq!((shown.phase, shown.message.as_str()), (PodPhase::Running, ""), "it runs again");
+    }
+
+    #[test]
+    fn a_node_that_somebody_wants_empty_is_leaving() {
+        let node = |spec: Value, ready: &str| {
+            let status = json!({ "conditions": [{ "type": "Ready", "status": ready, "lastTransitionTime": "1970-01-01T00:01:00Z" }] });
+            NodeShown::of(&serde_json::from_value(json!({ "spec": spec, "status": status })).unwrap())
+        };
+        assert_eq!(node(json!({}), "True"), NodeShown::default());
+        assert!(node(json!({ "unschedulable": true }), "True").leaving);
+        let taint = json!({ "taints": [{ "key": "karpenter.sh/disrupted", "effect": "NoSchedule" }] });
+        assert!(node(taint, "True").leaving);
+        assert_eq!(node(json!({}), "Unknown").silent_since, Some(60));
+    }
+
+    #[test]
+    fn a_quota_tells_why_there_are_no_pods() {
+        let event = json!({
+            "metadata": {}, "reason": "FailedCreate",
+            "involvedObject": { "kind": "StatefulSet", "name": "demo-g0" },
+            "message": "create Pod demo-g0-0 in StatefulSet demo-g0 failed error: pods \"demo-g0-0\" is forbidden: exceeded quota",
+        });
+        let (object, why) = refusal(&serde_json::from_value(event).unwrap()).unwrap();
+        assert_eq!(
+            (object.as_str(), why.as_str()),
+            ("demo-g0", "pods \"demo-g0-0\" is forbidden: exceeded quota")
+        );
+    }
+}

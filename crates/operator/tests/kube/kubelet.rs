@@ -52,12 +52,12 @@ struct Host {
 impl Kubelet {
     pub(crate) fn start(
         client: Client,
-        namespace: String,
+        namespace: &str,
         nodes: Vec<String>,
         coord: Coord,
         containers: Containers,
     ) -> Self {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         Self(tokio::spawn(async move {
             let mut host = Host {
                 pods: pods.clone(),

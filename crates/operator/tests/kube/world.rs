@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Its name is unique, because a real cluster is shared by all cases.
 const CLUSTER: &str = "demo";
 
+/// An operator that runs, and what stops it.
+type Running = (CancellationToken, JoinHandle<Result<(), OperatorError>>);
+
 /// Where a case is played.
 pub(crate) struct World {
     pub(crate) client: Client,
@@ -37,7 +40,7 @@ pub(crate) struct World {
     /// The API server, if it is ours.
     pub(crate) ours: Option<ApiServer>,
     etcd: String,
-    operator: std::sync::Mutex<Option<(CancellationToken, JoinHandle<Result<(), OperatorError>>)>>,
+    operator: std::sync::Mutex<Option<Running>>,
     _controllers: Option<Controllers>,
     _kubelet: Kubelet,
 }
@@ -73,8 +76,7 @@ impl World {
         for node in &nodes {
             add_node(&client, node).await;
         }
-        let kubelet =
-            Kubelet::start(client.clone(), namespace.clone(), nodes.to_vec(), coord.clone(), containers);
+        let kubelet = Kubelet::start(client.clone(), &namespace, nodes.to_vec(), coord.clone(), containers);
         let operator = std::sync::Mutex::new(None);
         let world = Self {
             client,
