@@ -12,15 +12,59 @@ pub(crate) fn check(schema: &Value, object: &mut Value) -> Result<(), String> {
             settle(schema, value);
         }
     }
-    let validator = jsonschema::validator_for(schema).map_err(|error| error.to_string())?;
-    let mut errors = validator.iter_errors(object);
-    match errors.next() {
-        Some(error) => Err(format!(
-            "{}: {error}",
-            error.instance_path().to_string().trim_start_matches('/').replace('/', ".")
-        )),
-        None => Ok(()),
+    fits(schema, object, "")
+}
+
+/// Whether `value`, which is at `place`, fits.
+fn fits(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
+    let wrong = |what: String| Err(format!("{place}: Invalid value: {value}: {what}"));
+    let is = match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_i64() || value.is_u64(),
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        _ => true,
+    };
+    if !is {
+        return wrong(format!("must be of type {}", schema["type"]));
     }
+    if schema["enum"].as_array().is_some_and(|values| !values.contains(value)) {
+        return wrong(format!("must be one of {}", schema["enum"]));
+    }
+    let size = match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => Some(text.chars().count() as f64),
+        Value::Array(items) => Some(items.len() as f64),
+        _ => None,
+    };
+    for (least, most) in [("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxItems")] {
+        let (least, most) = (schema[least].as_f64(), schema[most].as_f64());
+        if size.is_some_and(|size| {
+            least.is_some_and(|least| size < least) || most.is_some_and(|most| size > most)
+        }) {
+            return wrong(format!("must lie between {least:?} and {most:?}"));
+        }
+    }
+    if let (Some(pattern), Some(text)) = (schema["pattern"].as_str(), value.as_str()) {
+        let pattern = regex::Regex::new(pattern).map_err(|error| error.to_string())?;
+        if !pattern.is_match(text) {
+            return wrong(format!("must match {pattern}"));
+        }
+    }
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    if let Some(missing) = required.into_iter().find(|field| value.get(field).is_none()) {
+        return Err(format!("{place}.{missing}: Required value"));
+    }
+    for (field, inner) in value.as_object().into_iter().flatten() {
+        let schema = schema["properties"].get(field).unwrap_or(&schema["additionalProperties"]);
+        fits(schema, inner, &format!("{place}.{field}"))?;
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        fits(&schema["items"], item, &format!("{place}[{index}]"))?;
+    }
+    Ok(())
 }
 
 /// Removes what the schema does not know, and adds what it has defaults for.
