@@ -37,7 +37,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: help demo test build dist cuda lint unit test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 demo: ## serve the demo model from 3 rank processes, a router and a real etcd; stream one answer
 	@.ci/setup demo

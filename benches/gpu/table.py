@@ -181,6 +181,12 @@ def checks(parts):
         yield f"| {name} | {part.get('seconds', '')} | {len(judged)} | {len(failed)} | {worst} | {error} |"
     for part in parts.values():
         for each in part["found"]:
+            if each.get("part") == "stopped" and "out_ms" in each:
+                yield ""
+                yield (
+                    f"- {each['name']}, which is due to be noticed after {each['due_ms']:.0f} ms: out after {each['out_ms']:.0f} ms; "
+                    f"{each['says']}; {each['process_must_exit'] or 'the process may go on'}"
+                )
             if each.get("part") == "reference" and "ours" in each:
                 yield ""
                 for whose in ["ours", "transformers in bf16"]:

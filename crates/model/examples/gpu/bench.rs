@@ -115,7 +115,8 @@ impl<'a> Bench<'a> {
         };
         bench.fill(Case { batch: 1, context: sizes.short })?;
         report.tell(&json!({
-            "part": "load", "name": checkpoint.name(), "weights": bench.weights, "bytes": bytes, "threads": threads(), "device": bench.device.name(),
+            "part": "load", "name": checkpoint.name(), "weights": bench.weights, "bytes": bytes,
+            "threads": threads(), "device": bench.device.name(),
             "opened_s": opened_s, "loaded_s": loaded_s, "first_token_s": start.elapsed().as_secs_f64(),
             "kv_blocks": kv_blocks, "parameters": bench.products(1.0, 1.0) / 2.0,
         }));
@@ -211,8 +212,8 @@ impl<'a> Bench<'a> {
         found.sort_by(f64::total_cmp);
         let &Config { layers, heads, head_dim, .. } = &self.config;
         report.tell(&json!({
-            "part": "prefill", "name": format!("prefill of {tokens}"), "tokens": tokens, "weights": self.weights, "ms": summary(&found),
-            "operations": self.products(tokens as f64, 1.0),
+            "part": "prefill", "name": format!("prefill of {tokens}"), "tokens": tokens, "weights": self.weights,
+            "ms": summary(&found), "operations": self.products(tokens as f64, 1.0),
             "attention_operations": (2 * layers * heads * head_dim * tokens * (tokens + 1)) as f64,
         }));
         Ok(())
@@ -257,8 +258,8 @@ impl<'a> Bench<'a> {
             let (once, [few, many]) = (at(1)?, [at(TIMES[0])?, at(TIMES[1])?]);
             let busy = (many - few) / f64::from(TIMES[1] - TIMES[0]);
             report.tell(&json!({
-                "part": "idle", "name": format!("GPU idle at batch {batch}"), "batch": batch, "weights": self.weights, "step_ms": once,
-                "busy_ms": busy, "idle": (once - busy) / once,
+                "part": "idle", "name": format!("GPU idle at batch {batch}"), "batch": batch, "weights": self.weights,
+                "step_ms": once, "busy_ms": busy, "idle": (once - busy) / once,
             }));
         }
         Ok(())

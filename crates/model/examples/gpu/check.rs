@@ -4,6 +4,7 @@ use std::io::{BufRead as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use galerne_checkpoint::Config;
 use galerne_collective::Solo;
 use galerne_model::{Options, Rank, Weights};
 use galerne_types::{Compute, KvDtype, Shards, Step, TokenId};
@@ -121,8 +122,9 @@ struct Script {
 }
 
 impl Script {
-    fn new(vocab: usize, quick: bool) -> Self {
-        let (tokens, drawn, beside) = if quick { (40, 3, 20) } else { (150, 8, 600) };
+    fn new(&Config { vocab, context_tokens_max, .. }: &Config, quick: bool) -> Self {
+        let (tokens, drawn, beside) =
+            if quick { (40, 3, 20) } else { (150, 8, 600.min(context_tokens_max / 2)) };
         let long = prompt(tokens, 1, vocab);
         let memory = Memory { slots: 3, blocks_per_slot: blocks(beside.max(tokens) + 64) };
         let steps_beside = tokens / 16 + drawn;
@@ -162,7 +164,7 @@ impl Bits<'_> {
 pub(crate) fn same(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -> Outcome<()> {
     let checkpoint = open(path)?;
     let name = checkpoint.name();
-    let script = Script::new(checkpoint.config().vocab, quick);
+    let script = Script::new(checkpoint.config(), quick);
     let mut bits = Bits { name, expected: None, report };
     for world_size in [1, 2, 4] {
         let weights = load_group(gpus, &checkpoint, world_size)?;
@@ -197,7 +199,7 @@ pub(crate) fn same(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -
 pub(crate) fn nccl(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -> Outcome<()> {
     let checkpoint = open(path)?;
     let name = checkpoint.name();
-    let script = Script::new(checkpoint.config().vocab, quick);
+    let script = Script::new(checkpoint.config(), quick);
     let mut bits = Bits { name, expected: None, report };
     let alone = run(&load_group(gpus, &checkpoint, 1)?, &script.options, &script.alone, true)?;
     bits.compare("N = 1", alone, true);

@@ -2,15 +2,17 @@
 //! with `--emulate` each part runs in small on the host, which is how CI tries it.
 //!
 //! ```text
-//! gpu check  [--goldens FOLDER] [--near CHECKPOINT]… [--same CHECKPOINT]… [--nccl CHECKPOINT]… [--quick] [--fp8]
+//! gpu check  [--goldens FOLDER] [--near CHECKPOINT]… [--same CHECKPOINT]… [--nccl CHECKPOINT]… [--stopped CHECKPOINT]…
+//!            [--quick] [--fp8]
 //! gpu bench  CHECKPOINT [--quick] [--fp8]
 //! gpu logits CHECKPOINT < PROMPTS > LOGITS
 //! gpu bounds
 //! ```
 //! `check` compares with transformers' numbers (`--goldens`), with the CPU's in f32 (`--near`), and a model's bits with each
-//! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`). `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits` takes a prompt a
-//! line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits` print an object a
-//! line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
+//! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`); `--stopped` has one of
+//! these wait for one that hangs. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits`
+//! takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits` print
+//! an object a line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
 
 mod bench;
 mod bounds;
@@ -22,6 +24,7 @@ mod local;
 mod ranks;
 mod script;
 mod sizes;
+mod stopped;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -47,6 +50,7 @@ struct Asked {
     near: Vec<PathBuf>,
     same: Vec<PathBuf>,
     nccl: Vec<PathBuf>,
+    stopped: Vec<PathBuf>,
     quick: bool,
     fp8: bool,
     emulate: bool,
@@ -62,6 +66,7 @@ impl Asked {
                 "--near" => asked.near.push(path()?),
                 "--same" => asked.same.push(path()?),
                 "--nccl" => asked.nccl.push(path()?),
+                "--stopped" => asked.stopped.push(path()?),
                 "--quick" => asked.quick = true,
                 "--fp8" => asked.fp8 = true,
                 "--emulate" => asked.emulate = true,
@@ -142,6 +147,7 @@ fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize
             });
             with_each("same", &asked.same, &mut report, check::same);
             with_each("nccl", &asked.nccl, &mut report, check::nccl);
+            with_each("stopped", &asked.stopped, &mut report, stopped::check);
         }
         "bench" => bench::run(
             &gpus,

@@ -82,7 +82,13 @@ pub(crate) enum Way {
 
 impl Way {
     /// Meets the others; every rank has the library for itself, as every process would.
-    fn link(self, weights: &GpuWeights, end: &mut Local) -> Outcome<Link> {
+    pub(crate) fn link(
+        self,
+        weights: &GpuWeights,
+        end: &mut Local,
+        abort: &AbortHandle,
+        timeout: Duration,
+    ) -> Outcome<Link> {
         if self == Self::Host {
             return Ok(Link::Host);
         }
@@ -100,12 +106,12 @@ impl Way {
             epoch: 1,
             threads: 1,
             meet_timeout: NCCL_TIMEOUT,
-            timeout: NCCL_TIMEOUT,
+            timeout,
         };
         let library = Arc::new(Library::open(LIBRARY_FILE)?);
         let id = UniqueId::share(&library, config.epoch, end)?;
         let device = Arc::clone(weights.device());
-        Ok(Link::Nccl(nccl::connect(&config, &library, id, &AbortHandle::new(), move || device.bind())?))
+        Ok(Link::Nccl(nccl::connect(&config, &library, id, abort, move || device.bind())?))
     }
 }
 
@@ -132,7 +138,7 @@ pub(crate) fn run_by(
 ) -> Outcome<Drawn> {
     let ends = Local::group(weights[0].shards().virtual_shards(), weights.len());
     let at_each = |(mut end, weights): (Local, &Arc<GpuWeights>)| -> Outcome<Drawn> {
-        let link = way.link(weights, &mut end)?;
+        let link = way.link(weights, &mut end, &AbortHandle::new(), NCCL_TIMEOUT)?;
         let mut rank = Rank::on_gpu(Arc::clone(weights), options, Box::new(end), link)?;
         let drawn = run_on(&mut rank, steps, logits)?;
         rank.close()?;

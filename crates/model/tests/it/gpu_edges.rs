@@ -1,7 +1,11 @@
 //! Kernels at the edges of their tiles: rooms, widths and lengths that fill nothing. What is written behind the end of memory the
 //! emulator refuses; what is read there shows in the logits.
 
+use std::sync::Arc;
+
 use galerne_checkpoint::{Config, Dtype};
+use galerne_emulator::Emulator;
+use galerne_model::gpu::{Address, Buffer, Device, Launch};
 use galerne_model::{Options, WindowChoice};
 use galerne_types::KvDtype;
 
@@ -69,6 +73,37 @@ fn prompts_that_end_beside_a_block_a_chunk_or_a_window_come_to_the_reference() {
             let found = run_group(&gpu, &options, &script);
             let distance = distance(&found, &run_group(&cpu, &options, &script));
             assert!(distance < 0.1, "{window:?}, {tokens} tokens: {distance} of the logits' spread");
+        }
+    }
+}
+
+/// The argument of `cuda/bounds.cu`.
+#[repr(C)]
+struct Bound {
+    from: Address,
+    to: Address,
+    count: u64,
+    blocks: u32,
+}
+
+#[test]
+fn a_kernel_that_writes_behind_the_end_is_named() {
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(1 << 20));
+    let from = Buffer::zeroed(&device, 4096).unwrap();
+    for (room, whole) in [(4096, true), (4080, true), (3840, false)] {
+        let to = Buffer::zeroed(&device, room).unwrap();
+        let arguments = Bound { from: from.address(), to: to.address(), count: 256, blocks: 1 };
+        // SAFETY: what is written behind the end of `to` lies in the emulator's guard.
+        let launched = unsafe { device.launch(&Launch::new(c"copy_all", [1, 1, 1], 256, 0, &arguments)) };
+        // Lines of 256 bytes are the least that a device gives.
+        match launched {
+            Ok(()) => assert!(whole, "{room} bytes"),
+            Err(error) => {
+                assert!(
+                    !whole && error.to_string().contains("copy_all wrote behind the end of 3840 bytes"),
+                    "{error}"
+                );
+            }
         }
     }
 }
