@@ -297,14 +297,15 @@ ROLES = [("rank 0", "kill"), ("rank 1", "kill"), ("rank 0", "stop"), ("rank 1", 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a cut of it, without a file")
+    parser.add_argument("--quick", action="store_true", help="a cut of it, with one model and without a file")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--streams", type=int, default=200)
     options = parser.parse_args()
     kills, count = (5, 40) if options.quick else (options.kills, options.streams)
     told, failed = [], 0
-    for model, name, streams, tokens, hosts in [(BARD, "bard-1m", count, 1500 if options.quick else 400, 2), (DEMO, "SmolLM2-135M (Q4_1)", 8, 150, 2)]:
-        cluster = Cluster(model, hosts=hosts, tp=2, spares=1)
+    models = [(BARD, "bard-1m", count, 1500 if options.quick else 400), (DEMO, "SmolLM2-135M (Q4_1)", 8, 150)]
+    for model, name, streams, tokens in models[:1] if options.quick else models:
+        cluster = Cluster(model, hosts=2, tp=2, spares=1)
         try:
             cluster.until_ready()
             judge = Judge(streams, tokens)
