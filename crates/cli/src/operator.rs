@@ -23,7 +23,7 @@ pub(crate) struct OperatorCommand {
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
     /// Image of galerne, for clusters that name none.
-    #[arg(long, value_name = "IMAGE", default_value = concat!("ghcr.io/galerne/galerne:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, value_name = "IMAGE", default_value = concat!("galerne:", env!("CARGO_PKG_VERSION")))]
     image: String,
     /// Address of metrics and health; port 0 takes a free one and prints it, `off` has none.
     #[arg(long, default_value = "127.0.0.1:8003", value_name = "ADDR", value_parser = crate::router::admin)]
