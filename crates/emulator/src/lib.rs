@@ -167,7 +167,8 @@ impl Device for Emulator {
             },
             1 => return Err(DeviceError::Kernel(name())),
             2 => format!("{} does not take {bytes} bytes of arguments", name()),
-            _ => format!("{} cannot have blocks of {} threads", name(), launch.threads),
+            3 => format!("{} cannot have blocks of {} threads", name(), launch.threads),
+            _ => "there is no memory for the threads of a block".to_owned(),
         };
         Err(DeviceError::Call { call: "launch", says })
     }
