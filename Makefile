@@ -27,6 +27,9 @@ SEEDS ?= 100000
 # make chaos CHAOS="--kills 20 --streams 50"
 CHAOS ?=
 
+# What `make chaos` writes.
+STORY = benches/results/chaos-$(shell date +%F).md
+
 # make leaks LEAKS="--clients 2000 --seed 7"
 LEAKS ?=
 
@@ -84,8 +87,10 @@ chart: ## what the chart copies and what is copied from it: the dashboard, k8s/o
 image: ## the container image, galerne:latest (needs docker)
 	docker build -t galerne .
 
-chaos: build ## kill and stop every part of a cluster while streams run; count what was lost (CHAOS="--quick")
+chaos: build ## kill, stop, cut off and molest every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+	$(if $(CHAOS),,python3 benches/chaos/partitions.py --table $(STORY))
+	$(if $(CHAOS),,python3 benches/chaos/hostile.py --table $(STORY))
 
 faults: ## a cut of chaos and leaks (needs `make build` first)
 	python3 benches/chaos/run.py --quick

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.request
 
-from run import ADMIN, BARD, HTTP, Cluster
+from cluster import ADMIN, BARD, HTTP, Cluster
 
 BATCH = 200
 #: Seconds in which all blocks of those who have hung up must be free.
@@ -70,7 +70,7 @@ def held(cluster):
     """Bytes, file descriptors and threads of each process of the cluster, children included."""
     found = {}
     for name, process in cluster.processes.items():
-        if name == "etcd":
+        if name.startswith("etcd"):
             continue
         pids = [process.pid] + [int(pid) for task in os.listdir(f"/proc/{process.pid}/task")
                                 for pid in open(f"/proc/{process.pid}/task/{task}/children").read().split()]

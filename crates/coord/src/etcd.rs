@@ -9,13 +9,17 @@ use std::time::Duration;
 use etcd_client::{
     Client, ConnectOptions, GetOptions, KeyValue, Txn, TxnResponse, WatchOptions, WatchStream,
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Code;
 
 use crate::access::{Contents, EtcdAccess};
 use crate::backoff::Backoff;
 use crate::error::{CoordError, root_cause};
-use crate::limits::{ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, PING_DEADLINE, PING_INTERVAL};
+use crate::limits::{
+    ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, HEDGE_INTERVAL, PING_DEADLINE, PING_INTERVAL,
+};
 
 /// A connection to etcd's members.
 #[derive(Clone)]
@@ -88,7 +92,8 @@ impl Etcd {
     }
 
     /// Runs `attempt` until etcd has answered, within [`CALL_DEADLINE`]. An attempt whose connection broke is
-    /// repeated, so it must be harmless twice: a read, or a transaction that compares.
+    /// repeated, and one that takes long is made at another member, too: it must be harmless twice, as a read is, or a
+    /// transaction that compares.
     pub(crate) async fn call<T, F>(
         &self,
         what: &'static str,
@@ -114,7 +119,7 @@ impl Etcd {
         let mut backoff = Backoff::new();
         let mut may_log_in = self.access.login.is_some();
         loop {
-            match timeout_at(deadline, attempt(self.client())).await {
+            match timeout_at(deadline, hedged(|| attempt(self.client()))).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) if may_log_in && is_stranger(&error) => {
                     may_log_in = false;
@@ -153,6 +158,18 @@ impl Etcd {
         Ok(Listing { kvs: answer.take_kvs(), revision })
     }
 
+    /// The revision of a key below `prefix` that has changed at `revision` or later, whichever: asked of a quorum.
+    pub(crate) async fn changed_since(&self, prefix: &str, revision: i64) -> Result<Option<i64>, CoordError> {
+        let options = GetOptions::new().with_prefix().with_keys_only().with_limit(1);
+        let options = options.with_min_mod_revision(revision);
+        let read = |mut client: Client| {
+            let options = options.clone();
+            async move { client.get(prefix, Some(options)).await }
+        };
+        let answer = self.call("look for changes", read).await?;
+        Ok(answer.kvs().first().map(KeyValue::mod_revision))
+    }
+
     /// Events of keys below `prefix` from `revision` on.
     pub(crate) async fn watch(&self, prefix: &str, revision: i64) -> Result<WatchStream, CoordError> {
         self.call("watch the fleet", |client| async move {
@@ -165,6 +182,21 @@ impl Etcd {
 
     pub(crate) async fn txn(&self, what: &'static str, txn: &Txn) -> Result<TxnResponse, CoordError> {
         self.call(what, |mut client| async move { client.txn(txn.clone()).await }).await
+    }
+}
+
+/// The first answer of attempts of which another begins every [`HEDGE_INTERVAL`]: a member may take calls and be unable
+/// to answer, as when the others cannot reach it, and the next attempt is likely to find another one.
+async fn hedged<T, E, F>(attempt: impl Fn() -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        attempts.push(attempt());
+        if let Ok(Some(answer)) = timeout(HEDGE_INTERVAL, attempts.next()).await {
+            return answer;
+        }
     }
 }
 
@@ -237,7 +269,7 @@ async fn make(
         .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     let made = Client::connect(endpoints, Some(access.apply(with, options)));
-    match tokio::time::timeout(timeout, made).await {
+    match self::timeout(timeout, made).await {
         Ok(made) => made.map_err(|error| failure(&error, access, &endpoints.join(","), "connect")),
         Err(_) => {
             let (endpoints, reason) = (endpoints.join(","), format!("no answer within {timeout:?}"));
@@ -262,9 +294,27 @@ fn check_endpoint(endpoint: &str, scheme: &'static str) -> Result<(), CoordError
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_does_not_answer_is_given_up_for_another() {
+        let (made, begun) = (Cell::new(0), Instant::now());
+        let answer = hedged(|| {
+            made.set(made.get() + 1);
+            let number = made.get();
+            async move {
+                match number {
+                    3 => Ok::<_, ()>(number),
+                    _ => std::future::pending().await,
+                }
+            }
+        });
+        assert_eq!((answer.await, begun.elapsed()), (Ok(3), 2 * HEDGE_INTERVAL));
+    }
 
     async fn connect(endpoint: &str, timeout: Duration) -> Result<Etcd, CoordError> {
         Etcd::connect(&[endpoint.to_owned()], &EtcdAccess::default(), "/galerne/c/groups/", timeout).await

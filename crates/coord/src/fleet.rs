@@ -1,7 +1,10 @@
 //! A view of the fleet that follows etcd for ever: list at a revision, watch from the next one, and list
 //! again after compaction, after any failure, and now and then in any case.
 
-use etcd_client::EventType;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use etcd_client::{EventType, KeyValue, WatchStream};
 use galerne_types::Fleet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -10,7 +13,7 @@ use crate::backoff::{Backoff, jitter};
 use crate::error::{CoordError, root_cause};
 use crate::etcd::{Etcd, Listing};
 use crate::keys::Keys;
-use crate::limits::{BACKOFF_MAX, RECONCILE_INTERVAL};
+use crate::limits::{BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL};
 use crate::view::{Value, apply};
 
 /// Follows the keys below `prefix` until the last receiver is dropped. The first change that a receiver sees
@@ -68,24 +71,48 @@ async fn round(
 ) -> Result<Over, CoordError> {
     let listing = etcd.list(prefix).await?;
     sender.send_replace(fleet_of(keys, &listing));
-    let mut stream = etcd.watch(prefix, listing.revision + 1).await?;
+    let stream = etcd.watch(prefix, listing.revision + 1).await?;
+    let seen = AtomicI64::new(listing.revision);
+    tokio::select! {
+        over = read(keys, stream, &seen, sender) => Ok(over),
+        () = lagging(etcd, prefix, &seen) => Ok(Over::Broken("its member of etcd lags behind the others".into())),
+    }
+}
+
+/// Reads events, and tells in `seen` up to which revision.
+async fn read(keys: &Keys, mut stream: WatchStream, seen: &AtomicI64, sender: &watch::Sender<Fleet>) -> Over {
     let reconcile_at = Instant::now() + jitter(RECONCILE_INTERVAL);
     loop {
         let response = match timeout_at(reconcile_at, stream.message()).await {
-            Err(_) => return Ok(Over::Reconcile),
+            Err(_) => return Over::Reconcile,
             Ok(Ok(Some(response))) => response,
-            Ok(Ok(None)) => return Ok(Over::Broken("etcd ended the stream".into())),
-            Ok(Err(error)) => return Ok(Over::Broken(root_cause(&error))),
+            Ok(Ok(None)) => return Over::Broken("etcd ended the stream".into()),
+            Ok(Err(error)) => return Over::Broken(root_cause(&error)),
         };
         if response.canceled() && response.compact_revision() > 0 {
-            return Ok(Over::Compacted);
+            return Over::Compacted;
         }
         if response.canceled() {
-            return Ok(Over::Broken(response.cancel_reason().to_owned()));
+            return Over::Broken(response.cancel_reason().to_owned());
         }
+        let told = response.events().iter().filter_map(|event| event.kv());
+        seen.fetch_max(told.map(KeyValue::mod_revision).max().unwrap_or(0), Relaxed);
         sender.send_if_modified(|fleet| {
             response.events().iter().fold(false, |changed, event| changed | take(fleet, keys, event))
         });
+    }
+}
+
+/// Waits until etcd holds a change that the watch has not told of in time. A member that the others cannot reach keeps its
+/// streams open and says nothing on them; a read, of which a quorum must know, tells.
+async fn lagging(etcd: &Etcd, prefix: &str, seen: &AtomicI64) {
+    loop {
+        sleep(LAG_INTERVAL).await;
+        let Ok(Some(change)) = etcd.changed_since(prefix, seen.load(Relaxed) + 1).await else { continue };
+        sleep(LAG_MAX).await;
+        if seen.load(Relaxed) < change {
+            return;
+        }
     }
 }
 
@@ -96,4 +123,60 @@ fn take(fleet: &mut Fleet, keys: &Keys, event: &etcd_client::Event) -> bool {
         EventType::Delete => None,
     };
     apply(fleet, keys, kv.key(), value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use etcd_client::proto::{PbKvServer, PbWatchRequest, PbWatchResponse, PbWatchServer};
+    use futures_util::{Stream, StreamExt as _};
+    use tokio::net::TcpListener;
+    use tonic::transport::Server;
+    use tonic::transport::server::TcpIncoming;
+    use tonic::{Request, Response, Status, Streaming, async_trait};
+
+    use super::*;
+    use crate::access::EtcdAccess;
+    use crate::embedded::Service;
+
+    /// Takes watches and never tells them anything.
+    struct Deaf;
+
+    #[async_trait]
+    impl etcd_client::proto::PbWatchService for Deaf {
+        type WatchStream = Pin<Box<dyn Stream<Item = Result<PbWatchResponse, Status>> + Send>>;
+
+        async fn watch(
+            &self,
+            _: Request<Streaming<PbWatchRequest>>,
+        ) -> Result<Response<Self::WatchStream>, Status> {
+            let created = PbWatchResponse { created: true, ..PbWatchResponse::default() };
+            let silence = futures_util::stream::pending();
+            Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(created)]).chain(silence))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_tells_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let server = Server::builder()
+            .add_service(PbKvServer::new(Service::new()))
+            .add_service(PbWatchServer::new(Deaf))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(server);
+        let keys = Keys::new("c").unwrap();
+        let limit = std::time::Duration::from_secs(5);
+        let etcd = Etcd::connect(&[endpoint], &EtcdAccess::default(), keys.groups(), limit).await.unwrap();
+        let mut fleet = follow(etcd.clone(), keys.clone(), keys.groups().to_owned());
+        fleet.changed().await.unwrap();
+        assert!(fleet.borrow_and_update().groups.is_empty());
+
+        let group = galerne_types::GroupId("g".into());
+        let hold = etcd_client::TxnOp::put(keys.hold(&group), r#"{"why":"a test"}"#, None);
+        etcd.txn("hold a group", &etcd_client::Txn::new().and_then([hold])).await.unwrap();
+        let told = tokio::time::timeout(4 * LAG_INTERVAL, fleet.wait_for(|fleet| fleet.groups.len() == 1));
+        told.await.expect("the change is noticed").unwrap();
+    }
 }

@@ -26,7 +26,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::error::CoordError;
-use service::Service;
+pub(crate) use service::Service;
 
 /// Largest request, in bytes of keys and values; etcd's own limit.
 pub const REQUEST_BYTES_MAX: usize = 3 << 19;

@@ -1,0 +1,140 @@
+"""A cluster of processes on this machine: etcd, routers and workers."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GALERNE = ROOT / "target/release/galerne"
+ETCD = ROOT / ".cache/bin/etcd"
+BARD = ROOT / "tests/golden/bard-1m"
+DEMO = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+HTTP, GRPC, ETCD_PORT, ETCD_PEER, ADMIN = 18411, 18412, 18413, 18414, 18415
+#: The second router's ports lie so far behind those of the first.
+SECOND = 10
+START_S = 120
+
+
+class Cluster:
+    """etcd, routers and one worker a host, each a process of its own."""
+
+    #: Members of etcd, and routers.
+    members, routers = 1, 2
+
+    def __init__(self, model, hosts, tp, spares, groups=1, options=()):
+        self.folder = tempfile.TemporaryDirectory()
+        self.log = open(pathlib.Path(self.folder.name) / "log", "wb")
+        self.model, self.hosts, self.tp, self.spares, self.groups, self.options = model, hosts, tp, spares, groups, options
+        self.processes = {}
+        for member in range(self.members):
+            self.start_etcd(member)
+        for group in range(groups):
+            for host in range(hosts):
+                self.start_worker(group, host)
+        for router in range(self.routers):
+            self.start_router(router)
+
+    def address(self, place):
+        """Where `place` is reached: a worker's host `h0`, a router's `r0`, an etcd member's `e0`."""
+        return "127.0.0.1"
+
+    def on(self, place):
+        """What a command begins with that runs at `place`."""
+        return []
+
+    def spawn(self, name, place, *command):
+        environment = dict(os.environ, GALERNE_ADMIN="127.0.0.1:0", GALERNE_LOG="info")
+        self.processes[name] = subprocess.Popen(
+            [str(part) for part in [*self.on(place), *command]], stdout=self.log, stderr=self.log, env=environment
+        )
+
+    def endpoints(self):
+        return ",".join(f"http://{self.address(f'e{member}')}:{ETCD_PORT}" for member in range(self.members))
+
+    def start_etcd(self, member):
+        address = lambda member, port: f"http://{self.address(f'e{member}')}:{port}"
+        client, peer = address(member, ETCD_PORT), address(member, ETCD_PEER)
+        self.spawn(
+            f"etcd {member}", f"e{member}", ETCD, "--name", f"e{member}", "--log-level", "error",
+            "--data-dir", f"{self.folder.name}/etcd-{member}",
+            "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", ",".join(f"e{each}={address(each, ETCD_PEER)}" for each in range(self.members)),
+        )
+
+    def start_worker(self, group, host):
+        self.spawn(
+            f"worker g{group} h{host}", f"h{host}", GALERNE, "worker", "--tp", self.tp, "--ranks", self.tp // self.hosts,
+            "--spares", self.spares, "--group", f"g{group}", "--host", f"h{host}", "--bind", self.address(f"h{host}"),
+            "--sequences-max", 256, "--threads", 1, "--etcd", self.endpoints(), "--model", self.model, *self.options,
+        )
+
+    def start_router(self, number):
+        http, grpc, admin = (f"{self.address(f'r{number}')}:{port + SECOND * number}" for port in (HTTP, GRPC, ADMIN))
+        self.spawn(
+            f"router {number}", f"r{number}", GALERNE, "router", "--http", http, "--grpc", grpc, "--admin", admin,
+            "--etcd", self.endpoints(), "--model", self.model, "--no-auth",
+        )
+
+    def faces(self):
+        """Where the routers speak HTTP."""
+        return [(self.address(f"r{number}"), HTTP + SECOND * number) for number in range(self.routers)]
+
+    def fleet(self):
+        command = [str(GALERNE), "status", "--json", "--grpc", f"{self.address('r0')}:{GRPC}"]
+        told = subprocess.run(command, capture_output=True, text=True)
+        return json.loads(told.stdout)["groups"] if told.returncode == 0 else []
+
+    def until_ready(self, ranks=None):
+        """Waits until all groups serve with all their ranks."""
+        due = time.time() + START_S
+        while time.time() < due:
+            groups = [g for g in self.fleet() if g["state"] == "ready"]
+            members = [sum(r["state"] == "ready" for r in g["ranks"]) for g in groups]
+            if len(groups) == self.groups and all(m >= (ranks or self.tp) for m in members):
+                return
+            time.sleep(0.05)
+        sys.exit(f"the cluster is not ready after {START_S} s:\n{self.text()[-3000:]}")
+
+    def pid(self, role):
+        """The process of `rank K`, `spare`, `host` or a name."""
+        group = self.fleet()[0]
+        ready = [rank["pid"] for rank in group["ranks"] if rank["state"] == "ready"]
+        if role.startswith("rank "):
+            return ready[int(role[5:])]
+        if role == "spare":
+            return next(rank["pid"] for rank in group["ranks"] if rank["state"] == "waiting")
+        return self.processes[role].pid
+
+    def text(self):
+        self.log.flush()
+        return (pathlib.Path(self.folder.name) / "log").read_text(errors="replace")
+
+    def restart(self, name):
+        """Starts again what does not come back by itself."""
+        process = self.processes[name]
+        process.kill()
+        process.wait()
+        if name.startswith("etcd "):
+            self.start_etcd(int(name[5:]))
+        elif name.startswith("router "):
+            self.start_router(int(name[7:]))
+        else:
+            _, group, host = name.split()
+            self.start_worker(int(group[1:]), int(host[1:]))
+
+    def end(self):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.folder.cleanup()
