@@ -84,6 +84,18 @@ pub(crate) struct QuantRows {
     pub(crate) scales: Strided<*const Scale>,
 }
 
+impl QuantRows {
+    /// The rows from `row` on.
+    #[inline(always)]
+    pub(crate) fn starting_at(self, row: usize) -> Self {
+        let Self { values, scales } = self;
+        Self {
+            values: Strided { start: values.start.wrapping_add(row * values.stride), ..values },
+            scales: Strided { start: scales.start.wrapping_add(row * scales.stride), ..scales },
+        }
+    }
+}
+
 /// Rows that the threads of a job write, each at places of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsMut<'a> {

@@ -53,23 +53,40 @@ unsafe fn f16s<V: Dots>(from: *const u8, at: usize, lane: usize) -> V {
 /// # Safety
 /// As [`Dots`].
 pub(super) trait Products {
-    /// A quad of every lane.
-    type Weights<V: Dots>: Copy;
+    /// A quad of every lane as several tokens are multiplied with it.
+    type Laid<V: Dots>: Copy;
     type Sums<V: Dots>: Copy;
+
+    /// The `quad`-th quad of a block; `first` is its first.
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads;
+    unsafe fn laid<V: Dots>(quads: V::Quads) -> Self::Laid<V>;
 
     /// The sum of a part whose activations sum to `sum`, before any product.
     unsafe fn begin<V: Dots>(sum: i32) -> Self::Sums<V>;
-    /// The `quad`-th quad of a block; `first` is its first.
-    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> Self::Weights<V>;
-    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: Self::Weights<V>, x: i32) -> Self::Sums<V>;
-    /// As [`dot`](Self::dot), but what activations of zero come to is nothing.
+    /// [`dot`](Self::dot) of activations of zero, where that is not nothing.
     #[inline(always)]
-    unsafe fn dot_once<V: Dots>(sums: Self::Sums<V>, weights: Self::Weights<V>, x: i32) -> Self::Sums<V> {
-        // SAFETY: the caller's.
-        unsafe { Self::dot::<V>(sums, weights, x) }
+    unsafe fn of_zeros<V: Dots>(sums: Self::Sums<V>, _weights: Self::Laid<V>) -> Self::Sums<V> {
+        sums
     }
-    /// `of_zeros` is what activations of zero come to.
-    unsafe fn end<V: Dots>(sums: Self::Sums<V>, of_zeros: Self::Sums<V>) -> V;
+    /// Takes off what the same weights come to with zeros.
+    #[inline(always)]
+    unsafe fn less<V: Dots>(sums: Self::Sums<V>, _of_zeros: Self::Sums<V>) -> Self::Sums<V> {
+        sums
+    }
+    /// As [`begin`](Self::begin), if that has been taken off zeros before.
+    #[inline(always)]
+    unsafe fn begin_less<V: Dots>(sum: i32, _less: Self::Sums<V>) -> Self::Sums<V> {
+        // SAFETY: the caller's.
+        unsafe { Self::begin::<V>(sum) }
+    }
+    unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: Self::Laid<V>, x: i32) -> Self::Sums<V>;
+    /// As [`dot`](Self::dot) at once; activations of zero come to nothing.
+    #[inline(always)]
+    unsafe fn dot_once<V: Dots>(sums: Self::Sums<V>, quads: V::Quads, x: i32) -> Self::Sums<V> {
+        // SAFETY: the caller's.
+        unsafe { Self::dot::<V>(sums, Self::laid::<V>(quads), x) }
+    }
+    unsafe fn end<V: Dots>(sums: Self::Sums<V>) -> V;
 }
 
 /// Signed bytes.
@@ -80,8 +97,20 @@ pub(super) struct Nibbles<const ZERO: i32>;
 pub(super) struct Sixes;
 
 impl Products for Bytes {
-    type Weights<V: Dots> = V::Signed;
+    type Laid<V: Dots> = V::Signed;
     type Sums<V: Dots> = V::Bytes;
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's.
+        unsafe { V::load_quads(first.add(quad * PANEL)) }
+    }
+
+    #[inline(always)]
+    unsafe fn laid<V: Dots>(quads: V::Quads) -> V::Signed {
+        // SAFETY: the caller's.
+        unsafe { V::signed(quads) }
+    }
 
     #[inline(always)]
     unsafe fn begin<V: Dots>(sum: i32) -> V::Bytes {
@@ -90,9 +119,21 @@ impl Products for Bytes {
     }
 
     #[inline(always)]
-    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Signed {
+    unsafe fn of_zeros<V: Dots>(sums: V::Bytes, weights: V::Signed) -> V::Bytes {
         // SAFETY: the caller's.
-        unsafe { V::signed(V::load_quads(first.add(quad * PANEL))) }
+        unsafe { V::bytes_of_zeros(sums, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn less<V: Dots>(sums: V::Bytes, of_zeros: V::Bytes) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_less(sums, of_zeros) }
+    }
+
+    #[inline(always)]
+    unsafe fn begin_less<V: Dots>(sum: i32, less: V::Bytes) -> V::Bytes {
+        // SAFETY: the caller's.
+        unsafe { V::bytes_begin_less(sum, less) }
     }
 
     #[inline(always)]
@@ -102,35 +143,40 @@ impl Products for Bytes {
     }
 
     #[inline(always)]
-    unsafe fn dot_once<V: Dots>(sums: V::Bytes, weights: V::Signed, x: i32) -> V::Bytes {
+    unsafe fn dot_once<V: Dots>(sums: V::Bytes, quads: V::Quads, x: i32) -> V::Bytes {
         // SAFETY: the caller's.
-        unsafe { V::dot_bytes_once(sums, weights, x) }
+        unsafe { V::dot_bytes_once(sums, quads, x) }
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Bytes, of_zeros: V::Bytes) -> V {
+    unsafe fn end<V: Dots>(sums: V::Bytes) -> V {
         // SAFETY: the caller's.
-        unsafe { V::bytes_end(sums, of_zeros) }
+        unsafe { V::bytes_end(sums) }
     }
 }
 
 impl<const ZERO: i32> Products for Nibbles<ZERO> {
-    type Weights<V: Dots> = V::Quads;
+    type Laid<V: Dots> = V::Quads;
     type Sums<V: Dots> = V::Nibbles;
 
     #[inline(always)]
-    unsafe fn begin<V: Dots>(sum: i32) -> V::Nibbles {
-        // SAFETY: the caller's.
-        unsafe { V::nibbles_begin(-ZERO * sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
         // SAFETY: the caller's.
         unsafe {
             let quads = V::load_quads(first.add(quad / 2 * PANEL));
             if quad.is_multiple_of(2) { V::low_halves(quads) } else { V::high_halves(quads) }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn laid<V: Dots>(quads: V::Quads) -> V::Quads {
+        quads
+    }
+
+    #[inline(always)]
+    unsafe fn begin<V: Dots>(sum: i32) -> V::Nibbles {
+        // SAFETY: the caller's.
+        unsafe { V::nibbles_begin(-ZERO * sum) }
     }
 
     #[inline(always)]
@@ -140,30 +186,35 @@ impl<const ZERO: i32> Products for Nibbles<ZERO> {
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Nibbles, _of_zeros: V::Nibbles) -> V {
+    unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
         // SAFETY: the caller's.
         unsafe { V::nibbles_end(sums) }
     }
 }
 
 impl Products for Sixes {
-    type Weights<V: Dots> = V::Quads;
+    type Laid<V: Dots> = V::Quads;
     type Sums<V: Dots> = V::Sixes;
+
+    #[inline(always)]
+    unsafe fn quads<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
+        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
+        unsafe {
+            let row = first.add(quad / QUAD * 3 * PANEL);
+            let low = Nibbles::<0>::quads::<V>(row, quad % QUAD);
+            V::with_pairs(low, V::load_quads(row.add(2 * PANEL)), quad % QUAD)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn laid<V: Dots>(quads: V::Quads) -> V::Quads {
+        quads
+    }
 
     #[inline(always)]
     unsafe fn begin<V: Dots>(sum: i32) -> V::Sixes {
         // SAFETY: the caller's.
         unsafe { V::sixes_begin(-32 * sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn weights<V: Dots>(first: *const [u8; QUAD], quad: usize) -> V::Quads {
-        // SAFETY: the caller's; a row has two rows of nibbles, and one of the bits above.
-        unsafe {
-            let row = first.add(quad / QUAD * 3 * PANEL);
-            let low = Nibbles::<0>::weights::<V>(row, quad % QUAD);
-            V::with_pairs(low, V::load_quads(row.add(2 * PANEL)), quad % QUAD)
-        }
     }
 
     #[inline(always)]
@@ -173,7 +224,7 @@ impl Products for Sixes {
     }
 
     #[inline(always)]
-    unsafe fn end<V: Dots>(sums: V::Sixes, _of_zeros: V::Sixes) -> V {
+    unsafe fn end<V: Dots>(sums: V::Sixes) -> V {
         // SAFETY: the caller's.
         unsafe { V::sixes_end(sums) }
     }

@@ -1,5 +1,6 @@
 //! Eight lanes: AVX2, FMA, F16C.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{DotKernel, Dots, Kernel, Vector};
@@ -179,9 +180,19 @@ impl Vector for __m256 {
 /// Bytes as `vpmaddubsw` takes them, unsigned by signed: the size of a weight, and its sign, which is all ones or zeros.
 #[derive(Clone, Copy)]
 pub(crate) struct Signed {
-    quads: __m256i,
     sizes: __m256i,
     signs: __m256i,
+}
+
+/// Keeps the compiler from adding up a sum's terms in another order, for which it takes more registers than there are.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn in_order(mut sums: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0} */", inout(ymm_reg) sums, options(nomem, nostack, preserves_flags));
+    }
+    sums
 }
 
 /// Products of bytes are added up in pairs to 16 bits, which saturate: so weights may have seven bits and a sign.
@@ -232,11 +243,8 @@ impl Dots for __m256 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn signed(quads: __m256i) -> Signed {
-        Signed {
-            quads,
-            sizes: _mm256_abs_epi8(quads),
-            signs: _mm256_cmpgt_epi8(_mm256_setzero_si256(), quads),
-        }
+        let signs = _mm256_cmpgt_epi8(_mm256_setzero_si256(), quads);
+        Signed { sizes: _mm256_abs_epi8(quads), signs }
     }
 
     /// Where a weight w is negative, x becomes −1 − x instead of −x: that is |w| too little, whatever x is, so the sums of
@@ -246,22 +254,41 @@ impl Dots for __m256 {
     unsafe fn dot_bytes(sums: __m256i, weights: Signed, x: i32) -> __m256i {
         let signed = _mm256_xor_si256(_mm256_set1_epi32(x), weights.signs);
         let pairs = _mm256_maddubs_epi16(weights.sizes, signed); // two of them, 128 · 128 at most each, fit 16 bits
-        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        in_order(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
 
     /// `vpsignb` is right at once, but takes the two units that multiply, which have most to do.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn dot_bytes_once(sums: __m256i, weights: Signed, x: i32) -> __m256i {
-        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), weights.quads);
-        let pairs = _mm256_maddubs_epi16(weights.sizes, signed);
+    unsafe fn dot_bytes_once(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
+        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
         _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn bytes_end(sums: __m256i, of_zeros: __m256i) -> Self {
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, of_zeros))
+    unsafe fn bytes_of_zeros(sums: __m256i, weights: Signed) -> __m256i {
+        // SAFETY: the caller's.
+        unsafe { Self::dot_bytes(sums, weights, 0) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes_less(sums: __m256i, of_zeros: __m256i) -> __m256i {
+        _mm256_sub_epi32(sums, of_zeros)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes_begin_less(_sum: i32, less: __m256i) -> __m256i {
+        less
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes_end(sums: __m256i) -> Self {
+        _mm256_cvtepi32_ps(sums)
     }
 
     #[inline]
@@ -274,7 +301,7 @@ impl Dots for __m256 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_nibbles(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
-        _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(x)))
+        in_order(_mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(x))))
     }
 
     #[inline]
@@ -293,7 +320,7 @@ impl Dots for __m256 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_sixes(sums: __m256i, weights: __m256i, x: i32) -> __m256i {
         let pairs = _mm256_maddubs_epi16(weights, _mm256_set1_epi32(x)); // 2 · 63 · 127 fit 16 bits
-        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        in_order(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
 
     #[inline]

@@ -239,12 +239,31 @@ impl Dots for __m512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn dot_bytes_once(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
         // SAFETY: the caller's.
-        unsafe { Self::dot_bytes(sums, weights, x) }
+        unsafe { Self::dot_bytes(sums, Self::signed(weights), x) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn bytes_end(sums: __m512i, _of_zeros: __m512i) -> Self {
+    unsafe fn bytes_of_zeros(sums: __m512i, _weights: __m512i) -> __m512i {
+        sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_less(sums: __m512i, _of_zeros: __m512i) -> __m512i {
+        sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_begin_less(sum: i32, _less: __m512i) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { Self::bytes_begin(sum) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn bytes_end(sums: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
     }
 

@@ -74,6 +74,15 @@ impl Isa {
         }
     }
 
+    /// Whether products of bytes take weights apart first, so that it pays to do so once for many tokens.
+    pub(crate) fn lays_out(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => false,
+            _ => true,
+        }
+    }
+
     /// Runs a kernel in code compiled for this instruction set.
     ///
     /// # Safety
@@ -199,9 +208,14 @@ pub(crate) trait Dots: Vector {
     unsafe fn signed(quads: Self::Quads) -> Self::Signed;
     unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Signed, x: i32) -> Self::Bytes;
     /// The same at once for weights that one token alone is multiplied with: zeros come to nothing.
-    unsafe fn dot_bytes_once(sums: Self::Bytes, weights: Self::Signed, x: i32) -> Self::Bytes;
-    /// `of_zeros`: the sums of the same weights, whose activations are all zero.
-    unsafe fn bytes_end(sums: Self::Bytes, of_zeros: Self::Bytes) -> Self;
+    unsafe fn dot_bytes_once(sums: Self::Bytes, weights: Self::Quads, x: i32) -> Self::Bytes;
+    /// [`dot_bytes`](Dots::dot_bytes) of activations of zero, where that is not nothing.
+    unsafe fn bytes_of_zeros(sums: Self::Bytes, weights: Self::Signed) -> Self::Bytes;
+    /// Takes off what the same weights come to with zeros.
+    unsafe fn bytes_less(sums: Self::Bytes, of_zeros: Self::Bytes) -> Self::Bytes;
+    /// As [`bytes_begin`](Dots::bytes_begin), if that has been taken off zeros before.
+    unsafe fn bytes_begin_less(sum: i32, less: Self::Bytes) -> Self::Bytes;
+    unsafe fn bytes_end(sums: Self::Bytes) -> Self;
 
     /// `first`, an even number, in all lanes.
     unsafe fn nibbles_begin(first: i32) -> Self::Nibbles;

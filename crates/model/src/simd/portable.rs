@@ -193,7 +193,22 @@ impl Dots for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn bytes_end(sums: [i32; LANES], _of_zeros: [i32; LANES]) -> Self {
+    unsafe fn bytes_of_zeros(sums: [i32; LANES], _weights: Self::Quads) -> [i32; LANES] {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_less(sums: [i32; LANES], _of_zeros: [i32; LANES]) -> [i32; LANES] {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_begin_less(_sum: i32, _less: [i32; LANES]) -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_end(sums: [i32; LANES]) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
 
