@@ -42,8 +42,9 @@ use crate::quants::Scale;
 use crate::rows::QuantRows;
 use crate::simd::{DotKernel, Dots, Isa};
 
-/// From so many tokens on it pays to lay weights out once for all of them.
-const TOKENS_LAID_MIN: usize = 8;
+/// From so many tokens on it pays to lay weights out once for all of them. Fewer wait for memory, which is then read in
+/// bursts.
+const TOKENS_LAID_MIN: usize = 12;
 /// How far ahead of its products memory is asked for; beyond the last panel it is asked for nothing that is there.
 const AHEAD_BYTES: usize = 2048;
 const LINE_BYTES: usize = 64;
@@ -404,7 +405,7 @@ mod tests {
     #[test]
     fn sums_at_their_limits_do_not_overflow() {
         for dtype in FORMATS {
-            (1..=9).for_each(|tokens| check(dtype, (33, 2, tokens), 3, true));
+            (1..=13).for_each(|tokens| check(dtype, (33, 2, tokens), 3, true));
         }
     }
 
