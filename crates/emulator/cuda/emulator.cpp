@@ -134,7 +134,7 @@ static const Entry ENTRIES[] = {
     ENTRIES(Qkv, qkv_fp8),      ENTRIES(GateUp, gate_up_fp8), ENTRIES(Plain, plain_fp8), ENTRY(Attend, attend_32),
     ENTRY(Attend, attend_64),   ENTRY(Attend, attend_96),  ENTRY(Attend, attend_128), ENTRY(Attend, merge_32),
     ENTRY(Attend, merge_64),    ENTRY(Attend, merge_96),   ENTRY(Attend, merge_128),  ENTRY(Embed, embed),
-    ENTRY(Piece, piece),        ENTRY(AddNorm, add_norm),  ENTRY(Pick, pick),         ENTRY(Likeliest, likeliest),
+    ENTRY(Piece, piece),        ENTRY(AddNorm, add_norm),  ENTRY(Pick, pick),         ENTRY(Sampler, draw),
     ENTRY(Bound, read_all),     ENTRY(Bound, copy_all),
 };
 

@@ -113,6 +113,17 @@ DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 DEVICE float smaller(float a, float b) { return fminf(a, b); }
 
+DEVICE double product(double a, double b) { return a * b; }
+DEVICE double sum(double a, double b) { return a + b; }
+// The upper half of a product.
+DEVICE uint64_t high_product(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
+// Adds to shared memory, and tells what stood there. Fibers take turns only where they meet.
+DEVICE uint64_t add_shared(uint64_t *to, uint64_t x) {
+    uint64_t before = *to;
+    *to += x;
+    return before;
+}
+
 DEVICE uint32_t from_lane_xor(uint32_t x, uint32_t mask) {
     emulator::Warp &own = emulator::machine.warps[warp()];
     uint32_t(&words)[emulator::WARP] = own.words[own.meeting.number % 2];

@@ -57,6 +57,15 @@ DEVICE float inverse_root(float x) { return __frsqrt_rn(x); }
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 DEVICE float smaller(float a, float b) { return fminf(a, b); }
 
+DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double sum(double a, double b) { return __dadd_rn(a, b); }
+// The upper half of a product.
+DEVICE uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+// Adds to shared memory beside others, and tells what stood there.
+DEVICE uint64_t add_shared(uint64_t *to, uint64_t x) {
+    return atomicAdd(reinterpret_cast<unsigned long long *>(to), static_cast<unsigned long long>(x));
+}
+
 DEVICE float from_lane_xor(float x, uint32_t mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 DEVICE uint32_t from_lane_xor(uint32_t x, uint32_t mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 DEVICE bool all_lanes(bool holds) { return __all_sync(0xffffffff, holds); }

@@ -3,3 +3,4 @@
 #include "bounds.cu"
 #include "linear.cu"
 #include "rows.cu"
+#include "sampler.cu"

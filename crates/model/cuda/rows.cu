@@ -1,4 +1,4 @@
-// What is done row by row between products: embedding, sums over shards, norms, and the choice of the likeliest token.
+// What is done row by row between products: embedding, sums over shards, norms, and the choice of rows.
 #include "base.cuh"
 
 // Levels of the tree of virtual shards at most.
@@ -123,35 +123,4 @@ KERNEL(256, 1) pick(Pick a) {
     uint32_t row = a.wanted[block().x];
     for (uint32_t i = thread(); i < a.pairs * 16; i += threads())
         a.to[packed_at(block().x, 2 * i, a.pairs) / 2] = a.from[packed_at(row, 2 * i, a.pairs) / 2];
-}
-
-// The largest logit of a row, of equal ones the first; NaN is never larger. A block a row.
-struct Likeliest {
-    const float *logits;
-    uint32_t *ids;
-    uint32_t vocab;
-    uint32_t stride; // from a row to the next
-};
-
-KERNEL(256, 1) likeliest(Likeliest a) {
-    overlap_next();
-    await_inputs();
-    float *values = reinterpret_cast<float *>(shared());
-    uint32_t *places = reinterpret_cast<uint32_t *>(values + threads());
-    const float *row = a.logits + size_t(block().x) * a.stride;
-    float best = -1.0f / 0.0f;
-    uint32_t at = a.vocab;
-    for (uint32_t i = thread(); i < a.vocab; i += threads())
-        if (row[i] > best) best = row[i], at = i;
-    values[thread()] = best;
-    places[thread()] = at;
-    for (uint32_t half = 128; half > 0; half /= 2) {
-        sync();
-        if (thread() >= half) continue;
-        float other = values[thread() + half];
-        uint32_t there = places[thread() + half];
-        if (other > values[thread()] || (other == values[thread()] && there < places[thread()]))
-            values[thread()] = other, places[thread()] = there;
-    }
-    if (thread() == 0) a.ids[block().x] = places[0] == a.vocab ? 0 : places[0];
 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenId};
+use galerne_types::{Slice, TokenOut};
 
 use crate::check::{Bounds, Place};
 use crate::error::ModelError;
 use crate::head::{Head, Wanted};
 use crate::products::Engine;
 use crate::rank::{Options, Tracer};
+use crate::sampler::Past;
 use crate::weights::Weights;
 use crate::{forward, gpu};
 
@@ -17,7 +18,7 @@ use crate::{forward, gpu};
 pub(crate) enum Backend {
     /// This process's threads.
     Cpu(Arc<Weights>, Box<forward::Forward>),
-    /// A GPU; threads draw tokens.
+    /// A GPU; threads draw what it does not.
     Gpu(Box<gpu::Forward>),
 }
 
@@ -97,14 +98,20 @@ impl Backend {
         }
     }
 
-    /// Draws greedily from the rows that `round` names, if that can be done where the logits are: `None` if not.
+    /// Draws and scores from the rows that `round` names where the logits are: `None` for a row with which that cannot be
+    /// done, nothing if it can be with none.
     ///
     /// # Errors
     /// [`ModelError::Device`].
-    pub(crate) fn likeliest(&mut self, round: &[Wanted]) -> Result<Option<Vec<TokenId>>, ModelError> {
+    pub(crate) fn read(
+        &mut self,
+        slices: &[Slice],
+        round: &[Wanted],
+        pasts: &[Option<Past>],
+    ) -> Result<Vec<Option<TokenOut>>, ModelError> {
         match self {
-            Self::Cpu(..) => Ok(None),
-            Self::Gpu(forward) => forward.likeliest(round).map(Some),
+            Self::Cpu(..) => Ok(Vec::new()),
+            Self::Gpu(forward) => forward.read(slices, round, pasts),
         }
     }
 

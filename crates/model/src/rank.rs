@@ -106,6 +106,8 @@ pub struct Rank {
     head: Head,
     places: Places,
     wanted: Vec<Wanted>,
+    /// Those of a round that are read by threads.
+    left: Vec<Wanted>,
     drawn: Vec<TokenOut>,
     /// The drawn ids, as they go to the other ranks.
     ids: Vec<u8>,
@@ -130,7 +132,7 @@ impl Rank {
         Ok(Self::with(backend, bounds, head, collective))
     }
 
-    /// The same on a GPU: all memory is taken now, and the threads draw tokens only. Partial sums travel by `link`, everything
+    /// The same on a GPU: all memory is taken now, and the threads draw what the GPU does not. Partial sums travel by `link`, everything
     /// else by `collective`.
     ///
     /// # Errors
@@ -158,6 +160,7 @@ impl Rank {
             head,
             places: Places::default(),
             wanted: Vec::new(),
+            left: Vec::new(),
             drawn: Vec::new(),
             ids: Vec::new(),
         }
@@ -226,21 +229,26 @@ impl Rank {
             self.backend.tile(slices, tile, collective, trace)?;
             find_wanted(slices, tile, &mut self.wanted);
             for round in self.wanted.chunks(self.bounds.round_max()) {
-                let plainly = collective.world_size() == 1 && trace.is_none() && are_plain(slices, round);
-                if plainly && let Some(ids) = self.backend.likeliest(round)? {
-                    self.drawn.extend(ids.into_iter().map(TokenOut::unreported));
-                    continue;
+                let on_device = collective.world_size() == 1 && trace.is_none();
+                let mut found =
+                    if on_device { self.backend.read(slices, round, &self.pasts)? } else { Vec::new() };
+                self.left.clear();
+                let left = (0..).zip(round).filter(|(at, _)| !matches!(found.get(*at), Some(Some(_))));
+                self.left.extend(left.map(|(_, wanted)| *wanted));
+                let left = &self.left;
+                if !left.is_empty() {
+                    self.backend.project(&mut self.head, left)?;
+                    self.head.gather(left.len(), collective)?;
                 }
-                self.backend.project(&mut self.head, round)?;
-                self.head.gather(round.len(), collective)?;
                 if collective.rank() > 0 {
                     continue;
                 }
-                let masks = masks_of(round, slices, masks)?;
+                let masks = masks_of(left, slices, masks)?;
                 let how = How { pasts: &self.pasts, masks: &masks };
-                let read = self.head.read(self.backend.engine(), slices, round, &how, trace);
-                for (Wanted { want, .. }, token) in round.iter().zip(read) {
-                    if let Want::Score(_) = want { scored.push(token) } else { self.drawn.push(token) }
+                let mut read = self.head.read(self.backend.engine(), slices, left, &how, trace);
+                for (at, Wanted { want, .. }) in round.iter().enumerate() {
+                    let token = found.get_mut(at).and_then(Option::take).or_else(|| read.next());
+                    if let Want::Score(_) = want { scored.extend(token) } else { self.drawn.extend(token) }
                 }
             }
         }
@@ -330,14 +338,6 @@ fn find_wanted(slices: &[Slice], tile: &[Place], wanted: &mut Vec<Wanted>) {
         wanted.extend(target.map(|&target| Wanted { row, slice, want: Want::Score(target) }));
         wanted.extend(draw.map(|by| Wanted { row, slice, want: Want::Draw(by) }));
     }
-}
-
-/// Whether a round asks for the likeliest tokens and for nothing else.
-fn are_plain(slices: &[Slice], round: &[Wanted]) -> bool {
-    round.iter().all(|Wanted { slice, want, .. }| {
-        let draw = slices[*slice].draw.as_ref().filter(|_| matches!(want, Want::Draw(_)));
-        draw.is_some_and(Draw::is_plain)
-    })
 }
 
 /// The masks of a round's draws, where a grammar binds them; empty if none does.

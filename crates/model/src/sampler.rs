@@ -1,20 +1,21 @@
 //! Drawing a token from logits: a pure function of the logits, the draw, the tokens before it and a mask.
 //!
 //! Two runs that come to the same logits draw the same token, on any machine: random numbers come from a
-//! counter, sums are taken in `f64` in an order that this file fixes, ties go to the lower id, and every operation
-//! is one that IEEE 754 defines to the last bit.
+//! counter, weights are integers, whose sums are exact in any order ([`Unit`]), ties go to the lower id, and every other
+//! operation is one that IEEE 754 defines to the last bit. A GPU draws the same (`cuda/sampler.cu`).
 
 use galerne_types::{Draw, Sampling, TokenId, TokenOut, TopToken};
-
-use allowed::Allowed;
 
 mod allowed;
 mod past;
 #[cfg(test)]
 mod tests;
+mod weights;
 
+pub(crate) use allowed::Allowed;
 pub use allowed::Mask;
 pub use past::Past;
+pub(crate) use weights::Unit;
 
 /// Draws a token from `logits`, one for each token of the vocabulary.
 ///
@@ -26,7 +27,8 @@ pub use past::Past;
 ///    of the largest that make up a share of `top_p` of their weight.
 /// 5. One token is drawn in proportion to its weight.
 ///
-/// A NaN logit counts as -∞. Where no allowed token is above -∞, the lowest allowed id is drawn.
+/// A NaN logit counts as -∞, and ∞ as the largest number. Where no allowed token is above -∞, the lowest allowed id is
+/// drawn. A weight of less than 2^-40 of the largest may count as 0 (see [`Unit`]).
 ///
 /// Log probabilities are those of the raw logits, of all tokens; they are never NaN, and -∞ for a token whose logit is.
 ///
@@ -68,8 +70,9 @@ pub fn score(logits: &[f32], id: TokenId, top: u32) -> TokenOut {
 fn greedy(scores: &[f32], allowed: &Allowed<'_>) -> TokenId {
     let mut best = (f32::NEG_INFINITY, None);
     for (id, &score) in (0..).zip(scores) {
-        // NaN is not larger than anything. Whether it is allowed is looked up last, and so for few tokens only.
-        if score > best.0 && allowed.contains(id) {
+        // NaN is not larger than anything, nothing is larger than the largest number. Whether it is allowed is looked up last,
+        // and so for few tokens only.
+        if score > best.0 && best.0 < f32::MAX && allowed.contains(id) {
             best = (score, Some(id));
         }
     }
@@ -95,45 +98,33 @@ fn sample(scores: &[f32], sampling: &Sampling, index: u32) -> Option<TokenId> {
     if max == f32::NEG_INFINITY {
         return None;
     }
-    let scale = 1.0 / f64::from(temperature);
-    let weights = |scores: &[f32]| {
-        let mut weights = weights(scores, max, scale);
-        if min_p > 0.0 {
-            // The largest weight is 1.
-            weights.iter_mut().filter(|weight| **weight < f64::from(min_p)).for_each(|weight| *weight = 0.0);
-        }
-        weights
-    };
-
+    let (scale, unit) = (1.0 / f64::from(temperature), Unit::of(scores.len()));
+    let random = random(seed, index);
     let (ids, sums) = if top_k > 0 && (top_k as usize) < scores.len() {
         let ids: Vec<TokenId> = BestFirst::new(scores).take(top_k as usize).collect();
-        let weights = weights(&ids.iter().map(|&id| scores[id as usize]).collect::<Vec<_>>());
-        until(f64::from(top_p) * total(&weights), ids.into_iter().zip(weights))
+        let best: Vec<f32> = ids.iter().map(|&id| scores[id as usize]).collect();
+        let weights = unit.weights(&best, max, scale, min_p);
+        until(mass(top_p, weights.iter().sum()), ids.into_iter().zip(weights))
     } else {
-        let weights = weights(scores);
+        let weights = unit.weights(scores, max, scale, min_p);
         if top_p >= 1.0 {
             // Every token is kept, so any fixed order is right: that of the ids needs no sorting.
-            return Some(place(uniform(seed, index), &running_sums(weights)) as TokenId);
+            return Some(place(random, &running_sums(weights)) as TokenId);
         }
         let best = BestFirst::new(scores).map(|id| (id, weights[id as usize]));
-        until(f64::from(top_p) * total(&weights), best)
+        until(mass(top_p, weights.iter().sum()), best)
     };
-    Some(ids[place(uniform(seed, index), &sums)])
+    Some(ids[place(random, &sums)])
 }
 
-/// `exp((score - max) * scale)` of each score: the largest is 1, and -∞ gives 0.
-fn weights(scores: &[f32], max: f32, scale: f64) -> Vec<f64> {
-    // Apart from the sum, which has to keep its order, so that the compiler computes several at once.
-    scores.iter().map(|&score| exp((f64::from(score) - f64::from(max)) * scale)).collect()
+/// The share `top_p` of so much weight.
+fn mass(top_p: f32, total: u64) -> u64 {
+    ((f64::from(top_p) * total as f64) as u64).clamp(1, total)
 }
 
-fn total(weights: &[f64]) -> f64 {
-    weights.iter().sum()
-}
-
-/// The first of `best` whose weights together reach `mass`, at least one, and the running sums of their weights.
-fn until(mass: f64, best: impl Iterator<Item = (TokenId, f64)>) -> (Vec<TokenId>, Vec<f64>) {
-    let (mut ids, mut sums, mut sum) = (Vec::new(), Vec::new(), 0.0);
+/// The first of `best` whose weights together reach `mass`, and the running sums of their weights.
+fn until(mass: u64, best: impl Iterator<Item = (TokenId, u64)>) -> (Vec<TokenId>, Vec<u64>) {
+    let (mut ids, mut sums, mut sum) = (Vec::new(), Vec::new(), 0);
     for (id, weight) in best {
         sum += weight;
         ids.push(id);
@@ -145,8 +136,8 @@ fn until(mass: f64, best: impl Iterator<Item = (TokenId, f64)>) -> (Vec<TokenId>
     (ids, sums)
 }
 
-fn running_sums(mut weights: Vec<f64>) -> Vec<f64> {
-    let mut sum = 0.0;
+fn running_sums(mut weights: Vec<u64>) -> Vec<u64> {
+    let mut sum = 0;
     for weight in &mut weights {
         sum += *weight;
         *weight = sum;
@@ -154,25 +145,52 @@ fn running_sums(mut weights: Vec<f64>) -> Vec<f64> {
     weights
 }
 
-/// Where `uniform`, from 0 to below 1, falls among weights with these running sums. The largest weight is 1, so the
-/// last sum is at least that, and `uniform` times it is below it after rounding too; a weight of 0 is never met.
-fn place(uniform: f64, sums: &[f64]) -> usize {
-    let target = uniform * sums[sums.len() - 1];
+/// Where `random`, of 53 bits, falls among weights with these running sums: a weight of 0 is never met.
+fn place(random: u64, sums: &[u64]) -> usize {
+    let target = ((u128::from(random) * u128::from(sums[sums.len() - 1])) >> 53) as u64;
     sums.partition_point(|&sum| sum <= target)
 }
 
 /// A token's log probability and rank, and the `count` most likely tokens with theirs.
 fn report(logits: &[f32], id: TokenId, count: usize) -> TokenOut {
     let scores = cleaned(logits);
-    let max = largest(&scores);
-    // Where nothing is above -∞ there is no distribution, and -∞ less 0 says so.
-    let none = max == f32::NEG_INFINITY;
-    let log_total = if none { 0.0 } else { f64::from(max) + libm::log(total(&weights(&scores, max, 1.0))) };
-    let logprob = |id: TokenId| (f64::from(scores[id as usize]) - log_total) as f32;
-    let top = BestFirst::new(&scores).take(count).map(|id| TopToken { id, logprob: logprob(id) }).collect();
-    let own = scores[id as usize];
+    let (max, own) = (largest(&scores), scores[id as usize]);
     let before = (0..).zip(&scores).filter(|&(other, &score)| score > own || score == own && other < id);
-    TokenOut { id, logprob: logprob(id), rank: before.count() as u32 + 1, top }
+    let told = Told {
+        id,
+        own,
+        rank: before.count() as u32 + 1,
+        max,
+        total: Unit::of(scores.len()).weights(&scores, max, 1.0, 0.0).iter().sum(),
+        top: BestFirst::new(&scores).take(count).map(|id| (id, scores[id as usize])).collect(),
+    };
+    told.report(scores.len())
+}
+
+/// What a report follows from.
+pub(crate) struct Told {
+    pub(crate) id: TokenId,
+    /// Its logit.
+    pub(crate) own: f32,
+    /// From 1 on.
+    pub(crate) rank: u32,
+    /// The largest logit, and the weights of all: of nothing if that is -∞.
+    pub(crate) max: f32,
+    pub(crate) total: u64,
+    /// The likeliest tokens with their logits, the best first.
+    pub(crate) top: Vec<(TokenId, f32)>,
+}
+
+impl Told {
+    pub(crate) fn report(self, vocab: usize) -> TokenOut {
+        let Self { id, own, rank, max, total, top } = self;
+        // Where nothing is above -∞ there is no distribution, and -∞ less 0 says so.
+        let none = max == f32::NEG_INFINITY;
+        let log_total = if none { 0.0 } else { f64::from(max) + libm::log(Unit::of(vocab).share(total)) };
+        let logprob = |score: f32| (f64::from(score) - log_total) as f32;
+        let top = top.into_iter().map(|(id, score)| TopToken { id, logprob: logprob(score) }).collect();
+        TokenOut { id, logprob: logprob(own), rank, top }
+    }
 }
 
 /// Logits that are numbers or -∞, with one zero.
@@ -238,49 +256,10 @@ fn descending(score: f32) -> u32 {
     if score.is_sign_negative() { bits } else { !bits & (u32::MAX >> 1) }
 }
 
-/// `exp(x)` for x ≤ 0 to about an ulp; 0 where the result would be below the normal numbers.
-///
-/// exp(x) = 2^k · exp(r) with x = k·ln 2 + r and |r| ≤ ln 2 / 2, the latter by its Taylor polynomial of degree 12. No
-/// branch, call or fused operation: the compiler runs several at once, and all machines agree on every bit.
-fn exp(x: f64) -> f64 {
-    /// 1 / n! for n = 12 … 0.
-    const COEFFICIENTS: [f64; 13] = [
-        1.0 / 479_001_600.0,
-        1.0 / 39_916_800.0,
-        1.0 / 3_628_800.0,
-        1.0 / 362_880.0,
-        1.0 / 40_320.0,
-        1.0 / 5_040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ];
-    /// A number near 2^52 has no bits for a fraction: adding 1.5 · 2^52 rounds to an integer, and leaves it, here with
-    /// the bias of an exponent added, in the lowest bits.
-    const ROUND: f64 = 6_755_399_441_055_744.0 + 1023.0;
-    /// ln 2 in two parts; the first has few enough bits that k times it is exact.
-    const LN_2: [f64; 2] = [f64::from_bits(0x3fe6_2e42_fee0_0000), f64::from_bits(0x3dea_39ef_3579_3c76)];
-    const X_MIN: f64 = -708.0;
-
-    let clamped = x.max(X_MIN);
-    let biased = clamped * std::f64::consts::LOG2_E + ROUND;
-    let k = biased - ROUND;
-    let r = (clamped - k * LN_2[0]) - k * LN_2[1];
-    let polynomial = COEFFICIENTS.iter().fold(0.0, |sum, coefficient| sum * r + coefficient);
-    let power = f64::from_bits(biased.to_bits() << 52);
-    if x < X_MIN { 0.0 } else { polynomial * power }
-}
-
-/// A number in [0, 1) with 53 random bits, for a token's `index` in the stream of `seed`. The counter's other words
-/// are 0.
-fn uniform(seed: u64, index: u32) -> f64 {
+/// 53 random bits for a token's `index` in the stream of `seed`. The counter's other words are 0.
+pub(crate) fn random(seed: u64, index: u32) -> u64 {
     let [high, low, ..] = philox([index, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
-    bits as f64 / (1u64 << 53) as f64
+    (u64::from(high) << 32 | u64::from(low)) >> 11
 }
 
 /// Philox4x32-10: 128 random bits for each counter and key (Salmon, Moraes, Dror, Shaw: "Parallel Random Numbers: As

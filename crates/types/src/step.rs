@@ -112,13 +112,6 @@ impl Draw {
         Self { sampling, index, banned: Vec::new(), history: None, grammar: None, draft: Vec::new() }
     }
 
-    /// Whether the likeliest token is drawn, whatever else the vocabulary holds, and nothing is told of it but its id.
-    pub fn is_plain(&self) -> bool {
-        let Sampling { temperature, logprobs, logit_bias, .. } = &self.sampling;
-        let free = self.banned.is_empty() && self.grammar.is_none() && !self.sampling.looks_back();
-        free && *temperature == 0.0 && logprobs.is_none() && logit_bias.is_empty()
-    }
-
     /// The draw of the token that stands so many behind this one: of an answer that may have a draft.
     pub fn ahead(&self, by: u32) -> Self {
         Self::new(self.sampling.clone(), self.index.saturating_add(by))

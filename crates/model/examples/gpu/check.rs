@@ -14,7 +14,7 @@ use crate::device::Gpus;
 use crate::ranks::{
     Drawn, Way, blocks, blocks_of, load_group, open, options, run, run_by, run_on, threads, virtual_shards,
 };
-use crate::script::{Memory, greedy, prompt, step, steps};
+use crate::script::{Memory, greedy, prompt, step, steps, warm};
 use crate::{Outcome, Report};
 
 /// How far a logit may be from that in f32, as a share of the spread of its row, where weights are bf16 in both, and activations,
@@ -192,6 +192,11 @@ pub(crate) fn same(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -
             check(&format!("drafts of {ahead}"), &drafted, true)?;
         }
     }
+    let Script { options, alone, .. } = &script;
+    let (weights, warm) = (load_group(gpus, &checkpoint, 1)?, warm(alone));
+    let mut bits = Bits { name, expected: None, report };
+    bits.compare("drawn by threads", run(&weights, options, &warm, true)?, false);
+    bits.compare("drawn on the GPU", run(&weights, options, &warm, false)?, false);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Steps for sequences whose tokens are known, or drawn greedily.
 
-use galerne_types::{BlockId, Draw, Epoch, Input, Sampling, Slice, Step, TokenId};
+use galerne_types::{BlockId, Draw, Epoch, History, Input, Sampling, Slice, Step, TokenId};
 
 use crate::ranks::blocks;
 
@@ -78,6 +78,27 @@ impl Memory {
 
 pub(crate) fn greedy(index: usize) -> Option<Draw> {
     Some(Draw::new(Sampling::greedy(), index as u32))
+}
+
+/// The same steps with draws by chance, after penalties and within all limits.
+pub(crate) fn warm(steps: &[Step]) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    let slices = steps.iter_mut().flat_map(|step| &mut step.slices);
+    for draw in slices.filter_map(|slice| slice.draw.as_mut()) {
+        draw.history = (draw.index == 0).then(History::default);
+        draw.sampling = Sampling {
+            temperature: 0.9,
+            top_k: 200,
+            top_p: 0.95,
+            min_p: 0.001,
+            repetition_penalty: 1.2,
+            presence_penalty: 0.1,
+            logit_bias: vec![(1, -1.0)],
+            seed: 7,
+            ..Sampling::greedy()
+        };
+    }
+    steps
 }
 
 pub(crate) fn step(slices: Vec<Slice>) -> Step {

@@ -3,26 +3,28 @@
 use std::sync::Arc;
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenId};
+use galerne_types::{Slice, TokenOut};
 use half::bf16;
 
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
-    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, Likeliest, PLAIN, Pick, Plain, Product, QKV,
-    Qkv, TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
+    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV, Qkv,
+    TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
 };
 use super::layout::{Packing, tree_of};
 use super::link::{Link, Places, Ranks};
 use super::plan::{Layer, Shape};
+use super::sampler::Ask;
 use super::weights::GpuWeights;
 use super::workspace::{Room, Workspace, kv_block};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::head::{ROUND_MAX, Wanted};
+use crate::head::{ROUND_MAX, Want, Wanted};
 use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
 use crate::rows::Rows;
+use crate::sampler::Past;
 
 /// What the layers work with besides the weights.
 pub(crate) struct Forward {
@@ -138,22 +140,32 @@ impl Forward {
         Ok(self.core.work.logits.download(part)?)
     }
 
-    /// The likeliest token of each of these rows, of equally likely ones the first: all that a greedy draw needs, where
-    /// this rank has the whole vocabulary.
+    /// Draws and scores where the logits are, if this rank has the whole vocabulary: `None` for a row that is left to the
+    /// host, nothing if all are.
     ///
     /// # Errors
     /// [`ModelError::Device`].
-    pub(crate) fn likeliest(&mut self, round: &[Wanted]) -> Result<Vec<TokenId>, ModelError> {
+    pub(crate) fn read(
+        &mut self,
+        slices: &[Slice],
+        round: &[Wanted],
+        pasts: &[Option<Past>],
+    ) -> Result<Vec<Option<TokenOut>>, ModelError> {
+        if !self.core.ranks.alone() {
+            return Ok(Vec::new());
+        }
+        let ask = |&Wanted { slice, want, .. }: &Wanted| {
+            let Slice { slot, draw, score, .. } = &slices[slice];
+            match want {
+                Want::Draw(ahead) => {
+                    draw.as_ref().map(|draw| Ask::Draw(draw, ahead, pasts[*slot as usize].as_ref()))
+                }
+                Want::Score(target) => score.as_ref().map(|score| Ask::Score(target, score.top)),
+            }
+        };
         let Core { weights, work, .. } = &self.core;
-        let vocab = weights.shape.vocab;
-        self.core.logits(round, vocab)?;
-        let (logits, ids) = (work.logits.address(), work.ids.address());
-        let arguments = Likeliest { logits, ids, vocab: vocab as u32, stride: vocab as u32 };
-        // SAFETY: a row of logits and an id for each position of a round.
-        unsafe { each_row(self.core.device(), c"likeliest", round.len() as u32, &arguments)? };
-        let mut ids = vec![0; round.len()];
-        work.ids.download(bytes_of_mut(&mut ids))?;
-        Ok(ids)
+        self.core.logits(round, weights.shape.vocab)?;
+        Ok(work.sampler.read(&work.logits, &round.iter().map(ask).collect::<Vec<_>>())?)
     }
 }
 

@@ -153,15 +153,6 @@ pub(super) struct Pick {
     pub(super) pairs: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Likeliest {
-    pub(super) logits: Address,
-    pub(super) ids: Address,
-    pub(super) vocab: u32,
-    pub(super) stride: u32,
-}
-
 /// The six kernels that compute one kind of product with weights of one [`Packing`].
 pub(super) struct Kernels {
     few: [&'static CStr; 4],

@@ -15,6 +15,7 @@ mod kernels;
 mod layout;
 mod link;
 mod plan;
+mod sampler;
 mod weights;
 mod workspace;
 
@@ -22,5 +23,6 @@ pub use cuda::Cuda;
 pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Launch};
 pub(crate) use forward::Forward;
 pub use link::Link;
+pub use sampler::{Ask, Sampler};
 pub use weights::{GpuWeights, kv_bytes_per_block};
 pub(crate) use workspace::{Room, TILE_TOKENS_MAX};

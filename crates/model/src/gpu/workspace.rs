@@ -1,8 +1,8 @@
 //! The memory of a GPU that a rank works in, besides its weights.
 
 use galerne_checkpoint::Config;
+use galerne_types::Shards;
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Shards, TokenId};
 use half::bf16;
 
 use super::device::{Buffer, DeviceError};
@@ -10,6 +10,7 @@ use super::inputs::{Inputs, bytes_of};
 use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
 use super::link::Ranks;
 use super::plan::Shape;
+use super::sampler::Sampler;
 use super::weights::GpuWeights;
 use crate::head::ROUND_MAX;
 use crate::math::RopeTable;
@@ -69,7 +70,8 @@ pub(super) struct Workspace {
     pub(super) plain: Buffer,
     pub(super) picked: Buffer,
     pub(super) logits: Buffer,
-    pub(super) ids: Buffer,
+    /// Of the whole vocabulary; for no rows if other ranks have parts of it.
+    pub(super) sampler: Sampler,
     pub(super) token_tiles: usize,
 }
 
@@ -78,8 +80,8 @@ pub(super) fn kv_block(shape: &Shape) -> usize {
     shape.kv_heads * 2 * KV_BLOCK_TOKENS * shape.dim
 }
 
-/// Bytes of everything but the KV memory, in the order of [`Workspace`]'s fields.
-fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 16] {
+/// Bytes of everything but the KV memory and what drawing takes, in the order of [`Workspace`]'s fields.
+fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 15] {
     let (tokens, floats, halves) = (room.tokens(), size_of::<f32>(), size_of::<bf16>());
     let tiles = room.token_tiles();
     let rows = tokens * shape.hidden * floats;
@@ -102,8 +104,12 @@ fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 1
         rows,
         ROUND_MAX.div_ceil(TILE_TOKENS) * shape.hidden_pairs() * PACKED_BYTES,
         ROUND_MAX * shape.vocab.next_multiple_of(crate::packed::PANEL) * floats,
-        ROUND_MAX * size_of::<TokenId>(),
     ]
+}
+
+/// Rows that are drawn from on the device at once: logits of several ranks come together on the host.
+fn sampled_rows(ranks: &Ranks) -> usize {
+    if ranks.alone() { ROUND_MAX } else { 0 }
 }
 
 /// Bytes of everything but weights and KV memory.
@@ -114,7 +120,9 @@ pub(super) fn workspace_bytes(
     rank: usize,
     room: Room,
 ) -> usize {
-    sizes(config, shape, &Ranks::new(shards, rank), room).into_iter().sum()
+    let ranks = Ranks::new(shards, rank);
+    let buffers: usize = sizes(config, shape, &ranks, room).into_iter().sum();
+    buffers + Sampler::bytes(sampled_rows(&ranks), shape.vocab)
 }
 
 impl Workspace {
@@ -144,7 +152,7 @@ impl Workspace {
             plain: next()?,
             picked: next()?,
             logits: next()?,
-            ids: next()?,
+            sampler: Sampler::new(&weights.device, sampled_rows(ranks), shape.vocab)?,
             token_tiles: room.token_tiles(),
         })
     }

@@ -8,7 +8,7 @@ use galerne_types::TokenId;
 pub type Mask = Arc<[u32]>;
 
 /// The tokens that a draw may choose from: never none.
-pub(super) struct Allowed<'a> {
+pub(crate) struct Allowed<'a> {
     vocab: usize,
     banned: &'a [TokenId],
     mask: Option<&'a [u32]>,
@@ -17,7 +17,7 @@ pub(super) struct Allowed<'a> {
 impl<'a> Allowed<'a> {
     /// The first of these sets that is not empty: the mask without the banned tokens, the mask, the vocabulary without
     /// the banned tokens, the vocabulary.
-    pub(super) fn new(vocab: usize, banned: &'a [TokenId], mask: Option<&'a [u32]>) -> Self {
+    pub(crate) fn new(vocab: usize, banned: &'a [TokenId], mask: Option<&'a [u32]>) -> Self {
         let candidates = [
             Self { vocab, banned, mask },
             Self { vocab, banned: &[], mask },
@@ -27,11 +27,11 @@ impl<'a> Allowed<'a> {
         possible.unwrap_or(Self { vocab, banned: &[], mask: None })
     }
 
-    pub(super) fn contains(&self, id: TokenId) -> bool {
+    pub(crate) fn contains(&self, id: TokenId) -> bool {
         self.masked_in(id) && !self.banned.contains(&id)
     }
 
-    pub(super) fn lowest(&self) -> TokenId {
+    pub(crate) fn lowest(&self) -> TokenId {
         self.first().unwrap_or_default()
     }
 

@@ -36,6 +36,11 @@ impl Past {
         seen.in_answer = seen.in_answer.saturating_add(1);
     }
 
+    /// The tokens that stand in the sequence, by id, and how often each stands in the answer.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (TokenId, u32)> {
+        self.seen.iter().map(|(&token, seen)| (token, seen.in_answer))
+    }
+
     /// Repetition penalty, then frequency, then presence. A score that is a number or -∞ stays one.
     pub(super) fn penalize(&self, scores: &mut [f32], sampling: &Sampling) {
         let &Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = sampling;

@@ -4,6 +4,7 @@ use galerne_types::History;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
+use super::weights::exp;
 use super::*;
 
 fn config(cases: u32) -> ProptestConfig {
@@ -21,6 +22,11 @@ fn sampling(temperature: f32, top_k: u32, top_p: f32) -> Sampling {
 
 fn draw_of(sampling: Sampling, index: u32) -> Draw {
     Draw::new(sampling, index)
+}
+
+/// A number in [0, 1).
+fn uniform(seed: u64, index: u32) -> f64 {
+    random(seed, index) as f64 / (1u64 << 53) as f64
 }
 
 fn score(logit: f32) -> f64 {
@@ -365,7 +371,7 @@ fn philox_gives_its_known_answers() {
 /// The stream of a seed is a promise to clients: the same request gives the same answer in a later version too.
 #[test]
 fn the_numbers_of_a_seed_stay() {
-    let first: Vec<u64> = (0..3).map(|index| (uniform(42, index) * (1u64 << 53) as f64) as u64).collect();
+    let first: Vec<u64> = (0..3).map(|index| random(42, index)).collect();
     assert_eq!(first, [5_521_051_785_035_433, 8_896_578_696_410_957, 7_438_747_070_435_563]);
     assert!((0..10_000).all(|index| (0.0..1.0).contains(&uniform(u64::MAX, index))));
 }

@@ -2,10 +2,12 @@
 
 use galerne_checkpoint::Checkpoint;
 use galerne_model::{Mask, Options, Rank};
-use galerne_types::{Draw, History, RequestId, Sampled, Sampling, Score, Slice, Step, TokenId, TokenOut};
+use galerne_types::{
+    Draw, History, KvDtype, RequestId, Sampled, Sampling, Score, Slice, Step, TokenId, TokenOut,
+};
 
-use crate::support::group::{Held, load, options, run_ranks};
-use crate::support::script::{known, sequence, steps};
+use crate::support::group::{Held, load, load_on_gpus, options, run_ranks};
+use crate::support::script::{known, sampled, sequence, steps};
 
 const VOCAB: u32 = 1024;
 
@@ -178,4 +180,35 @@ fn a_prompts_scores_are_those_of_its_logits_whatever_the_chunks() {
             assert_eq!(scores(&weights, &prompt, chunk), expected, "{world_size} ranks, chunks of {chunk}");
         }
     }
+}
+
+/// Beside each other in one step: every option, every option but the mask, a bare temperature, and greedy draws.
+#[test]
+fn a_gpu_draws_what_it_leaves_to_threads_when_it_is_watched() {
+    let gpu = load_on_gpus(&bard(), None, 4, 1);
+    let options = Options { kv_dtype: KvDtype::Bf16, ..options() };
+    let free = |slot| {
+        let mut slices = constrained(slot, &prompt(9, slot), 4, 6);
+        slices.iter_mut().filter_map(|slice| slice.draw.as_mut()).for_each(|draw| draw.grammar = None);
+        slices
+    };
+    let warm = Sampling { temperature: 0.8, seed: 5, ..Sampling::greedy() };
+    let script = steps(vec![
+        constrained(0, &prompt(9, 1), 9, 6),
+        free(1),
+        sampled(&warm, sequence(2, &prompt(5, 3), 5, 6)),
+        sequence(3, &prompt(5, 4), 5, 6),
+    ]);
+    let masks = |request: RequestId| Some(mask(request, 0));
+    let run = |watched: bool| {
+        run_ranks(&gpu, &options, |rank| {
+            let mut masks = masks;
+            let mut run = |step: &Step| match watched {
+                true => rank.step_traced(step, &mut masks, &mut |_| ()).unwrap(),
+                false => rank.step(step, &mut masks).unwrap(),
+            };
+            script.iter().map(&mut run).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(run(false), run(true));
 }

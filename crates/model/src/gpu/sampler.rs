@@ -1,0 +1,303 @@
+//! Draws where the logits are: what [`crate::sampler`] does, by a block of threads a row (`cuda/sampler.cu`). Only ids come back,
+//! and what reports follow from where they are asked for.
+
+use std::sync::Arc;
+
+use galerne_types::limits::TOP_LOGPROBS_MAX;
+use galerne_types::{Draw, TokenId, TokenOut};
+
+use super::device::{Address, Buffer, Device, DeviceError, Launch};
+use crate::sampler::{Allowed, Past, Told, Unit, random};
+
+/// What is wanted of a row of logits.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask<'a> {
+    /// The token that stands so many behind the one that is drawn so, after what stands before it.
+    Draw(&'a Draw, u32, Option<&'a Past>),
+    /// This token's log probability, and so many of the likeliest ones'.
+    Score(TokenId, u32),
+}
+
+/// What a device needs for drawing.
+pub struct Sampler {
+    device: Arc<dyn Device>,
+    wants: Buffer,
+    edits: Buffer,
+    scores: Buffer,
+    weights: Buffer,
+    ids: Buffer,
+    told: Buffer,
+    vocab: usize,
+}
+
+/// Scores of a launch that are changed at most, by penalties above all: 1 MiB. Rows with more are left to the host.
+const EDITS_MAX: usize = 1 << 16;
+const TOPS: usize = TOP_LOGPROBS_MAX as usize;
+const NONE: u32 = u32::MAX;
+/// Threads of a block, and its shared memory: a number of 64 bits for each, and for each group of 16.
+const THREADS: u32 = 256;
+const SHARED_BYTES: u32 = (THREADS + THREADS / 16) * 8;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Want {
+    scale: f64,
+    random: u64,
+    row: u32,
+    edits: u32,
+    edit_count: u32,
+    lowest: u32,
+    given: u32,
+    tops: u32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Edit {
+    id: TokenId,
+    bias: f32,
+    times: u32,
+    what: u32,
+}
+
+const SEEN: u32 = 1;
+const BANNED: u32 = 2;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Answer {
+    total: u64,
+    own: f32,
+    max: f32,
+    rank: u32,
+    tops: u32,
+    top_ids: [u32; TOPS],
+    top_logits: [f32; TOPS],
+}
+
+#[repr(C)]
+struct Arguments {
+    logits: Address,
+    wants: Address,
+    edits: Address,
+    scores: Address,
+    weights: Address,
+    ids: Address,
+    told: Address,
+    one: f64,
+    vocab: u32,
+    id_bits: u32,
+}
+
+/// Bytes of each buffer, in the order of [`Sampler`]'s fields.
+fn sizes(rows: usize, vocab: usize) -> [usize; 6] {
+    let edits = if rows == 0 { 0 } else { EDITS_MAX };
+    [
+        rows * size_of::<Want>(),
+        edits * size_of::<Edit>(),
+        rows * vocab * size_of::<f32>(),
+        rows * vocab * size_of::<u64>(),
+        rows * size_of::<TokenId>(),
+        rows * size_of::<Answer>(),
+    ]
+}
+
+impl Sampler {
+    /// Room for so many rows at once.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    pub fn new(device: &Arc<dyn Device>, rows: usize, vocab: usize) -> Result<Self, DeviceError> {
+        let [wants, edits, scores, weights, ids, told] =
+            sizes(rows, vocab).map(|bytes| Buffer::zeroed(device, bytes.max(1)));
+        Ok(Self {
+            device: Arc::clone(device),
+            wants: wants?,
+            edits: edits?,
+            scores: scores?,
+            weights: weights?,
+            ids: ids?,
+            told: told?,
+            vocab,
+        })
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(rows: usize, vocab: usize) -> usize {
+        sizes(rows, vocab).into_iter().sum()
+    }
+
+    /// What each row of `logits`, `[row][vocab]`, is asked for: the same as [`crate::sampler`] finds in it. `None` for a row
+    /// that is left to the host: where a grammar binds the draw, and where penalties change more scores than there is room for.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    ///
+    /// # Panics
+    /// If there is no room for as many rows.
+    pub fn read(
+        &self,
+        logits: &Buffer,
+        asks: &[Option<Ask<'_>>],
+    ) -> Result<Vec<Option<TokenOut>>, DeviceError> {
+        let (mut wants, mut edits) = (Vec::with_capacity(asks.len()), Vec::new());
+        for (row, ask) in (0..).zip(asks) {
+            wants.extend(ask.and_then(|ask| self.want(row, ask, &mut edits)));
+        }
+        let mut found = vec![None; asks.len()];
+        if wants.is_empty() {
+            return Ok(found);
+        }
+        self.wants.upload(0, bytes_of(&wants))?;
+        if !edits.is_empty() {
+            self.edits.upload(0, bytes_of(&edits))?;
+        }
+        let [wanted, edited, scores, weights, ids, told] =
+            [&self.wants, &self.edits, &self.scores, &self.weights, &self.ids, &self.told]
+                .map(Buffer::address);
+        let arguments = Arguments {
+            logits: logits.address(),
+            wants: wanted,
+            edits: edited,
+            scores,
+            weights,
+            ids,
+            told,
+            one: Unit::of(self.vocab).one(),
+            vocab: self.vocab as u32,
+            id_bits: self.vocab.next_power_of_two().ilog2().max(1).next_multiple_of(8),
+        };
+        let grid = [wants.len() as u32, 1, 1];
+        // SAFETY: a row of logits for each want, and room for as many.
+        unsafe { self.device.launch(&Launch::new(c"draw", grid, THREADS, SHARED_BYTES, &arguments))? };
+        let mut ids = vec![0u32; wants.len()];
+        self.ids.download(bytes_of_mut(&mut ids))?;
+        let tells = wants.iter().any(|want| want.tops != NONE);
+        let mut answers = vec![Answer::default(); if tells { wants.len() } else { 0 }];
+        if tells {
+            self.told.download(bytes_of_mut(&mut answers))?;
+        }
+        for (at, (want, id)) in wants.iter().zip(ids).enumerate() {
+            found[want.row as usize] = Some(match want.tops {
+                NONE => TokenOut::unreported(id),
+                _ => answers[at].told(id).report(self.vocab),
+            });
+        }
+        Ok(found)
+    }
+
+    /// What the device is told of a row; nothing of one that it cannot do.
+    fn want(&self, row: u32, ask: Ask<'_>, edits: &mut Vec<Edit>) -> Option<Want> {
+        let first = edits.len();
+        let nothing = Want {
+            scale: 0.0,
+            random: 0,
+            row,
+            edits: first as u32,
+            edit_count: 0,
+            lowest: 0,
+            given: NONE,
+            tops: NONE,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+        };
+        let (draw, ahead, past) = match ask {
+            Ask::Score(id, tops) => return Some(Want { given: id, tops, ..nothing }),
+            Ask::Draw(Draw { grammar: Some(_), .. }, ..) => return None,
+            Ask::Draw(draw, ahead, past) => (draw, ahead, past),
+        };
+        let sampling = &draw.sampling;
+        let allowed = Allowed::new(self.vocab, &draw.banned, None);
+        edits.extend(self.changes(draw, past.filter(|_| sampling.looks_back()), &allowed));
+        merge(edits, first);
+        if edits.len() > EDITS_MAX {
+            edits.truncate(first);
+            return None;
+        }
+        let warm = sampling.temperature > 0.0;
+        Some(Want {
+            scale: if warm { 1.0 / f64::from(sampling.temperature) } else { 0.0 },
+            random: random(sampling.seed, draw.index.saturating_add(ahead)),
+            edit_count: (edits.len() - first) as u32,
+            lowest: allowed.lowest(),
+            tops: sampling.logprobs.unwrap_or(NONE),
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition: sampling.repetition_penalty,
+            frequency: sampling.frequency_penalty,
+            presence: sampling.presence_penalty,
+            ..nothing
+        })
+    }
+
+    /// What becomes of scores, reason by reason.
+    fn changes(&self, draw: &Draw, past: Option<&Past>, allowed: &Allowed<'_>) -> impl Iterator<Item = Edit> {
+        let nothing = Edit { id: 0, bias: 0.0, times: 0, what: 0 };
+        let seen = past.into_iter().flat_map(Past::tokens);
+        let seen = seen.map(move |(id, times)| Edit { id, times, what: SEEN, ..nothing });
+        let bias = draw.sampling.logit_bias.iter().map(move |&(id, bias)| Edit { id, bias, ..nothing });
+        let banned = draw.banned.iter().filter(|id| !allowed.contains(**id));
+        let banned = banned.map(move |&id| Edit { id, what: BANNED, ..nothing });
+        seen.chain(bias).chain(banned).filter(|edit| (edit.id as usize) < self.vocab)
+    }
+}
+
+/// Makes one edit of those from `first` on that are of the same token.
+fn merge(edits: &mut Vec<Edit>, first: usize) {
+    edits[first..].sort_by_key(|edit| edit.id);
+    let mut last = first;
+    for at in first + 1..edits.len() {
+        let Edit { id, bias, times, what } = edits[at];
+        if edits[last].id == id {
+            let into = &mut edits[last];
+            (into.bias, into.times, into.what) = (into.bias + bias, into.times + times, into.what | what);
+        } else {
+            last += 1;
+            edits[last] = edits[at];
+        }
+    }
+    edits.truncate(edits.len().min(last + 1));
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self { total: 0, own: 0.0, max: 0.0, rank: 0, tops: 0, top_ids: [0; TOPS], top_logits: [0.0; TOPS] }
+    }
+}
+
+impl Answer {
+    fn told(&self, id: TokenId) -> Told {
+        let &Self { total, own, max, rank, tops, top_ids, top_logits } = self;
+        let mut top: Vec<_> = top_ids.into_iter().zip(top_logits).take(tops as usize).collect();
+        top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        Told { id, own, rank, max, total, top }
+    }
+}
+
+/// What may go to a device and come back as it lies in memory.
+trait Record: Copy {}
+impl Record for Want {}
+impl Record for Edit {}
+impl Record for Answer {}
+impl Record for u32 {}
+
+fn bytes_of<T: Record>(records: &[T]) -> &[u8] {
+    // SAFETY: records are numbers without padding between or behind them.
+    unsafe { std::slice::from_raw_parts(records.as_ptr().cast(), size_of_val(records)) }
+}
+
+fn bytes_of_mut<T: Record>(records: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are numbers.
+    unsafe { std::slice::from_raw_parts_mut(records.as_mut_ptr().cast(), size_of_val(records)) }
+}
