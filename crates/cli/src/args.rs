@@ -136,7 +136,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
     pub(crate) compute: ComputeChoice,
     /// How keys and values are kept (part of the numerics, the same on all hosts of a group): `f32`, as they were computed;
-    /// `bf16`, half of that memory; `int8`, bytes with a scale for each KV head and token: a quarter of it, and less exact.
+    /// `bf16`, half of that memory; `int8`, bytes with a scale for each KV head and token: a quarter of it, and less exact. On
+    /// GPUs `bf16` or `fp8`, a little more than a byte a number.
     #[arg(long, default_value_t = KvDtype::Bf16, value_name = "HOW")]
     pub(crate) kv_dtype: KvDtype,
     /// What computes: `cpu`, or `cuda`: a GPU a rank, the first ones of those that the driver shows; `cuda:K` begins with GPU K.

@@ -130,12 +130,31 @@ template <class Arguments, void (*kernel)(Arguments)> constexpr Entry entry(cons
         ENTRY(Arguments, name##_few_8), ENTRY(Arguments, name##_many_1x4), ENTRY(Arguments, name##_many_4x2)
 
 static const Entry ENTRIES[] = {
-    ENTRIES(Qkv, qkv),          ENTRIES(GateUp, gate_up),  ENTRIES(Plain, plain),
-    ENTRIES(Qkv, qkv_fp8),      ENTRIES(GateUp, gate_up_fp8), ENTRIES(Plain, plain_fp8), ENTRY(Attend, attend_32),
-    ENTRY(Attend, attend_64),   ENTRY(Attend, attend_96),  ENTRY(Attend, attend_128), ENTRY(Attend, merge_32),
-    ENTRY(Attend, merge_64),    ENTRY(Attend, merge_96),   ENTRY(Attend, merge_128),  ENTRY(Embed, embed),
-    ENTRY(Piece, piece),        ENTRY(AddNorm, add_norm),  ENTRY(Pick, pick),         ENTRY(Sampler, draw),
-    ENTRY(Bound, read_all),     ENTRY(Bound, copy_all),
+    ENTRIES(Qkv, qkv),
+    ENTRIES(GateUp, gate_up),
+    ENTRIES(Plain, plain),
+    ENTRIES(Qkv, qkv_fp8),
+    ENTRIES(GateUp, gate_up_fp8),
+    ENTRIES(Plain, plain_fp8),
+    ENTRY(Attend, attend_32),
+    ENTRY(Attend, attend_64),
+    ENTRY(Attend, attend_96),
+    ENTRY(Attend, attend_128),
+    ENTRY(Attend, attend_32_fp8),
+    ENTRY(Attend, attend_64_fp8),
+    ENTRY(Attend, attend_96_fp8),
+    ENTRY(Attend, attend_128_fp8),
+    ENTRY(Attend, merge_32),
+    ENTRY(Attend, merge_64),
+    ENTRY(Attend, merge_96),
+    ENTRY(Attend, merge_128),
+    ENTRY(Embed, embed),
+    ENTRY(Piece, piece),
+    ENTRY(AddNorm, add_norm),
+    ENTRY(Pick, pick),
+    ENTRY(Sampler, draw),
+    ENTRY(Bound, read_all),
+    ENTRY(Bound, copy_all),
 };
 
 }  // namespace emulator

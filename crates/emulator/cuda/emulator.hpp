@@ -15,6 +15,9 @@
 struct uint3 {
     uint32_t x, y, z;
 };
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
@@ -99,10 +102,10 @@ DEVICE uint16_t narrow(float x) {
     if (x != x) return 0x7fff;
     return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
-// A pair of bf16 times 2^120.
-DEVICE uint32_t raised_by_120(uint32_t pair) {
-    uint32_t low = narrow(widen(uint16_t(pair)) * 0x1p120f), high = narrow(widen(uint16_t(pair >> 16)) * 0x1p120f);
-    return low | high << 16;
+// Two pairs of bf16, number by number.
+DEVICE uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+    uint32_t low = narrow(widen(uint16_t(a)) * widen(uint16_t(b)));
+    return low | uint32_t(narrow(widen(uint16_t(a >> 16)) * widen(uint16_t(b >> 16)))) << 16;
 }
 DEVICE float exp2_of(float x) { return exp2f(x); }
 DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }

@@ -7,9 +7,9 @@
 // With many tokens a warp runs through the chunks of its tile; with few each chunk is a warp's, and `merge` does what the warp
 // would have done. What a row does not see counts as the exact identity, so the bits depend on its position alone.
 //
-// Bytes of decode: keys and values, 4 · dim a position and KV head, read once: a lane has 16 bytes each of up to 16 loads
-// under way. Operations of prefill: 4 · dim a pair of query and key.
-#include "base.cuh"
+// Bytes of decode: keys and values, 4 · dim a position and KV head (in FP8 2.125 · dim), read once: a lane has 16 bytes (8) each
+// of up to 16 loads under way. Operations of prefill: 4 · dim a pair of query and key.
+#include "kv.cuh"
 
 // Positions of a chunk.
 constexpr uint32_t CHUNK = 64;
@@ -27,8 +27,7 @@ struct Tile {
 
 struct Attend {
     const uint16_t *queries; // [token][head][dim]
-    const uint16_t *kv;      // this layer's, as struct Kv
-    uint64_t stride;
+    Kv kv;
     const Tile *tiles;
     const uint32_t *table;
     uint16_t *out;   // packed, a shard for each KV head: [KV head][token_tiles][group · dim / 32]
@@ -64,21 +63,19 @@ DEVICE uint32_t first_seen(uint32_t position, uint32_t window) {
 }
 
 // Positions start .. end of the tile, at most a chunk, into `chunk`.
-template <int DIM>
+template <int DIM, class Head>
 DEVICE void attend_chunk(const Attend &a, const Tile &tile, uint32_t kv_head, const uint4 (&queries)[DIM / 16], uint32_t start,
                          uint32_t end, Seen<DIM> &chunk) {
     uint32_t g = lane() / 4, t = lane() % 4;
     uint32_t last[2] = {tile.position + g / a.group, tile.position + (g + 8) / a.group};
     chunk.clear();
     for (uint32_t piece = start / BLOCK; piece * BLOCK < end; piece++) {
-        const uint16_t *block = a.kv + a.table[tile.blocks + piece] * a.stride + size_t(kv_head) * (2 * BLOCK * DIM);
-        const uint4 *keys = reinterpret_cast<const uint4 *>(block) + lane();
-        const uint4 *values = reinterpret_cast<const uint4 *>(block + BLOCK * DIM) + lane();
+        Head head(a.kv.head(a.table[tile.blocks + piece], kv_head));
         float scores[4][4];
         UNROLL for (int j = 0; j < 4; j++) {
             UNROLL for (int i = 0; i < 4; i++) scores[j][i] = 0;
             UNROLL for (int pair = 0; pair < DIM / 32; pair++) {
-                uint4 key = keys[(j * (DIM / 32) + pair) * LANES];
+                uint4 key = head.key(j, pair);
                 mma(scores[j], queries[2 * pair], key.x, key.y);
                 mma(scores[j], queries[2 * pair + 1], key.z, key.w);
             }
@@ -110,7 +107,7 @@ DEVICE void attend_chunk(const Attend &a, const Tile &tile, uint32_t kv_head, co
             weights[half] = {pair_of(low[0], low[1]), pair_of(low[2], low[3]), pair_of(high[0], high[1]), pair_of(high[2], high[3])};
         }
         UNROLL for (int j = 0; j < DIM / 8; j++) {
-            uint4 value = values[j * LANES];
+            uint4 value = head.value(j);
             mma(chunk.out[j], weights[0], value.x, value.y);
             mma(chunk.out[j], weights[1], value.z, value.w);
         }
@@ -134,7 +131,7 @@ DEVICE float *partial(const Attend &a, uint32_t chunk, uint32_t token, uint32_t 
     return a.partials + row * (dim + 2);
 }
 
-template <int DIM> DEVICE void attend(const Attend &a) {
+template <int DIM, class Head> DEVICE void attend(const Attend &a) {
     uint32_t index = block().x * warps() + warp(), kv_head = block().y;
     overlap_next();
     await_inputs();
@@ -160,7 +157,7 @@ template <int DIM> DEVICE void attend(const Attend &a) {
     uint32_t first = begin / CHUNK, from = first + block().z, to = a.chunks == 0 ? (end + CHUNK - 1) / CHUNK : from + 1;
     for (uint32_t at = from; at < to && at * CHUNK < end; at++) {
         uint32_t start = at * CHUNK > begin ? at * CHUNK : begin, stop = (at + 1) * CHUNK < end ? (at + 1) * CHUNK : end;
-        attend_chunk<DIM>(a, tile, kv_head, queries, start, stop, chunk);
+        attend_chunk<DIM, Head>(a, tile, kv_head, queries, start, stop, chunk);
         if (a.chunks > 0) break;
         UNROLL for (int r = 0; r < 2; r++) {
             Factors factors(max[r], chunk.max[r]);
@@ -214,10 +211,14 @@ template <int DIM> DEVICE void merge(const Attend &a) {
     }
 }
 
-KERNEL(4 * LANES, 1) attend_32(Attend a) { attend<32>(a); }
-KERNEL(4 * LANES, 1) attend_64(Attend a) { attend<64>(a); }
-KERNEL(4 * LANES, 1) attend_96(Attend a) { attend<96>(a); }
-KERNEL(4 * LANES, 1) attend_128(Attend a) { attend<128>(a); }
+KERNEL(4 * LANES, 1) attend_32(Attend a) { attend<32, Bf16Head<32>>(a); }
+KERNEL(4 * LANES, 1) attend_64(Attend a) { attend<64, Bf16Head<64>>(a); }
+KERNEL(4 * LANES, 1) attend_96(Attend a) { attend<96, Bf16Head<96>>(a); }
+KERNEL(4 * LANES, 1) attend_128(Attend a) { attend<128, Bf16Head<128>>(a); }
+KERNEL(4 * LANES, 1) attend_32_fp8(Attend a) { attend<32, Fp8Head<32>>(a); }
+KERNEL(4 * LANES, 1) attend_64_fp8(Attend a) { attend<64, Fp8Head<64>>(a); }
+KERNEL(4 * LANES, 1) attend_96_fp8(Attend a) { attend<96, Fp8Head<96>>(a); }
+KERNEL(4 * LANES, 1) attend_128_fp8(Attend a) { attend<128, Fp8Head<128>>(a); }
 KERNEL(4 * LANES, 1) merge_32(Attend a) { merge<32>(a); }
 KERNEL(4 * LANES, 1) merge_64(Attend a) { merge<64>(a); }
 KERNEL(4 * LANES, 1) merge_96(Attend a) { merge<96>(a); }

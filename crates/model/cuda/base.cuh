@@ -26,6 +26,17 @@ constexpr uint32_t SEGMENT_PAIRS = 32;
 // Inputs of a pair of k-tiles.
 constexpr uint32_t PAIR = 32;
 
+DEVICE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+DEVICE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 // bf16, two to a word.
 DEVICE uint32_t pair_of(float low, float high) { return uint32_t(narrow(low)) | uint32_t(narrow(high)) << 16; }
 

@@ -36,13 +36,14 @@ DEVICE void await_inputs() {
 
 DEVICE float widen(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
 DEVICE uint16_t narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
-// A pair of bf16 times 2^120.
-DEVICE uint32_t raised_by_120(uint32_t pair) {
-    __nv_bfloat162 x;
-    memcpy(&x, &pair, 4);
-    x = __hmul2(x, __nv_bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80)));
-    memcpy(&pair, &x, 4);
-    return pair;
+// Two pairs of bf16, number by number.
+DEVICE uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+    __nv_bfloat162 x, y;
+    memcpy(&x, &a, 4);
+    memcpy(&y, &b, 4);
+    x = __hmul2(x, y);
+    memcpy(&a, &x, 4);
+    return a;
 }
 DEVICE float exp2_of(float x) {
     float y;

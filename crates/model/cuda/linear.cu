@@ -8,18 +8,8 @@ struct Tokens {
     const uint32_t *places;    // [token], KV block · 32 + position in it
 };
 
-// One layer's keys and values: blocks of [KV head]{K: packed [32 keys][dim], V: packed [dim][32 keys]}, bf16.
-struct Kv {
-    uint16_t *data;
-    uint64_t stride; // bf16 from one block to the next
-    uint32_t dim;    // padded
-
-    DEVICE uint16_t *keys(uint32_t block, uint32_t head) const { return data + block * stride + size_t(head) * (2 * BLOCK * dim); }
-    DEVICE uint16_t *values(uint32_t block, uint32_t head) const { return keys(block, head) + BLOCK * dim; }
-};
-
 // A KV block holds numbers only: what is masked is multiplied by 0, which NaN and infinity would survive.
-DEVICE uint16_t bounded(float x) { return narrow(smaller(larger(x, -3.3e38f), 3.3e38f)); }
+DEVICE float bounded(float x) { return smaller(larger(x, -3.3e38f), 3.3e38f); }
 
 // Queries, keys and values of a layer. Rows of a head: tile t has pair 8t + g of the head in rows g and g + 8, for queries and
 // keys; values are in order. A pair is turned by its position's angle (RoPE, arXiv 2104.09864), keys and values go to their KV
@@ -38,32 +28,45 @@ struct Qkv {
         uint32_t g = lane() / 4, low = 16 * t + g, high = low + 8;
         UNROLL for (uint32_t i = 0; i < 2; i++) {
             uint32_t token = column * 8 + lane() % 4 * 2 + i;
-            if (token >= product.tokens) continue;
+            bool there = token < product.tokens;
             float a = c[i], b = c[i + 2];
             uint32_t pair = 8 * t + g;
-            if (head < heads + kv_heads && pair < rotary_pairs) {
+            if (there && head < heads + kv_heads && pair < rotary_pairs) {
                 const float *turn = turns + size_t(tokens.positions[token]) * (2 * rotary_pairs) + pair;
                 float cosine = turn[0], sine = turn[rotary_pairs];
                 float first = sum(product_of(a, cosine), -product_of(b, sine));
                 b = sum(product_of(b, cosine), product_of(a, sine));
                 a = first;
             }
-            if (head < heads) {
+            if (head >= heads) {
+                keep(head - heads, t, token, bounded(a), bounded(b));
+            } else if (there) {
                 uint16_t *to = queries + (size_t(token) * heads + head) * kv.dim;
                 to[low] = narrow(a);
                 to[high] = narrow(b);
-                continue;
             }
-            uint32_t block = tokens.places[token] / BLOCK, at = tokens.places[token] % BLOCK;
-            if (head < heads + kv_heads) {
-                uint16_t *keys = kv.keys(block, head - heads);
-                keys[packed_at(at, low, kv.dim / PAIR)] = bounded(a);
-                keys[packed_at(at, high, kv.dim / PAIR)] = bounded(b);
-            } else {
-                uint16_t *values = kv.values(block, head - heads - kv_heads);
-                values[packed_at(low, at, 1)] = bounded(a);
-                values[packed_at(high, at, 1)] = bounded(b);
-            }
+        }
+    }
+
+    // Rows g and g + 8 of tile t of a key or, after all of those, a value. All lanes of a warp are in the same tile.
+    DEVICE void keep(uint32_t head, uint32_t t, uint32_t token, float a, float b) const {
+        bool value = head >= kv_heads;
+        uint32_t scale = kv.fp8 ? scale_of(larger(larger(a, -a), larger(b, -b))) : 0;
+        if (token >= product.tokens) return;
+        uint32_t block = tokens.places[token] / BLOCK, at = tokens.places[token] % BLOCK, low = 16 * t + lane() / 4;
+        uint8_t *to = kv.head(block, value ? head - kv_heads : head);
+        size_t first = value ? packed_at(low, at, 1) : packed_at(at, low, kv.dim / PAIR);
+        size_t second = value ? packed_at(low + 8, at, 1) : packed_at(at, low + 8, kv.dim / PAIR);
+        size_t numbers = value ? BLOCK * kv.dim : 0; // before these
+        if (kv.fp8) {
+            put_fp8(to + numbers, first, a, scale);
+            put_fp8(to + numbers, second, b, scale);
+            uint8_t *scales = to + 2 * BLOCK * kv.dim + numbers / SHARING;
+            if (lane() / 4 == 0) scales[value ? value_scale_at(at, t) : key_scale_at(at, t)] = uint8_t(scale);
+        } else {
+            uint16_t *pairs = reinterpret_cast<uint16_t *>(to) + numbers;
+            pairs[first] = narrow(a);
+            pairs[second] = narrow(b);
         }
     }
     DEVICE static float product_of(float a, float b) { return ::product(a, b); }

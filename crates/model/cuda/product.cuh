@@ -5,7 +5,7 @@
 // the order of any sum.
 #pragma once
 
-#include "base.cuh"
+#include "kv.cuh"
 
 // Weights in bf16: a tile's pair of k-tiles is two loads.
 struct Bf16 {
@@ -15,22 +15,15 @@ struct Bf16 {
     DEVICE static void scale(const uint4 *, uint32_t, float (&)[4]) {}
 };
 
-// Weights in FP8 (e4m3, arXiv 2209.05433), a scale a row: a pair of k-tiles is one load, and 16 scales stand behind a tile. A
-// number becomes bf16 by its bits: shifted, its exponent is 120 too small, and the product that mends it is exact.
+// Weights in FP8 (e4m3, arXiv 2209.05433), a scale a row: a pair of k-tiles is one load, and 16 scales stand behind a tile.
 struct Fp8 {
     static constexpr uint32_t WORDS = 1;
     DEVICE static uint32_t tile_words(uint32_t pairs) { return pairs * LANES + 4; }
-    // Bytes 1 and 3 are the first pair, 0 and 2 the second.
-    DEVICE static void widen(uint32_t bytes, uint32_t &first, uint32_t &second) {
-        first = raised_by_120((bytes & 0x80008000) | (bytes & 0x7f007f00) >> 4);
-        bytes <<= 8;
-        second = raised_by_120((bytes & 0x80008000) | (bytes & 0x7f007f00) >> 4);
-    }
+    static constexpr uint32_t FACTORS = 0x7b807b80; // 2^120, twice
     DEVICE static void widen(const uint4 (&words)[WORDS], uint4 &low, uint4 &high) {
-        widen(words[0].x, low.x, low.y);
-        widen(words[0].y, low.z, low.w);
-        widen(words[0].z, high.x, high.y);
-        widen(words[0].w, high.z, high.w);
+        uint4 x = words[0];
+        low = {first_pair(x.x, FACTORS), second_pair(x.x, FACTORS), first_pair(x.y, FACTORS), second_pair(x.y, FACTORS)};
+        high = {first_pair(x.z, FACTORS), second_pair(x.z, FACTORS), first_pair(x.w, FACTORS), second_pair(x.w, FACTORS)};
     }
     DEVICE static void scale(const uint4 *tile, uint32_t pairs, float (&c)[4]) {
         const float *scales = reinterpret_cast<const float *>(tile + pairs * LANES);

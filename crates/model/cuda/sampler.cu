@@ -57,11 +57,6 @@ struct Sampler {
     uint32_t id_bits; // of a token's id, a multiple of 8
 };
 
-DEVICE uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
 DEVICE uint64_t bits_of(double x) {
     uint64_t bits;
     memcpy(&bits, &x, 8);

@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, &|_, _| {})?);
     println!("{}: products in {compute}, {} threads", checkpoint.name(), options.threads);
     let mut ranks = Vec::new();
-    for kv_dtype in KvDtype::ALL {
+    for kv_dtype in KvDtype::CPU {
         let (options, collective) =
             (Options { kv_dtype, ..options.clone() }, Solo::new(shards.virtual_shards()));
         let mut rank = Rank::new(Arc::clone(&weights), &options, Box::new(collective))?;
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         if work.sequences * work.blocks(context) > BLOCKS || work.end(context) > config.context_tokens_max {
             continue;
         }
-        let mut best = [f64::INFINITY; KvDtype::ALL.len()];
+        let mut best = [f64::INFINITY; KvDtype::CPU.len()];
         for _ in 0..runs {
             for ((_, rank), best) in ranks.iter_mut().zip(&mut best) {
                 *best = work.run(rank, context)?.min(*best);

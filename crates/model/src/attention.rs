@@ -13,10 +13,10 @@
 
 use std::marker::PhantomData;
 
+use galerne_types::BlockId;
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{BlockId, KvDtype};
 
-use crate::kv::{Bf16, F32, Format, Int8, Parts, Tile};
+use crate::kv::{Bf16, F32, Format, Int8, Kept, Parts, Tile};
 use crate::linear::Strided;
 use crate::math::{SUM_LANES, exp, sum_of_lanes};
 use crate::simd::{Isa, Kernel, Vector};
@@ -59,10 +59,10 @@ impl Attend<'_> {
     pub(crate) unsafe fn run_on(self, isa: Isa) {
         // SAFETY: the caller's.
         unsafe {
-            match self.tile.dtype {
-                KvDtype::F32 => isa.run(Over::<F32> { attend: self, format: PhantomData }),
-                KvDtype::Bf16 => isa.run(Over::<Bf16> { attend: self, format: PhantomData }),
-                KvDtype::Int8 => isa.run(Over::<Int8> { attend: self, format: PhantomData }),
+            match self.tile.kept {
+                Kept::F32 => isa.run(Over::<F32> { attend: self, format: PhantomData }),
+                Kept::Bf16 => isa.run(Over::<Bf16> { attend: self, format: PhantomData }),
+                Kept::Int8 => isa.run(Over::<Int8> { attend: self, format: PhantomData }),
             }
         }
     }

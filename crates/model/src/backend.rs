@@ -8,6 +8,7 @@ use galerne_types::{Slice, TokenOut};
 use crate::check::{Bounds, Place};
 use crate::error::ModelError;
 use crate::head::{Head, Wanted};
+use crate::kv::Kept;
 use crate::products::Engine;
 use crate::rank::{Options, Tracer};
 use crate::sampler::Past;
@@ -23,23 +24,31 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    pub(crate) fn cpu(weights: Arc<Weights>, options: &Options, bounds: &Bounds, engine: Engine) -> Self {
+    /// # Errors
+    /// [`ModelError::KvDtype`].
+    pub(crate) fn cpu(
+        weights: Arc<Weights>,
+        options: &Options,
+        bounds: &Bounds,
+        engine: Engine,
+    ) -> Result<Self, ModelError> {
         let room = forward::Room {
             kv_blocks: bounds.kv_blocks,
             positions: bounds.positions_max,
             tokens: bounds.step_tokens_max.min(forward::TILE_TOKENS_MAX),
             window: bounds.window,
             compute: options.compute,
-            kv_dtype: options.kv_dtype,
+            kept: Kept::of(options.kv_dtype)?,
         };
         let forward = forward::Forward::new(&weights, engine, room);
-        Self::Cpu(weights, Box::new(forward))
+        Ok(Self::Cpu(weights, Box::new(forward)))
     }
 
     /// # Errors
-    /// [`ModelError::Device`].
+    /// [`ModelError::Device`], [`ModelError::KvDtype`].
     pub(crate) fn gpu(
         weights: Arc<gpu::GpuWeights>,
+        options: &Options,
         bounds: &Bounds,
         engine: Engine,
         link: gpu::Link,
@@ -50,6 +59,7 @@ impl Backend {
             positions: bounds.positions_max,
             step_tokens: bounds.step_tokens_max,
             window: bounds.window,
+            kv_packing: gpu::KvPacking::of(options.kv_dtype)?,
         };
         Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room, link)?)))
     }

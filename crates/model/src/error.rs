@@ -103,9 +103,13 @@ pub enum ModelError {
         /// What was asked for.
         quantize: Quantize,
     },
-    /// Keys and values are kept in one way on a GPU.
-    #[error("a GPU keeps keys and values in bf16, not in {dtype}: leave --kv-dtype out")]
+    /// Not every device keeps keys and values in every way.
+    #[error("a {device} keeps keys and values in {ways}, not in {dtype}: leave --kv-dtype out for bf16")]
     KvDtype {
+        /// What computes.
+        device: &'static str,
+        /// What it has.
+        ways: &'static str,
         /// What was asked for.
         dtype: KvDtype,
     },

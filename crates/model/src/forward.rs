@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use galerne_collective::{Collective, tree};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Compute, KvDtype, Slice};
+use galerne_types::{Compute, Slice};
 
 use crate::attention::{Attend, TOKENS_TOGETHER};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::kv::{KvMemory, Tile};
+use crate::kv::{Kept, KvMemory, Tile};
 use crate::linear::Strided;
 use crate::math::{AddNorm, RopeTable};
 use crate::products::Engine;
@@ -49,7 +49,7 @@ pub(crate) struct Room {
     /// Sliding window in tokens.
     pub(crate) window: Option<usize>,
     pub(crate) compute: Compute,
-    pub(crate) kv_dtype: KvDtype,
+    pub(crate) kept: Kept,
 }
 
 /// Activations of a tile.
@@ -108,7 +108,7 @@ impl Forward {
     pub(crate) fn new(weights: &Weights, engine: Engine, room: Room) -> Self {
         let (config, own) = (&weights.portion.config, weights.portion.own_shards());
         let kv_heads = weights.portion.cut.kv_heads(own.clone()).len();
-        let tile = Tile::new(config.head_dim, room.kv_dtype);
+        let tile = Tile::new(config.head_dim, room.kept);
         let pieces = tree::pieces(weights.portion.shards.virtual_shards(), own.clone());
         Self {
             engine,

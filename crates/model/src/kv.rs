@@ -18,7 +18,7 @@ const VALUE_LANES: usize = 32;
 /// [`KV_BLOCK_TOKENS`] positions for all layers and the rank's KV heads.
 ///
 /// # Errors
-/// As [`Cut::of`].
+/// As [`Cut::of`]; [`ModelError::KvDtype`] for what GPUs alone have.
 ///
 /// # Panics
 /// If `rank` is not below N.
@@ -29,7 +29,28 @@ pub fn kv_bytes_per_block(
     dtype: KvDtype,
 ) -> Result<usize, ModelError> {
     let kv_heads = Cut::new(config, shards)?.kv_heads(shards.of_rank(rank)).len();
-    Ok(config.layers * kv_heads * Tile::new(config.head_dim, dtype).bytes())
+    Ok(config.layers * kv_heads * Tile::new(config.head_dim, Kept::of(dtype)?).bytes())
+}
+
+/// How a CPU keeps keys and values.
+#[derive(Clone, Copy)]
+pub(crate) enum Kept {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Kept {
+    /// # Errors
+    /// [`ModelError::KvDtype`] for what GPUs alone have.
+    pub(crate) fn of(dtype: KvDtype) -> Result<Self, ModelError> {
+        match dtype {
+            KvDtype::F32 => Ok(Self::F32),
+            KvDtype::Bf16 => Ok(Self::Bf16),
+            KvDtype::Int8 => Ok(Self::Int8),
+            KvDtype::Fp8 => Err(ModelError::KvDtype { device: "CPU", ways: "f32, bf16 or int8", dtype }),
+        }
+    }
 }
 
 /// What one block holds for one layer and KV head: keys `[head_dim][32 positions]`, so that positions lie across
@@ -39,7 +60,7 @@ pub fn kv_bytes_per_block(
 pub(crate) struct Tile {
     pub(crate) head_dim: usize,
     pub(crate) padded_dim: usize,
-    pub(crate) dtype: KvDtype,
+    pub(crate) kept: Kept,
 }
 
 /// Where a tile's parts are.
@@ -52,8 +73,8 @@ pub(crate) struct Parts<N> {
 }
 
 impl Tile {
-    pub(crate) fn new(head_dim: usize, dtype: KvDtype) -> Self {
-        Self { head_dim, padded_dim: head_dim.next_multiple_of(VALUE_LANES), dtype }
+    pub(crate) fn new(head_dim: usize, kept: Kept) -> Self {
+        Self { head_dim, padded_dim: head_dim.next_multiple_of(VALUE_LANES), kept }
     }
 
     /// The parts of the tile that begins at `start`.
@@ -65,10 +86,10 @@ impl Tile {
     }
 
     fn bytes(self) -> usize {
-        match self.dtype {
-            KvDtype::F32 => self.bytes_in::<F32>(),
-            KvDtype::Bf16 => self.bytes_in::<Bf16>(),
-            KvDtype::Int8 => self.bytes_in::<Int8>(),
+        match self.kept {
+            Kept::F32 => self.bytes_in::<F32>(),
+            Kept::Bf16 => self.bytes_in::<Bf16>(),
+            Kept::Int8 => self.bytes_in::<Int8>(),
         }
     }
 
@@ -136,10 +157,10 @@ impl KvLayer<'_> {
         let (key, value) = (&key[..self.tile.head_dim], &value[..self.tile.head_dim]);
         // SAFETY: the tile was just found to be there, the position is the caller's.
         unsafe {
-            match self.tile.dtype {
-                KvDtype::F32 => self.tile.store::<F32>(start, column, key, value),
-                KvDtype::Bf16 => self.tile.store::<Bf16>(start, column, key, value),
-                KvDtype::Int8 => self.tile.store::<Int8>(start, column, key, value),
+            match self.tile.kept {
+                Kept::F32 => self.tile.store::<F32>(start, column, key, value),
+                Kept::Bf16 => self.tile.store::<Bf16>(start, column, key, value),
+                Kept::Int8 => self.tile.store::<Int8>(start, column, key, value),
             }
         }
     }
@@ -175,7 +196,7 @@ mod tests {
 
     /// What is read back of a key.
     fn kept<F: Format>(dtype: KvDtype, key: &[f32], widen: impl Fn(F::Number) -> f32) -> (Vec<f32>, f32) {
-        let mut memory = KvMemory::new(1, 1, 1, Tile::new(key.len(), dtype));
+        let mut memory = KvMemory::new(1, 1, 1, Tile::new(key.len(), Kept::of(dtype).unwrap()));
         let layer = memory.layer(0);
         let column = 5;
         // SAFETY: nobody else knows of the memory, and the tile is whole.
@@ -220,7 +241,7 @@ mod tests {
 
     #[test]
     fn rounded_numbers_take_half_and_little_more_than_a_quarter() {
-        let bytes = KvDtype::ALL.map(|dtype| Tile::new(128, dtype).bytes());
+        let bytes = [Kept::F32, Kept::Bf16, Kept::Int8].map(|kept| Tile::new(128, kept).bytes());
         assert_eq!(bytes, [32 << 10, 16 << 10, (8 << 10) + 256]);
     }
 }

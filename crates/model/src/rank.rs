@@ -119,7 +119,7 @@ impl Rank {
     ///
     /// # Errors
     /// [`ModelError::Option`] for an option out of range, [`ModelError::Place`] if `weights` are another rank's,
-    /// [`ModelError::Thread`] if the system gives no thread.
+    /// [`ModelError::KvDtype`] for what GPUs alone have, [`ModelError::Thread`] if the system gives no thread.
     pub fn new(
         weights: Arc<Weights>,
         options: &Options,
@@ -128,7 +128,7 @@ impl Rank {
         let bounds = bounds(&weights.portion, options, &*collective)?;
         let engine = engine(options, &*collective)?;
         let head = Head::new(&weights.portion, bounds.round_max(), options.compute);
-        let backend = Backend::cpu(weights, options, &bounds, engine);
+        let backend = Backend::cpu(weights, options, &bounds, engine)?;
         Ok(Self::with(backend, bounds, head, collective))
     }
 
@@ -136,7 +136,7 @@ impl Rank {
     /// else by `collective`.
     ///
     /// # Errors
-    /// As [`Rank::new`]; [`ModelError::Device`], above all if there is too little memory.
+    /// As [`Rank::new`], but for [`ModelError::KvDtype`]: a GPU has others; [`ModelError::Device`], above all if there is too little memory.
     pub fn on_gpu(
         weights: Arc<GpuWeights>,
         options: &Options,
@@ -146,7 +146,7 @@ impl Rank {
         let bounds = bounds(&weights.portion, options, &*collective)?;
         let engine = engine(options, &*collective)?;
         let head = Head::new(&weights.portion, bounds.round_max(), Compute::F32);
-        let backend = Backend::gpu(weights, &bounds, engine, link)?;
+        let backend = Backend::gpu(weights, options, &bounds, engine, link)?;
         Ok(Self::with(backend, bounds, head, collective))
     }
 

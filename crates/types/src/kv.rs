@@ -15,11 +15,15 @@ pub enum KvDtype {
     Bf16,
     /// Rounded to bytes, with a scale for each key and each value of a KV head and token: a little more than 1.
     Int8,
+    /// Rounded to e4m3, with a power of two for 16 numbers of each key and each value: as much as in bytes. On GPUs.
+    Fp8,
 }
 
 impl KvDtype {
     /// All of them, the exact one first.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Fp8];
+    /// Those of CPUs.
+    pub const CPU: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
 }
 
 impl fmt::Display for KvDtype {
@@ -28,6 +32,7 @@ impl fmt::Display for KvDtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -37,6 +42,6 @@ impl FromStr for KvDtype {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let named = Self::ALL.into_iter().find(|dtype| dtype.to_string() == text);
-        named.ok_or_else(|| format!("{text:?} is no way to keep keys and values: f32, bf16 or int8"))
+        named.ok_or_else(|| format!("{text:?} is no way to keep keys and values: f32, bf16, int8 or fp8"))
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use galerne_checkpoint::{Checkpoint, TokenizerAsset, Weight};
-use galerne_model::{Weights, kv_bytes_per_block};
+use galerne_model::{Weights, gpu, kv_bytes_per_block};
 use galerne_text::{ChatFormat, Tokenizer};
 use galerne_types::limits::{KV_BLOCK_TOKENS, WORLD_SIZE_MAX};
 use galerne_types::{KvDtype, Shards};
@@ -152,7 +152,8 @@ impl Cut {
         let (mut weight_bytes, mut block_bytes) = (0, 0);
         for rank in 0..shards.world_size() {
             weight_bytes = weight_bytes.max(Weights::bytes_of(checkpoint, shards, rank)?);
-            block_bytes = block_bytes.max(kv_bytes_per_block(checkpoint.config(), shards, rank, kv_dtype)?);
+            let of = if kv_dtype == KvDtype::Fp8 { gpu::kv_bytes_per_block } else { kv_bytes_per_block };
+            block_bytes = block_bytes.max(of(checkpoint.config(), shards, rank, kv_dtype)?);
         }
         let blocks = checkpoint.config().context_tokens_max.div_ceil(KV_BLOCK_TOKENS);
         Ok(Self {

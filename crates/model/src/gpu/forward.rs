@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use galerne_collective::Collective;
 use galerne_types::{Slice, TokenOut};
-use half::bf16;
 
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
@@ -12,12 +11,12 @@ use super::kernels::{
     AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV, Qkv,
     TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
 };
-use super::layout::{Packing, tree_of};
+use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
 use super::plan::{Layer, Shape};
 use super::sampler::Ask;
 use super::weights::GpuWeights;
-use super::workspace::{Room, Workspace, kv_block};
+use super::workspace::{Room, Workspace};
 use crate::check::Place;
 use crate::error::ModelError;
 use crate::head::{ROUND_MAX, Want, Wanted};
@@ -319,13 +318,19 @@ impl Core {
     fn attention(&self, layer: &Layer, index: usize) -> Result<(), DeviceError> {
         let GpuWeights { shape, packing, portion, .. } = &*self.weights;
         let (packing, config) = (*packing, &portion.config);
-        let kv = self.work.kv.address() + (index * kv_block(shape) * size_of::<bf16>()) as Address;
+        let layer_bytes = shape.kv_heads * self.work.kv_packing.head_bytes(shape.dim);
+        let kv = Kv {
+            data: self.work.kv.address() + (index * layer_bytes) as Address,
+            stride: (config.layers * layer_bytes) as u64,
+            dim: shape.dim as u32,
+            fp8: u32::from(self.work.kv_packing == KvPacking::Fp8),
+        };
         let product = self.product(layer.qkv, &self.work.normed, shape.qkv_tiles(), shape.hidden_pairs());
         let qkv = Qkv {
             product,
             positions: self.input(0),
             places: self.input(1),
-            kv: Kv { data: kv, stride: self.work.kv_stride as u64, dim: shape.dim as u32 },
+            kv,
             turns: self.work.turns.address(),
             queries: self.work.queries.address(),
             heads: shape.heads as u32,
@@ -335,7 +340,6 @@ impl Core {
         let seen = Attend {
             queries: qkv.queries,
             kv,
-            stride: qkv.kv.stride,
             tiles: self.input(2),
             table: self.input(3),
             out: self.work.attended.address(),
@@ -353,7 +357,7 @@ impl Core {
         // SAFETY: `check` has seen to it that blocks exist and reach to the last position; buffers have room for a tile.
         unsafe {
             multiply(self.device(), &QKV, (packing, &qkv.product), 1, &qkv)?;
-            attend(self.device(), shape.dim, &seen)?;
+            attend(self.device(), &seen)?;
             multiply(self.device(), &PLAIN, (packing, &o.product), shape.shards as u32, &o)
         }
     }

@@ -59,6 +59,7 @@ pub(super) struct Kv {
     pub(super) data: Address,
     pub(super) stride: u64,
     pub(super) dim: u32,
+    pub(super) fp8: u32,
 }
 
 #[repr(C)]
@@ -81,8 +82,7 @@ pub(super) struct Plain {
 #[derive(Clone, Copy)]
 pub(super) struct Attend {
     pub(super) queries: Address,
-    pub(super) kv: Address,
-    pub(super) stride: u64,
+    pub(super) kv: Kv,
     pub(super) tiles: Address,
     pub(super) table: Address,
     pub(super) out: Address,
@@ -268,23 +268,24 @@ pub(super) unsafe fn sum_slots(
     unsafe { each_row(device, c"piece", blocks, &arguments) }
 }
 
-/// Launches attention of heads of `dim` dimensions: what few tokens found in each chunk is merged by a second kernel.
+/// Launches attention: what few tokens found in each chunk is merged by a second kernel.
 ///
 /// # Safety
 /// As [`Device::launch`].
-pub(super) unsafe fn attend(device: &dyn Device, dim: usize, a: &Attend) -> Result<(), DeviceError> {
+pub(super) unsafe fn attend(device: &dyn Device, a: &Attend) -> Result<(), DeviceError> {
     /// Warps of a block that run through many tokens: neighbours read the same keys.
     const WARPS: u32 = 4;
-    let (attend, merge) = match dim {
-        32 => (c"attend_32", c"merge_32"),
-        64 => (c"attend_64", c"merge_64"),
-        96 => (c"attend_96", c"merge_96"),
-        _ => (c"attend_128", c"merge_128"),
+    let (by_format, merge) = match a.kv.dim {
+        32 => ([c"attend_32", c"attend_32_fp8"], c"merge_32"),
+        64 => ([c"attend_64", c"attend_64_fp8"], c"merge_64"),
+        96 => ([c"attend_96", c"attend_96_fp8"], c"merge_96"),
+        _ => ([c"attend_128", c"attend_128_fp8"], c"merge_128"),
     };
+    let attend = by_format[a.kv.fp8 as usize];
     if a.kv_heads == 0 {
         return Ok(());
     }
-    let waiting = dim as u32 / 8 * 4 * 4; // bytes a thread
+    let waiting = a.kv.dim / 8 * 4 * 4; // bytes a thread
     // SAFETY: the caller's.
     unsafe {
         if a.chunks == 0 {

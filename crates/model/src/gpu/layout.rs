@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use galerne_collective::nccl::Gathered;
-use galerne_types::Quantize;
+use galerne_types::limits::KV_BLOCK_TOKENS;
+use galerne_types::{KvDtype, Quantize};
 use half::bf16;
 
 use super::kernels::{PAIR, TILE_PAIR_BYTES, TILE_ROWS, Tree};
@@ -122,6 +123,36 @@ impl Packing {
         }
     }
 }
+
+/// How keys and values stand in memory, as kernels write and read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KvPacking {
+    Bf16,
+    /// e4m3 with a power of two for each 16 numbers of a key or value (`cuda/kv.cuh`).
+    Fp8,
+}
+
+impl KvPacking {
+    pub(crate) fn of(dtype: KvDtype) -> Result<Self, ModelError> {
+        match dtype {
+            KvDtype::Bf16 => Ok(Self::Bf16),
+            KvDtype::Fp8 => Ok(Self::Fp8),
+            dtype => Err(ModelError::KvDtype { device: "GPU", ways: "bf16 or fp8", dtype }),
+        }
+    }
+
+    /// Bytes of one layer and KV head in a block, whose heads are so wide.
+    pub(super) fn head_bytes(self, dim: usize) -> usize {
+        let numbers = 2 * KV_BLOCK_TOKENS * dim;
+        match self {
+            Self::Bf16 => numbers * size_of::<bf16>(),
+            Self::Fp8 => numbers + numbers / SHARING,
+        }
+    }
+}
+
+/// Numbers of a key or value that share a scale.
+const SHARING: usize = 16;
 
 /// The lane that has input k of row r, and which of its four words of a k-tile holds it.
 fn place(r: usize, k: usize) -> (usize, usize) {

@@ -2,8 +2,7 @@
 //! the same source run on the host.
 //!
 //! [`GpuWeights::load`] packs a rank's shards into the layout in which the kernels read them; `Forward` lays out the
-//! workspace and launches. Weights are bf16 or FP8, activations, keys
-//! and values bf16, everything that is summed is f32. The order of
+//! workspace and launches. Weights, keys and values are bf16 or FP8, activations bf16, everything that is summed is f32. The order of
 //! every sum follows from the model and S alone (`cuda/product.cuh`, `cuda/attention.cu`), so tokens do not depend on the batch,
 //! the chunks of a prefill, or N; they are not those of the CPU, whose arithmetic is another.
 
@@ -22,6 +21,7 @@ mod workspace;
 pub use cuda::Cuda;
 pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Launch};
 pub(crate) use forward::Forward;
+pub(crate) use layout::KvPacking;
 pub use link::Link;
 pub use sampler::{Ask, Sampler};
 pub use weights::{GpuWeights, kv_bytes_per_block};

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use galerne_checkpoint::{Checkpoint, Config, Weight, dequantize};
-use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{KvDtype, Quantize, Shards};
 use half::bf16;
 
 use super::device::{Address, Buffer, Device};
 use super::inputs::bytes_of;
-use super::layout::{Packing, padded_dim};
+use super::layout::{KvPacking, Packing, padded_dim};
 use super::plan::{Layer, Matrix, Offsets, Plan, RowReader, Shape};
 use super::workspace::{Room, workspace_bytes};
 use crate::cut::{Cut, Portion};
@@ -38,11 +37,10 @@ pub struct GpuWeights {
     pub(super) final_norm: Address,
 }
 
-/// Bytes that one KV block takes on `rank`'s GPU: keys and values in bf16 of [`KV_BLOCK_TOKENS`] positions for all layers and
-/// the rank's KV heads.
+/// Bytes that one KV block takes on `rank`'s GPU: keys and values of 32 positions for all layers and the rank's KV heads.
 ///
 /// # Errors
-/// As [`Cut::of`]; [`ModelError::KvDtype`] for another dtype.
+/// As [`Cut::of`]; [`ModelError::KvDtype`] for a dtype that GPUs do not have.
 ///
 /// # Panics
 /// If `rank` is not below N.
@@ -52,11 +50,9 @@ pub fn kv_bytes_per_block(
     rank: usize,
     dtype: KvDtype,
 ) -> Result<usize, ModelError> {
-    if dtype != KvDtype::Bf16 {
-        return Err(ModelError::KvDtype { dtype });
-    }
+    let packing = KvPacking::of(dtype)?;
     let kv_heads = Cut::new(config, shards)?.kv_heads(shards.of_rank(rank)).len();
-    Ok(config.layers * kv_heads * 2 * KV_BLOCK_TOKENS * padded_dim(config.head_dim) * size_of::<bf16>())
+    Ok(config.layers * kv_heads * packing.head_bytes(padded_dim(config.head_dim)))
 }
 
 impl GpuWeights {
@@ -128,6 +124,7 @@ impl GpuWeights {
             positions: portion.config.context_tokens_max,
             step_tokens: options.step_tokens_max,
             window: None,
+            kv_packing: KvPacking::of(options.kv_dtype)?,
         };
         Ok([plan.bytes, workspace_bytes(&portion.config, &shape, shards, rank, room)])
     }

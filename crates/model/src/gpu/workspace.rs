@@ -2,12 +2,12 @@
 
 use galerne_checkpoint::Config;
 use galerne_types::Shards;
-use galerne_types::limits::KV_BLOCK_TOKENS;
 use half::bf16;
 
 use super::device::{Buffer, DeviceError};
 use super::inputs::{Inputs, bytes_of};
 use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
+use super::layout::KvPacking;
 use super::link::Ranks;
 use super::plan::Shape;
 use super::sampler::Sampler;
@@ -34,6 +34,7 @@ pub(crate) struct Room {
     pub(crate) step_tokens: usize,
     /// Sliding window in tokens.
     pub(crate) window: Option<usize>,
+    pub(crate) kv_packing: KvPacking,
 }
 
 impl Room {
@@ -51,8 +52,7 @@ impl Room {
 /// Memory of the device.
 pub(super) struct Workspace {
     pub(super) kv: Buffer,
-    /// bf16 from one KV block to the next.
-    pub(super) kv_stride: usize,
+    pub(super) kv_packing: KvPacking,
     pub(super) turns: Buffer,
     pub(super) inputs: Buffer,
     pub(super) wanted: Buffer,
@@ -73,11 +73,6 @@ pub(super) struct Workspace {
     /// Of the whole vocabulary; for no rows if other ranks have parts of it.
     pub(super) sampler: Sampler,
     pub(super) token_tiles: usize,
-}
-
-/// bf16 of one layer in a KV block.
-pub(super) fn kv_block(shape: &Shape) -> usize {
-    shape.kv_heads * 2 * KV_BLOCK_TOKENS * shape.dim
 }
 
 /// Bytes of everything but the KV memory and what drawing takes, in the order of [`Workspace`]'s fields.
@@ -135,8 +130,10 @@ impl Workspace {
         turns
             .upload(0, bytes_of(&RopeTable::new(room.positions, config.head_dim, config.rope_theta).turns))?;
         Ok(Self {
-            kv: buffer(config.layers * room.kv_blocks * kv_block(shape) * size_of::<bf16>())?,
-            kv_stride: config.layers * kv_block(shape),
+            kv: buffer(
+                room.kv_blocks * config.layers * shape.kv_heads * room.kv_packing.head_bytes(shape.dim),
+            )?,
+            kv_packing: room.kv_packing,
             turns,
             inputs: next()?,
             wanted: next()?,

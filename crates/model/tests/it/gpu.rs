@@ -67,18 +67,22 @@ fn only(drawn: &Drawn, slot: u32) -> Drawn {
 #[test]
 fn ranks_chunks_and_batches_do_not_show() {
     let fp8 = Some(Quantize::Fp8);
-    for (heads, kv_heads, head_dim, shards, quantize) in
-        [(8, 4, 16, 4, None), (9, 3, 64, 4, fp8), (4, 2, 96, 2, None)]
-    {
-        let what = format!("{heads} heads, {kv_heads} KV heads of {head_dim}, {quantize:?}");
+    for (heads, kv_heads, head_dim, shards, quantize, kv_dtype) in [
+        (8, 4, 16, 4, None, KvDtype::Bf16),
+        (9, 3, 64, 4, fp8, KvDtype::Bf16),
+        (4, 2, 96, 2, None, KvDtype::Fp8),
+        (2, 2, 128, 2, None, KvDtype::Fp8),
+    ] {
+        let what = format!("{heads} heads, {kv_heads} KV heads of {head_dim}, {quantize:?}, {kv_dtype}");
+        let gpu_options = || Options { kv_dtype, ..gpu_options() };
         let (_folder, checkpoint) = random(heads, kv_heads, head_dim);
         let gpu = load_on_gpus(&checkpoint, quantize, shards, 1);
         let long = prompt(97, 1);
         let alone = run_group(&gpu, &gpu_options(), &steps(vec![sequence(0, &long, 97, 5)]));
         let cpu =
-            run_group(&load(&checkpoint, shards, 1), &gpu_options(), &steps(vec![sequence(0, &long, 97, 5)]));
+            run_group(&load(&checkpoint, shards, 1), &options(), &steps(vec![sequence(0, &long, 97, 5)]));
         let distance = distance(&only_first(&alone), &only_first(&cpu));
-        let allowed = if quantize.is_some() { 0.5 } else { 0.05 };
+        let allowed = if quantize.is_some() || kv_dtype == KvDtype::Fp8 { 0.5 } else { 0.05 };
         assert!(distance < allowed, "{what}: {distance} of the logits' spread");
         for chunk in [1, 13, 64] {
             let found = run_group(&gpu, &gpu_options(), &steps(vec![sequence(0, &long, chunk, 5)]));
@@ -102,8 +106,33 @@ fn only_first(drawn: &Drawn) -> Drawn {
     drawn.iter().filter(|((_, index), _)| *index == 0).map(|(key, token)| (*key, token.clone())).collect()
 }
 
+/// Measured are up to 0.45 in the random model and 0.071 in the trained one.
+#[test]
+fn keys_and_values_in_fp8_are_near_those_in_bf16() {
+    for (name, allowed) in [("tiny-mistral", 0.6), ("bard-1m", 0.1)] {
+        let golden = Golden::load(name);
+        let gpu = load_on_gpus(&golden.checkpoint(), None, 4, 1);
+        for case in golden.cases() {
+            let script = steps(vec![sequence(0, &case.prompt, case.prompt.len(), 1)]);
+            let [bf16, fp8] = [KvDtype::Bf16, KvDtype::Fp8].map(|kv_dtype| {
+                run_group(&gpu, &Options { window: case.window, kv_dtype, ..gpu_options() }, &script)
+            });
+            let distance = distance(&fp8, &bf16);
+            println!("{name}, {}: {distance}", case.key);
+            assert!(distance > 0.0, "{name}, {}: not rounded", case.key);
+            assert!(distance < allowed, "{name}, {}: {distance} of the logits' spread", case.key);
+        }
+    }
+}
+
 #[test]
 fn drafts_prefixes_and_windows_do_not_show() {
+    drafts_prefixes_and_windows(KvDtype::Bf16, &[1, 33, 64, 70]);
+    drafts_prefixes_and_windows(KvDtype::Fp8, &[33]);
+}
+
+fn drafts_prefixes_and_windows(kv_dtype: KvDtype, windows: &[usize]) {
+    let gpu_options = || Options { kv_dtype, ..gpu_options() };
     let (_folder, checkpoint) = random(8, 4, 16);
     let gpu = load_on_gpus(&checkpoint, None, 4, 1);
     let long = prompt(90, 1);
@@ -119,7 +148,7 @@ fn drafts_prefixes_and_windows_do_not_show() {
     let both = [steps(vec![computes[..2].to_vec()]), steps(vec![computes[2..].to_vec(), shares])].concat();
     assert_same(&only(&run_group(&gpu, &gpu_options(), &both), 1), &alone, "a prefix");
 
-    for window in [1, 33, 64, 70] {
+    for &window in windows {
         let options = Options { window: WindowChoice::Tokens(window), ..gpu_options() };
         let alone = run_group(&gpu, &options, &steps(vec![sequence(0, &long, 90, 12)]));
         for chunk in [1, 31, 50] {
@@ -196,5 +225,6 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     assert!(cut.contains("33 virtual shards: on a GPU at most 16 and 32"), "{cut}");
     let kv = |dtype| gpu::kv_bytes_per_block(checkpoint.config(), Shards::new(4, 2).unwrap(), 0, dtype);
     assert_eq!(kv(KvDtype::Bf16).unwrap(), 2 * 2 * 2 * 32 * 32 * 2);
+    assert_eq!(kv(KvDtype::Fp8).unwrap(), 2 * 2 * 2 * 32 * (32 + 32 / 16));
     assert!(kv(KvDtype::F32).unwrap_err().to_string().contains("leave --kv-dtype out"));
 }

@@ -33,7 +33,7 @@ fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
     let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32, None));
     let at_load = [(Dtype::Bf16, Compute::Int8, Some(Quantize::Q4_0))];
     // Each way to keep keys and values meets formats of every kind: the one does not see the other.
-    let ways = f32.chain(int8).chain(at_load).zip(KvDtype::ALL.into_iter().cycle());
+    let ways = f32.chain(int8).chain(at_load).zip(KvDtype::CPU.into_iter().cycle());
     for ((dtype, compute, quantize), kv_dtype) in ways {
         let (_folder, mut checkpoint) = checkpoint(dtype);
         let mut dtype = format!("{dtype} in {compute}, keys and values in {kv_dtype}");
@@ -84,7 +84,7 @@ fn a_step_larger_than_a_tile_is_the_same_step() {
 
 #[test]
 fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
-    for (dtype, kv_dtype) in [Dtype::Q4_1, Dtype::Bf16, Dtype::Q8_0].into_iter().zip(KvDtype::ALL) {
+    for (dtype, kv_dtype) in [Dtype::Q4_1, Dtype::Bf16, Dtype::Q8_0].into_iter().zip(KvDtype::CPU) {
         let (_folder, checkpoint) = checkpoint(dtype);
         let options = || Options { kv_dtype, ..options() };
         let first = prompt(97, 1);
@@ -106,7 +106,7 @@ fn a_prefix_that_another_sequence_computed_gives_the_same_bits() {
 fn blocks_that_left_the_window_are_used_again() {
     let (_folder, checkpoint) = checkpoint(Dtype::Q8_0);
     let long = prompt(200, 1);
-    for (window, kv_dtype) in [1, 16, 33, 64, 100].into_iter().zip(KvDtype::ALL.into_iter().cycle()) {
+    for (window, kv_dtype) in [1, 16, 33, 64, 100].into_iter().zip(KvDtype::CPU.into_iter().cycle()) {
         let options = Options { window: WindowChoice::Tokens(window), kv_dtype, ..options() };
         let alone = run(&mut solo(&checkpoint, &options), &steps(vec![sequence(0, &long, 200, 40)]));
         for chunk in [1, 31, 32, 50] {
