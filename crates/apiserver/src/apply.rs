@@ -223,3 +223,23 @@ pub(crate) fn common(fields: &Value, others: &Value) -> Value {
     }
     Value::Object(both)
 }
+
+/// The part of `fields` that `object` has.
+pub(crate) fn existing(fields: &Value, object: &Value) -> Value {
+    let mut all = Map::new();
+    for (name, inner) in fields.as_object().into_iter().flatten() {
+        let leaf = inner.as_object().is_none_or(Map::is_empty);
+        let there = if name == "." { Some(object) } else { part(object, name) };
+        match there {
+            Some(_) if leaf => drop(all.insert(name.clone(), inner.clone())),
+            Some(there) => {
+                let left = existing(inner, there);
+                if left.as_object().is_some_and(|left| !left.is_empty()) {
+                    all.insert(name.clone(), left);
+                }
+            }
+            None => {}
+        }
+    }
+    Value::Object(all)
+}

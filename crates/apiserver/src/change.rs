@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::apply;
+use crate::defaults;
 use crate::kinds::{self, Kind};
-use crate::schema;
 use crate::status::Failure;
 use crate::store::{Place, State};
 
@@ -72,6 +72,7 @@ impl State {
         if kind.status {
             object.as_object_mut().map(|object| object.remove("status"));
         }
+        self.fill(kind, None, &mut object);
         let fields = apply::fields_of(&object);
         self.born(kind, namespace, &name, &mut object);
         own(&mut object, &write.manager, "Update", kind, None, &fields);
@@ -98,6 +99,22 @@ impl State {
         if kind.kind == "Pod" {
             object["status"] = json!({ "phase": "Pending" });
         }
+    }
+
+    /// Adds what an object does not say; a Service gets an address, which it keeps.
+    fn fill(&mut self, kind: &Kind, before: Option<&Value>, object: &mut Value) {
+        defaults::fill(&kind.kind, object);
+        let Some(spec) = object.get_mut("spec").filter(|spec| kind.kind == "Service" && spec.is_object())
+        else {
+            return;
+        };
+        let kept = before.and_then(|before| before["spec"]["clusterIP"].as_str().map(str::to_owned));
+        if spec.get("clusterIP").is_none() {
+            let number = self.fresh();
+            spec["clusterIP"] =
+                kept.unwrap_or_else(|| format!("10.96.{}.{}", number / 256 % 256, number % 256)).into();
+        }
+        spec["clusterIPs"] = json!([spec["clusterIP"]]);
     }
 
     /// A new definition's kinds are there at once.
@@ -152,6 +169,7 @@ impl State {
         write: &Write,
     ) -> Result<Arc<Value>, Failure> {
         separate(kind, before, &mut after, write.status);
+        self.fill(kind, Some(before), &mut after);
         let fields = changed(&apply::fields_of(&after), before, &after);
         if fields.as_object().is_some_and(|fields| !fields.is_empty()) {
             disown_all(&mut after, &fields, |entry| {
@@ -161,6 +179,7 @@ impl State {
             apply::merge("", &mut mine, &fields);
             own(&mut after, &write.manager, "Update", kind, write.status.then_some("status"), &mine);
         }
+        disown_gone(&mut after);
         self.finish(kind, before, after)
     }
 
@@ -202,6 +221,7 @@ impl State {
         let others = others(&after, write);
         apply::remove(&mut after, &apply::without(&gone, &others));
         apply::merge("", &mut after, &applied);
+        self.fill(kind, before.as_deref(), &mut after);
         own(&mut after, &write.manager, "Apply", kind, write.status.then_some("status"), &fields);
         let Some(before) = before else {
             self.born(kind, namespace, name, &mut after);
@@ -291,7 +311,11 @@ impl State {
             after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
         }
         if let Some(schema) = &kind.schema {
-            schema::check(schema, after).map_err(|why| Failure::invalid(&kind.kind, name, &why))?;
+            schema.check(after).map_err(|why| Failure::invalid(&kind.kind, name, &why))?;
+        }
+        if let (Some(twice), "Service") = (twice(&after["spec"]["ports"]), &*kind.kind) {
+            let why = format!("spec.ports: Duplicate value: {twice:?}");
+            return Err(Failure::invalid(&kind.kind, name, &why));
         }
         if kind.kind == "StatefulSet"
             && let Some(before) = before
@@ -453,6 +477,22 @@ fn disown_all(object: &mut Value, fields: &Value, whose: impl Fn(&Value) -> bool
         entry["fieldsV1"] = apply::without(&entry["fieldsV1"], fields);
     }
     entries.retain(|entry| entry["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()));
+}
+
+/// A name that two ports have.
+fn twice(ports: &Value) -> Option<&str> {
+    let names = || ports.as_array().into_iter().flatten().filter_map(|port| port["name"].as_str());
+    names().find(|name| names().filter(|other| other == name).count() > 1)
+}
+
+/// Nobody owns what is not there any more.
+fn disown_gone(object: &mut Value) {
+    let Some(mut entries) = object["metadata"]["managedFields"].as_array().cloned() else { return };
+    for entry in &mut entries {
+        entry["fieldsV1"] = apply::existing(&entry["fieldsV1"], object);
+    }
+    entries.retain(|entry| entry["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()));
+    object["metadata"]["managedFields"] = entries.into();
 }
 
 /// The part of `fields` whose values in `after` are not those of `before`.

@@ -1,11 +1,10 @@
 //! What goes when its owner goes.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::store::{Place, State};
+use crate::store::{Place, State, owners};
 
 impl State {
     /// Removes an object, and whatever then has no owner left. The real one does the latter some time later.
@@ -31,36 +30,20 @@ impl State {
 
     /// Objects that `uid` owned, and that nobody owns who is still there.
     fn dependents(&self, uid: &str) -> Vec<(Place, Arc<Value>)> {
-        let owners = |object: &Value| -> BTreeSet<String> {
-            let references = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-            references.filter_map(|owner| owner["uid"].as_str().map(str::to_owned)).collect()
-        };
-        let owned: Vec<_> = self.objects.iter().filter(|(_, object)| owners(object).contains(uid)).collect();
-        if owned.is_empty() {
-            return Vec::new();
-        }
-        let there: BTreeSet<&str> =
-            self.objects.values().filter_map(|object| object["metadata"]["uid"].as_str()).collect();
-        let alone = owned
-            .into_iter()
-            .filter(|(_, object)| !owners(object).iter().any(|owner| there.contains(owner.as_str())));
-        alone.map(|(place, object)| (place.clone(), object.clone())).collect()
+        let mut dependents = self.owned_by(uid);
+        dependents.retain(|(_, object)| !owners(object).any(|owner| self.uids.contains(owner)));
+        dependents
+    }
+
+    fn owned_by(&self, uid: &str) -> Vec<(Place, Arc<Value>)> {
+        let places = self.owned.get(uid).into_iter().flatten();
+        places.filter_map(|place| Some((place.clone(), self.objects.get(place)?.clone()))).collect()
     }
 
     /// What an object owns is nobody's from now on.
     pub(crate) fn orphan(&mut self, owner: &Value) {
         let uid = &owner["metadata"]["uid"];
-        let of = |object: &Value| {
-            let references = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-            references.filter(|reference| reference["uid"] == *uid).count() > 0
-        };
-        let owned: Vec<(Place, Arc<Value>)> = self
-            .objects
-            .iter()
-            .filter(|(_, object)| of(object))
-            .map(|(place, object)| (place.clone(), object.clone()))
-            .collect();
-        for (place, object) in owned {
+        for (place, object) in self.owned_by(uid.as_str().unwrap_or_default()) {
             let mut orphan = (*object).clone();
             if let Some(references) = orphan["metadata"]["ownerReferences"].as_array_mut() {
                 references.retain(|reference| reference["uid"] != *uid);

@@ -1,9 +1,13 @@
 //! The kinds that there are: built in, or by a CustomResourceDefinition.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
+use crate::schema::Schema;
+
 /// One kind.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Kind {
     /// API group; empty for the first one.
     pub(crate) group: String,
@@ -15,7 +19,7 @@ pub(crate) struct Kind {
     pub(crate) status: bool,
     pub(crate) scale: Option<Scale>,
     /// `openAPIV3Schema` of a custom resource.
-    pub(crate) schema: Option<Value>,
+    pub(crate) schema: Option<Schema>,
 }
 
 /// Where the numbers of a scale subresource are, as paths of fields.
@@ -56,7 +60,7 @@ const BUILT_IN: [(&str, &str, &str, &str, bool, bool, bool); 11] = [
 ];
 
 /// The kinds that are always there.
-pub(crate) fn built_in() -> Vec<Kind> {
+pub(crate) fn built_in() -> Vec<Arc<Kind>> {
     let kind = |(group, version, plural, kind, namespaced, status, scales): (
         &str,
         &str,
@@ -79,11 +83,11 @@ pub(crate) fn built_in() -> Vec<Kind> {
         }),
         schema: None,
     };
-    BUILT_IN.map(kind).into()
+    BUILT_IN.map(kind).map(Arc::new).into()
 }
 
 /// The kinds that a CustomResourceDefinition makes, one a version that is served.
-pub(crate) fn defined(definition: &Value) -> Vec<Kind> {
+pub(crate) fn defined(definition: &Value) -> Vec<Arc<Kind>> {
     let spec = &definition["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let versions = spec["versions"].as_array().into_iter().flatten();
@@ -103,10 +107,10 @@ pub(crate) fn defined(definition: &Value) -> Vec<Kind> {
             namespaced: spec["scope"] == "Namespaced",
             status: subresources.get("status").is_some(),
             scale,
-            schema: version["schema"].get("openAPIV3Schema").cloned(),
+            schema: version["schema"].get("openAPIV3Schema").cloned().map(Schema::new),
         }
     });
-    kinds.collect()
+    kinds.map(Arc::new).collect()
 }
 
 /// The fields of a JSONPath such as `.spec.replicas`.

@@ -1,15 +1,16 @@
 //! As much of a Kubernetes API server as the operator's tests need, in memory: HTTP, resource versions and conflicts, server-side
 //! apply with owned fields, watches with bookmarks and an end of history, status and scale subresources, finalizers, owner
-//! references, evictions against budgets, and custom resources by their definitions.
+//! references, evictions against budgets, defaults of the kinds that the operator makes, and custom resources by their definitions.
 //!
 //! It is a test's other half and must not be what makes the test pass: `tests/facts.rs` holds its answers against what the API's
 //! documentation says, and the operator's suite runs against a real API server as well. What it does not do: authentication,
-//! admission, CEL rules, defaults of built-in kinds, JSON patches, strategic merges.
+//! admission, CEL rules, JSON patches, strategic merges.
 
 mod apply;
 mod change;
 mod collect;
 mod controllers;
+mod defaults;
 mod kinds;
 mod request;
 mod routes;

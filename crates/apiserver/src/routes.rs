@@ -65,13 +65,13 @@ async fn answer(
         _ => Err(Failure::bad("no such verb")),
     };
     match answered {
-        Ok((code, object)) => (code, Json(object)).into_response(),
+        Ok((code, object)) => (code, Json(&*object)).into_response(),
         Err(failure) => failure.into_response(),
     }
 }
 
 struct Request {
-    kind: Kind,
+    kind: Arc<Kind>,
     target: Target,
     query: Query,
     headers: HeaderMap,
@@ -79,10 +79,10 @@ struct Request {
     metadata_only: bool,
 }
 
-type Answer = Result<(StatusCode, Value), Failure>;
+type Answer = Result<(StatusCode, Arc<Value>), Failure>;
 
-fn ok(object: &Value) -> Answer {
-    Ok((StatusCode::OK, object.clone()))
+fn ok(object: impl Into<Arc<Value>>) -> Answer {
+    Ok((StatusCode::OK, object.into()))
 }
 
 impl Request {
@@ -120,23 +120,27 @@ impl Request {
     }
 
     fn get(&self, state: &State) -> Answer {
-        let show = |object: &Value| if self.metadata_only { metadata_of(object) } else { object.clone() };
+        let show = |object: &Arc<Value>| match self.metadata_only {
+            true => Arc::new(metadata_of(object)),
+            false => object.clone(),
+        };
         let Ok(name) = self.name() else { return self.list(state, show) };
         let object = state.get(&self.kind, self.namespace(), name)?;
         match self.target.subresource.as_deref() {
-            None | Some("status") => ok(&show(&object)),
-            Some("scale") => ok(&self.scale(&object)?),
+            None | Some("status") => ok(show(&object)),
+            Some("scale") => ok(self.scale(&object)?),
             Some(other) => Err(Failure::not_found("subresource", other)),
         }
     }
 
-    fn list(&self, state: &State, show: impl Fn(&Value) -> Value) -> Answer {
+    fn list(&self, state: &State, show: impl Fn(&Arc<Value>) -> Arc<Value>) -> Answer {
         let resource = format!("{}/{}", self.kind.group, self.kind.plural);
         let selector = self.query.selector();
-        let after = self.query.text("continue");
-        let key = |place: &(String, String, String)| format!("{}/{}", place.1, place.2);
-        let mut rest = state.of(&resource, self.target.namespace.as_deref()).filter(|(place, object)| {
-            selector.takes(object) && (after.is_empty() || key(place).as_str() > after)
+        let namespace = self.target.namespace.as_deref();
+        let after = self.query.text("continue").split_once('/');
+        let from = after.unwrap_or((namespace.unwrap_or_default(), ""));
+        let mut rest = state.of_from(&resource, namespace, from).filter(|(place, object)| {
+            after.is_none_or(|after| (place.1.as_str(), place.2.as_str()) > after) && selector.takes(object)
         });
         let limit = self.query.number("limit").filter(|limit| *limit > 0).unwrap_or(u64::MAX);
         let mut items = Vec::new();
@@ -144,7 +148,7 @@ impl Request {
         while (items.len() as u64) < limit
             && let Some((place, object)) = rest.next()
         {
-            last = key(place);
+            last = format!("{}/{}", place.1, place.2);
             items.push(show(object));
         }
         let more = if rest.next().is_some() { last } else { String::new() };
@@ -154,7 +158,8 @@ impl Request {
             false => (self.kind.api_version(), kind),
         };
         let metadata = json!({ "resourceVersion": version, "continue": more });
-        ok(&json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "items": items }))
+        let items: Vec<Value> = items.into_iter().map(Arc::unwrap_or_clone).collect();
+        ok(json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "items": items }))
     }
 
     fn post(&self, state: &mut State) -> Answer {
@@ -164,7 +169,7 @@ impl Request {
             Some(other) => Err(Failure::not_found("subresource", other)),
             None => {
                 let created = state.create(&self.kind, self.namespace(), self.json()?, &self.write())?;
-                Ok((StatusCode::CREATED, (*created).clone()))
+                Ok((StatusCode::CREATED, created))
             }
         }
     }
@@ -173,7 +178,7 @@ impl Request {
         if self.target.subresource.as_deref() == Some("scale") {
             return self.rescale(state);
         }
-        ok(&*state.replace(&self.kind, self.namespace(), self.name()?, self.json()?, &self.write())?)
+        ok(state.replace(&self.kind, self.namespace(), self.name()?, self.json()?, &self.write())?)
     }
 
     fn patch(&self, state: &mut State) -> Answer {
@@ -181,12 +186,12 @@ impl Request {
         match (self.media(), self.target.subresource.as_deref()) {
             ("application/merge-patch+json", Some("scale")) => self.rescale(state),
             ("application/merge-patch+json", _) => {
-                ok(&*state.merge(&self.kind, self.namespace(), name, &patch, &self.write())?)
+                ok(state.merge(&self.kind, self.namespace(), name, &patch, &self.write())?)
             }
             ("application/apply-patch+yaml", None | Some("status")) => {
                 let there = state.get(&self.kind, self.namespace(), name).is_ok();
                 let applied = state.apply(&self.kind, self.namespace(), name, &patch, &self.write())?;
-                Ok((if there { StatusCode::OK } else { StatusCode::CREATED }, (*applied).clone()))
+                Ok((if there { StatusCode::OK } else { StatusCode::CREATED }, applied))
             }
             (media, _) => Err(Failure::media(format!("{media} is not served here"))),
         }
@@ -202,7 +207,7 @@ impl Request {
             resource_version: text(&options["preconditions"]["resourceVersion"]),
             orphan: options["propagationPolicy"] == "Orphan",
         };
-        ok(&*state.delete(&self.kind, self.namespace(), self.name()?, &how)?)
+        ok(state.delete(&self.kind, self.namespace(), self.name()?, &how)?)
     }
 
     /// An object's scale.
@@ -232,7 +237,7 @@ impl Request {
         let mut patch = json!({});
         kinds::put(&mut patch, &scale.spec, wanted);
         let after = state.merge(&self.kind, self.namespace(), self.name()?, &patch, &self.write())?;
-        ok(&self.scale(&after)?)
+        ok(self.scale(&after)?)
     }
 
     /// A pod gets its node.
@@ -240,7 +245,10 @@ impl Request {
         let node = self.json()?["target"]["name"].clone();
         let patch = json!({ "spec": { "nodeName": node } });
         state.merge(&self.kind, self.namespace(), self.name()?, &patch, &self.write())?;
-        Ok((StatusCode::CREATED, json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" })))
+        Ok((
+            StatusCode::CREATED,
+            Arc::new(json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" })),
+        ))
     }
 
     /// A pod is asked to go, if its budgets let it.
@@ -258,7 +266,10 @@ impl Request {
             }
         }
         state.delete(&self.kind, self.namespace(), name, &Deletion::default())?;
-        Ok((StatusCode::CREATED, json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" })))
+        Ok((
+            StatusCode::CREATED,
+            Arc::new(json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" })),
+        ))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What there is, and what has happened to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -44,8 +44,12 @@ pub struct Counts {
 /// All that is there, under one lock.
 pub(crate) struct State {
     pub(crate) version: u64,
-    pub(crate) kinds: Vec<Kind>,
+    pub(crate) kinds: Vec<Arc<Kind>>,
     pub(crate) objects: BTreeMap<Place, Arc<Value>>,
+    /// Uids of all that is there.
+    pub(crate) uids: BTreeSet<String>,
+    /// What says that it is owned, by its owners' uids.
+    pub(crate) owned: BTreeMap<String, BTreeSet<Place>>,
     history: VecDeque<Change>,
     /// Changes up to this one are forgotten.
     forgotten: u64,
@@ -68,6 +72,8 @@ impl Store {
             version: 1,
             kinds: kinds::built_in(),
             objects: BTreeMap::new(),
+            uids: BTreeSet::new(),
+            owned: BTreeMap::new(),
             history: VecDeque::new(),
             forgotten: 0,
             names: 0,
@@ -133,15 +139,25 @@ impl State {
         resource: &'a str,
         namespace: Option<&'a str>,
     ) -> impl Iterator<Item = (&'a Place, &'a Arc<Value>)> {
-        let first = (resource.to_owned(), namespace.unwrap_or_default().to_owned(), String::new());
-        let range = self.objects.range(first..);
+        self.of_from(resource, namespace, (namespace.unwrap_or_default(), ""))
+    }
+
+    /// The same from a namespace and name on.
+    pub(crate) fn of_from<'a>(
+        &'a self,
+        resource: &'a str,
+        namespace: Option<&'a str>,
+        from: (&str, &str),
+    ) -> impl Iterator<Item = (&'a Place, &'a Arc<Value>)> {
+        let range = self.objects.range((resource.to_owned(), from.0.to_owned(), from.1.to_owned())..);
         range.take_while(move |((of, in_namespace, _), _)| {
             of == resource && namespace.is_none_or(|namespace| in_namespace == namespace)
         })
     }
 
-    pub(crate) fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Kind> {
-        let fits = |kind: &&Kind| kind.group == group && kind.version == version && kind.plural == plural;
+    pub(crate) fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
+        let fits =
+            |kind: &&Arc<Kind>| kind.group == group && kind.version == version && kind.plural == plural;
         self.kinds.iter().find(fits).cloned()
     }
 
@@ -149,6 +165,7 @@ impl State {
     pub(crate) fn commit(&mut self, place: &Place, after: Option<Value>) -> Arc<Value> {
         self.version += 1;
         let before = self.objects.get(place).cloned();
+        self.index(place, before.as_deref(), after.as_ref());
         let version = Value::from(self.version.to_string());
         let (shown, kept) = match after {
             Some(mut object) => {
@@ -174,6 +191,29 @@ impl State {
         shown
     }
 
+    /// Notes who is there, and who owns whom.
+    fn index(&mut self, place: &Place, before: Option<&Value>, after: Option<&Value>) {
+        if let Some(object) = before {
+            object["metadata"]["uid"].as_str().map(|uid| self.uids.remove(uid));
+            for owner in owners(object) {
+                if let Some(owned) = self.owned.get_mut(owner) {
+                    owned.remove(place);
+                }
+            }
+        }
+        if let Some(object) = after {
+            object["metadata"]["uid"].as_str().map(|uid| self.uids.insert(uid.to_owned()));
+            for owner in owners(object) {
+                self.owned.entry(owner.to_owned()).or_default().insert(place.clone());
+            }
+        }
+        for owner in before.into_iter().flat_map(owners) {
+            if self.owned.get(owner).is_some_and(BTreeSet::is_empty) {
+                self.owned.remove(owner);
+            }
+        }
+    }
+
     /// Changes after `version`.
     pub(crate) fn since(&self, version: u64) -> Result<impl Iterator<Item = &Change>, Failure> {
         if version < self.forgotten {
@@ -188,4 +228,10 @@ impl State {
         self.names += 1;
         self.names
     }
+}
+
+/// Uids of an object's owners.
+pub(crate) fn owners(object: &Value) -> impl Iterator<Item = &str> {
+    let references = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    references.filter_map(|owner| owner["uid"].as_str())
 }

@@ -12,14 +12,19 @@ use tokio::time::Instant;
 use crate::kinds::Kind;
 use crate::request::Query;
 use crate::selector::Selector;
+use crate::status::Failure;
 use crate::store::{Change, Store};
 
 /// A watch that is told nothing else ends after so long, in seconds.
 const TIMEOUT_S: u64 = 300;
 
+/// Between two bookmarks lies as much time at least. The real one takes about a minute.
+const BOOKMARKS_APART: Duration = Duration::from_secs(1);
+
 struct Watch {
     store: Arc<Store>,
-    kind: Kind,
+    kind: Arc<Kind>,
+    resource: String,
     namespace: Option<String>,
     selector: Selector,
     metadata_only: bool,
@@ -27,15 +32,20 @@ struct Watch {
     /// What has been told, up to this version.
     told: u64,
     /// Objects that were there when it began, if it wants them.
-    first: Vec<Value>,
+    first: Vec<Arc<Value>>,
     until: Instant,
+    /// No bookmark before.
+    bookmark_at: Instant,
     over: bool,
 }
+
+/// What a change is to a watch, with the object.
+type Event = (&'static str, Arc<Value>);
 
 /// The answer to a watch.
 pub(crate) fn watch(
     store: Arc<Store>,
-    kind: Kind,
+    kind: Arc<Kind>,
     namespace: Option<String>,
     query: &Query,
     metadata_only: bool,
@@ -48,14 +58,14 @@ pub(crate) fn watch(
         let here = state
             .of(&resource, namespace.as_deref())
             .filter(|(_, object)| asked.is_none() && selector.takes(object));
-        let first: Vec<Value> =
-            here.map(|(_, object)| json!({ "type": "ADDED", "object": **object })).collect();
+        let first = here.map(|(_, object)| object.clone()).collect();
         (first, asked.unwrap_or(state.version))
     };
     let seconds = query.number("timeoutSeconds").unwrap_or(TIMEOUT_S).min(TIMEOUT_S);
     let watch = Watch {
         store,
         kind,
+        resource,
         namespace,
         selector,
         metadata_only,
@@ -63,6 +73,7 @@ pub(crate) fn watch(
         told,
         first,
         until: Instant::now() + Duration::from_secs(seconds),
+        bookmark_at: Instant::now(),
         over: false,
     };
     Body::from_stream(unfold(watch, |mut watch| async move {
@@ -76,53 +87,56 @@ impl Watch {
     async fn next(&mut self) -> Option<String> {
         if !self.first.is_empty() {
             let first = std::mem::take(&mut self.first);
-            return Some(self.lines(first));
+            return Some(first.iter().map(|object| self.line("ADDED", object)).collect());
         }
         let mut versions = self.store.versions();
+        let mut behind = false;
         while !self.over {
-            let events = self.news();
-            if !events.is_empty() {
-                return Some(self.lines(events));
-            }
             let told = self.told;
-            if tokio::time::timeout_at(self.until, versions.wait_for(|version| *version > told))
-                .await
-                .is_err()
-            {
-                self.over = true;
+            let lines = match self.news() {
+                Err(gone) => {
+                    self.over = true;
+                    return Some(line("ERROR", &gone.status()));
+                }
+                Ok(events) => events.iter().map(|(kind, object)| self.line(kind, object)).collect::<String>(),
+            };
+            if !lines.is_empty() {
+                return Some(lines);
+            }
+            behind |= self.bookmarks && self.told > told;
+            if behind && Instant::now() >= self.bookmark_at {
+                self.bookmark_at = Instant::now() + BOOKMARKS_APART;
+                return Some(self.bookmark());
+            }
+            let (told, until) =
+                (self.told, if behind { self.bookmark_at.min(self.until) } else { self.until });
+            let news = versions.wait_for(|version| *version > told);
+            if tokio::time::timeout_at(until, news).await.is_err() {
+                self.over = Instant::now() >= self.until;
             }
         }
         None
     }
 
-    fn news(&mut self) -> Vec<Value> {
+    fn news(&mut self) -> Result<Vec<Event>, Failure> {
         let state = self.store.current();
-        let changes = match state.since(self.told) {
-            Ok(changes) => changes,
-            Err(gone) => {
-                self.over = true;
-                return vec![json!({ "type": "ERROR", "object": gone.status() })];
-            }
-        };
-        let mut events: Vec<Value> = changes.filter_map(|change| self.event(change)).collect();
-        let moved = state.version > self.told;
+        let events = state.since(self.told)?.filter_map(|change| self.event(change)).collect();
         self.told = state.version;
-        if events.is_empty() && moved && self.bookmarks {
-            let (version, kind) = (self.told.to_string(), &self.kind);
-            let object = json!({
-                "apiVersion": kind.api_version(),
-                "kind": kind.kind,
-                "metadata": { "resourceVersion": version },
-            });
-            events.push(json!({ "type": "BOOKMARK", "object": object }));
-        }
-        events
+        Ok(events)
+    }
+
+    fn bookmark(&self) -> String {
+        let (version, kind) = (self.told.to_string(), &self.kind);
+        let object = json!({
+            "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": { "resourceVersion": version },
+        });
+        self.line("BOOKMARK", &object)
     }
 
     /// What a change is to this watch: an object that does not fit any more is gone.
-    fn event(&self, Change { place: (resource, namespace, _), before, after, .. }: &Change) -> Option<Value> {
+    fn event(&self, Change { place: (resource, namespace, _), before, after, .. }: &Change) -> Option<Event> {
         let here = self.namespace.as_ref().is_none_or(|wanted| wanted == namespace);
-        if *resource != format!("{}/{}", self.kind.group, self.kind.plural) || !here {
+        if *resource != self.resource || !here {
             return None;
         }
         let takes =
@@ -133,18 +147,16 @@ impl Watch {
             (true, false) => ("DELETED", if after.is_some() { after } else { before }),
             (false, false) => return None,
         };
-        Some(json!({ "type": kind, "object": **object.as_ref()? }))
+        Some((kind, object.clone()?))
     }
 
-    fn lines(&self, events: Vec<Value>) -> String {
-        let shown = events.into_iter().map(|mut event| {
-            if self.metadata_only && event["type"] != "ERROR" {
-                event["object"] = metadata_of(&event["object"]);
-            }
-            event.to_string() + "\n"
-        });
-        shown.collect()
+    fn line(&self, kind: &str, object: &Value) -> String {
+        if self.metadata_only { line(kind, &metadata_of(object)) } else { line(kind, object) }
     }
+}
+
+fn line(kind: &str, object: &Value) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }
 
 /// An object as `PartialObjectMetadata`.

@@ -161,9 +161,65 @@ async fn items_of_lists_are_owned_by_their_keys() {
     ask(&server, Method::PATCH, &format!("{path}?fieldManager=two"), APPLY, two).await;
     let fewer = pod(json!([{ "name": "b", "image": "2", "args": ["x", "y"] }]));
     let (_, after) = ask(&server, Method::PATCH, &format!("{path}?fieldManager=one"), APPLY, fewer).await;
-    let containers =
-        json!([{ "name": "b", "image": "2", "args": ["x", "y"] }, { "name": "c", "image": "1" }]);
-    assert_eq!(after["spec"]["template"]["spec"]["containers"], containers);
+    let containers = after["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let said = containers.iter().map(|container| {
+        let said = container.as_object().unwrap().iter();
+        said.filter(|(field, _)| ["name", "image", "args"].contains(&field.as_str()))
+            .map(|(field, value)| (field.clone(), value.clone()))
+            .collect::<Value>()
+    });
+    let said: Vec<Value> = said.collect();
+    assert_eq!(
+        said,
+        [json!({ "name": "b", "image": "2", "args": ["x", "y"] }), json!({ "name": "c", "image": "1" })]
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_said_is_added_and_nobodys() {
+    let server = ApiServer::start().await.unwrap();
+    let path = "/apis/apps/v1/namespaces/n/statefulsets/s?fieldManager=one";
+    let pod = json!({ "containers": [{ "name": "a", "ports": [{ "containerPort": 1 }] }] });
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "spec": { "serviceName": "s", "template": { "spec": pod } },
+    });
+    let (_, made) = ask(&server, Method::PATCH, path, APPLY, set.clone()).await;
+    // StatefulSetSpec: "If unspecified, defaults to 1." PodSpec: "Default to Always." Container: "Defaults to File."
+    assert_eq!(made["spec"]["replicas"], 1);
+    let pod = &made["spec"]["template"]["spec"];
+    assert_eq!((&pod["restartPolicy"], &pod["dnsPolicy"]), (&json!("Always"), &json!("ClusterFirst")));
+    assert_eq!(pod["containers"][0]["terminationMessagePolicy"], "File");
+    assert_eq!(pod["containers"][0]["ports"][0]["protocol"], "TCP");
+    assert!(made["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"].get("f:replicas").is_none());
+    // Applied again, it is what it was.
+    let (_, again) = ask(&server, Method::PATCH, path, APPLY, set).await;
+    assert_eq!(again["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+
+    // A Service gets an address of its own, and keeps it.
+    let services = "/api/v1/namespaces/n/services";
+    let (_, service) = post(
+        &server,
+        services,
+        json!({ "metadata": { "name": "s" }, "spec": { "ports": [{ "port": 80 }] } }),
+    )
+    .await;
+    assert!(service["spec"]["clusterIP"].as_str().unwrap().starts_with("10."));
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], 80);
+    let bare = json!({ "metadata": { "name": "s" }, "spec": { "ports": [{ "port": 81 }] } });
+    let (_, put) = ask(&server, Method::PUT, &format!("{services}/s"), "application/json", bare).await;
+    assert_eq!(put["spec"]["clusterIP"], service["spec"]["clusterIP"]);
+    let twice = json!({ "spec": { "ports": [{ "name": "x", "port": 1 }, { "name": "x", "port": 2 }] } });
+    assert_eq!(ask(&server, Method::PATCH, &format!("{services}/s"), MERGE, twice).await.0, 422);
+}
+
+#[tokio::test]
+async fn what_somebody_removes_is_nobodys() {
+    let server = ApiServer::start().await.unwrap();
+    apply(&server, "a", "one", false, json!({ "data": { "a": "1", "b": "1" } })).await;
+    let path = format!("{MAPS}/a");
+    let (_, after) = ask(&server, Method::PATCH, &path, MERGE, json!({ "data": { "a": null } })).await;
+    assert_eq!(after["metadata"]["managedFields"][0]["fieldsV1"], json!({ "f:data": { "f:b": {} } }));
 }
 
 #[tokio::test]

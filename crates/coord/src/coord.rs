@@ -26,7 +26,7 @@ use crate::registration::Registration;
 pub struct Coord {
     pub(crate) etcd: Etcd,
     pub(crate) keys: Keys,
-    fleet: Arc<OnceLock<watch::Receiver<Fleet>>>,
+    pub(crate) fleet: Arc<OnceLock<watch::Receiver<Fleet>>>,
 }
 
 impl Coord {
@@ -173,7 +173,7 @@ impl Coord {
     /// # Errors
     /// When etcd cannot be reached.
     pub async fn fleet(&self) -> Result<Fleet, CoordError> {
-        Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?))
+        Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?.kvs))
     }
 
     /// The fleet as it becomes. The first change is the first listing; while etcd is away, the last view
@@ -185,7 +185,7 @@ impl Coord {
 
     pub(crate) async fn group(&self, group: &GroupId) -> Result<Seen, CoordError> {
         let listing = self.etcd.list(&self.keys.group(group)).await?;
-        let group = fleet_of(&self.keys, &listing).groups.remove(group).unwrap_or_default();
+        let group = fleet_of(&self.keys, &listing.kvs).groups.remove(group).unwrap_or_default();
         Ok(Seen { group, listing })
     }
 }

@@ -3,8 +3,9 @@
 
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use etcd_client::{EventType, KeyValue, WatchStream};
+use etcd_client::{Event, EventType, KeyValue, WatchStream};
 use galerne_types::Fleet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -16,23 +17,59 @@ use crate::keys::Keys;
 use crate::limits::{BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL};
 use crate::view::{Value, apply};
 
+/// What following a prefix shows.
+pub(crate) enum News<'a> {
+    /// All that is there.
+    Listing(&'a Listing),
+    /// What has happened since.
+    Events(&'a [Event]),
+}
+
 /// Follows the keys below `prefix` until the last receiver is dropped. The first change that a receiver sees
 /// is the first listing; while etcd is away, the last view stays.
 pub(crate) fn follow(etcd: Etcd, keys: Keys, prefix: String) -> watch::Receiver<Fleet> {
     let (sender, receiver) = watch::channel(Fleet::default());
     tokio::spawn(async move {
+        let mut listed = false;
+        let tell = |news: News<'_>| match news {
+            News::Listing(listing) => {
+                let first = !std::mem::replace(&mut listed, true);
+                replace(&sender, fleet_of(&keys, &listing.kvs), first);
+            }
+            News::Events(events) => take(&sender, &keys, events),
+        };
         tokio::select! {
-            () = follow_for_ever(&etcd, &keys, &prefix, &sender) => {}
+            () = follow_for_ever(&etcd, &prefix, RECONCILE_INTERVAL, tell) => {}
             () = sender.closed() => {}
         }
     });
     receiver
 }
 
+/// Puts `fleet` in the place of what was known: a listing that shows what is known is no change, unless it is the `first`.
+pub(crate) fn replace(known: &watch::Sender<Fleet>, fleet: Fleet, first: bool) {
+    known.send_if_modified(|known| {
+        let changed = first || *known != fleet;
+        *known = fleet;
+        changed
+    });
+}
+
+/// Applies what has happened to a fleet.
+pub(crate) fn take<'a>(
+    known: &watch::Sender<Fleet>,
+    keys: &Keys,
+    events: impl IntoIterator<Item = &'a Event>,
+) {
+    known.send_if_modified(|fleet| {
+        events.into_iter().fold(false, |changed, event| changed | happened(fleet, keys, event))
+    });
+}
+
 /// The fleet in a listing.
-pub(crate) fn fleet_of(keys: &Keys, listing: &Listing) -> Fleet {
+pub(crate) fn fleet_of<'a>(keys: &Keys, listing: impl IntoIterator<Item = &'a KeyValue>) -> Fleet {
     let mut fleet = Fleet::default();
-    for kv in &listing.kvs {
+    for kv in listing {
         let value = Value { bytes: kv.value(), mod_revision: kv.mod_revision() };
         apply(&mut fleet, keys, kv.key(), Some(value));
     }
@@ -46,11 +83,17 @@ enum Over {
     Broken(String),
 }
 
-async fn follow_for_ever(etcd: &Etcd, keys: &Keys, prefix: &str, sender: &watch::Sender<Fleet>) {
+/// Tells what is below `prefix`, and lists it afresh every so often (`reconcile`).
+pub(crate) async fn follow_for_ever(
+    etcd: &Etcd,
+    prefix: &str,
+    reconcile: Duration,
+    mut tell: impl FnMut(News<'_>),
+) {
     let mut backoff = Backoff::new();
     loop {
         let started = Instant::now();
-        match round(etcd, keys, prefix, sender).await {
+        match round(etcd, prefix, reconcile, &mut tell).await {
             Ok(Over::Reconcile) => {}
             Ok(Over::Compacted) => tracing::info!("etcd compacted events that the fleet watch had not seen"),
             Ok(Over::Broken(reason)) => tracing::warn!(reason, "the fleet watch broke; the last view stays"),
@@ -65,23 +108,29 @@ async fn follow_for_ever(etcd: &Etcd, keys: &Keys, prefix: &str, sender: &watch:
 
 async fn round(
     etcd: &Etcd,
-    keys: &Keys,
     prefix: &str,
-    sender: &watch::Sender<Fleet>,
+    reconcile: Duration,
+    tell: &mut impl FnMut(News<'_>),
 ) -> Result<Over, CoordError> {
     let listing = etcd.list(prefix).await?;
-    sender.send_replace(fleet_of(keys, &listing));
+    tell(News::Listing(&listing));
     let stream = etcd.watch(prefix, listing.revision + 1).await?;
     let seen = AtomicI64::new(listing.revision);
+    drop(listing);
+    let reconcile_at = Instant::now() + jitter(reconcile);
     tokio::select! {
-        over = read(keys, stream, &seen, sender) => Ok(over),
+        over = read(stream, reconcile_at, &seen, tell) => Ok(over),
         () = lagging(etcd, prefix, &seen) => Ok(Over::Broken("its member of etcd lags behind the others".into())),
     }
 }
 
-/// Reads events, and tells in `seen` up to which revision.
-async fn read(keys: &Keys, mut stream: WatchStream, seen: &AtomicI64, sender: &watch::Sender<Fleet>) -> Over {
-    let reconcile_at = Instant::now() + jitter(RECONCILE_INTERVAL);
+/// Tells events, and in `seen` up to which revision.
+async fn read(
+    mut stream: WatchStream,
+    reconcile_at: Instant,
+    seen: &AtomicI64,
+    tell: &mut impl FnMut(News<'_>),
+) -> Over {
     loop {
         let response = match timeout_at(reconcile_at, stream.message()).await {
             Err(_) => return Over::Reconcile,
@@ -97,9 +146,7 @@ async fn read(keys: &Keys, mut stream: WatchStream, seen: &AtomicI64, sender: &w
         }
         let told = response.events().iter().filter_map(|event| event.kv());
         seen.fetch_max(told.map(KeyValue::mod_revision).max().unwrap_or(0), Relaxed);
-        sender.send_if_modified(|fleet| {
-            response.events().iter().fold(false, |changed, event| changed | take(fleet, keys, event))
-        });
+        tell(News::Events(response.events()));
     }
 }
 
@@ -116,7 +163,7 @@ async fn lagging(etcd: &Etcd, prefix: &str, seen: &AtomicI64) {
     }
 }
 
-fn take(fleet: &mut Fleet, keys: &Keys, event: &etcd_client::Event) -> bool {
+fn happened(fleet: &mut Fleet, keys: &Keys, event: &Event) -> bool {
     let Some(kv) = event.kv() else { return false };
     let value = match event.event_type() {
         EventType::Put => Some(Value { bytes: kv.value(), mod_revision: kv.mod_revision() }),

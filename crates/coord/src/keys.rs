@@ -6,6 +6,14 @@ use galerne_types::{GroupId, RankId};
 
 use crate::error::CoordError;
 
+/// Prefix of all keys of all clusters.
+pub(crate) const ROOT: &str = "/galerne/";
+
+/// The cluster that a key is of.
+pub(crate) fn cluster_of(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key).ok()?.strip_prefix(ROOT)?.split_once('/').map(|(cluster, _)| cluster)
+}
+
 /// The keys of one cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
@@ -30,7 +38,7 @@ pub(crate) enum Place {
 impl Keys {
     pub(crate) fn new(cluster: &str) -> Result<Self, CoordError> {
         check_name("cluster", cluster)?;
-        Ok(Self { groups: format!("/galerne/{cluster}/groups/").into() })
+        Ok(Self { groups: format!("{ROOT}{cluster}/groups/").into() })
     }
 
     /// Prefix of all keys of the cluster.
@@ -115,6 +123,8 @@ mod tests {
             assert_eq!(keys.place(key.as_bytes()), place, "{key}");
         }
         assert_eq!(keys.place(b"/galerne/demo/groups/\xff/epoch"), None);
+        assert_eq!(cluster_of(keys.epoch(&group).as_bytes()), Some("demo"));
+        assert_eq!(cluster_of(b"/galerne/demo"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod access;
 mod backoff;
+mod clusters;
 mod coord;
 pub mod embedded;
 mod error;
@@ -28,6 +29,7 @@ mod simulation;
 mod view;
 
 pub use access::{EtcdAccess, EtcdLogin, EtcdTls};
+pub use clusters::Clusters;
 pub use coord::Coord;
 pub use error::CoordError;
 pub use formation::{Ended, Formation, Need, formation, need};

@@ -34,6 +34,8 @@ pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 pub const LAG_INTERVAL: Duration = Duration::from_secs(2);
 /// A watch may be behind for so long.
 pub const LAG_MAX: Duration = Duration::from_millis(500);
+/// The fleets of all clusters of an etcd are listed afresh at least so often: that is long.
+pub const CLUSTERS_RECONCILE_INTERVAL: Duration = Duration::from_secs(300);
 /// Pings on an idle connection to etcd. etcd closes connections that ping more often than every 5 s.
 pub const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// A connection whose ping is not answered for so long is dead.

@@ -15,8 +15,10 @@ use kube::{Api, Client, Config};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// Nothing is written for so long: the operator has settled.
+/// Nothing is written and little is done for so long: the operator has settled.
 const QUIET: Duration = Duration::from_secs(4);
+/// Little, as a share of a core.
+const LITTLE: f64 = 0.05;
 /// So long it is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
 /// Clock ticks of a second in /proc.
@@ -123,13 +125,14 @@ async fn until(is: impl Fn() -> bool) {
     }
 }
 
-/// Until nothing has been written for a while, and the operator has been busy before.
+/// Until the operator has written nothing and done little for a while.
 async fn settle(server: &ApiServer, operator: &Operator, what: &str) {
     let (mut seen, mut since) = ((server.store.counts(), operator.cpu_s()), Instant::now());
     while since.elapsed() < QUIET {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = (server.store.counts(), operator.cpu_s());
-        if now.0 != seen.0 || now.1 - seen.1 > 0.02 {
+        // A tick of the clock is no work.
+        if now.0 != seen.0 || now.1 - seen.1 > LITTLE * since.elapsed().as_secs_f64() + 2.0 / TICKS {
             (seen, since) = (now, Instant::now());
         }
     }

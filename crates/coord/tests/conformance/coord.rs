@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{Client, PutOptions};
-use galerne_coord::{Coord, CoordError, Ended, Registration};
+use galerne_coord::{Clusters, Coord, CoordError, Ended, EtcdAccess, Registration};
 use galerne_types::{
     Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, Loss, LossKind, ModelCard, RankId, RankRecord,
     RankState, Shards,
@@ -54,6 +54,31 @@ pub(crate) async fn a_group_is_held_before_it_is_there(server: Rc<Server>) {
     coord.drained(&group_id()).await.unwrap();
     fleet.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
     assert!(matches!(coord.hold(&GroupId("a/b".into()), None).await, Err(CoordError::Name { .. })));
+}
+
+pub(crate) async fn one_watch_shows_the_fleets_of_all_clusters(server: Rc<Server>) {
+    let hold = async |cluster: &Coord, why| cluster.hold(&group_id(), why).await.unwrap();
+    let [first, second] = [server.coord_of("many-1").await, server.coord_of("many-2").await];
+    hold(&first, Some("on trial")).await;
+    let endpoints = [server.endpoint.clone()];
+    let access = EtcdAccess::default();
+    let clusters = Clusters::connect_as(&access, &endpoints, Duration::from_secs(5)).await.unwrap();
+    let [mut known, mut later] =
+        ["many-1", "many-2"].map(|name| clusters.cluster(name).unwrap().watch_fleet());
+    seen(&mut known, |group| group.hold.is_some()).await;
+    later.changed().await.unwrap(); // the first listing, which shows nothing
+    assert_eq!(*later.borrow_and_update(), Fleet::default());
+    known.mark_unchanged();
+    hold(&second, Some("on trial")).await;
+    seen(&mut later, |group| group.hold.is_some()).await;
+    assert!(!known.has_changed().unwrap(), "that was another cluster");
+    let mut asked_for_late = clusters.cluster("many-3").unwrap().watch_fleet();
+    asked_for_late.changed().await.unwrap();
+    hold(&second, None).await;
+    later.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
+    assert!(clusters.cluster("a/b").is_err());
+    drop(clusters);
+    while known.changed().await.is_ok() {}
 }
 
 pub(crate) async fn a_rank_that_falls_silent_is_gone(server: Rc<Server>) {

@@ -1,10 +1,10 @@
-//! Each cluster's fleet, as etcd shows it: one connection a cluster, for as long as the cluster is there.
+//! Each cluster's fleet, as etcd shows it. Clusters with the same etcd share a connection and a watch.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use galerne_coord::{Coord, EtcdAccess};
+use galerne_coord::{Clusters, Coord, EtcdAccess};
 use galerne_types::Fleet;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -22,16 +22,46 @@ pub(crate) struct Fleets {
     access: EtcdAccess,
     /// Hears of clusters whose fleets have changed.
     changed: Bell,
-    open: Mutex<BTreeMap<Key, Open>>,
+    open: Mutex<Open>,
 }
 
 /// Where a cluster's fleet is: endpoints, and its name there.
 pub(crate) type Place = (Vec<String>, String);
 
+#[derive(Default)]
 struct Open {
+    clusters: BTreeMap<Key, Followed>,
+    /// By their endpoints; as many as clusters need.
+    etcds: BTreeMap<Vec<String>, Etcd>,
+}
+
+struct Followed {
     place: Place,
-    view: watch::Receiver<Option<View>>,
+    view: watch::Receiver<Reach>,
     follower: AbortHandle,
+}
+
+struct Etcd {
+    clusters: watch::Receiver<Reached>,
+    connector: AbortHandle,
+}
+
+/// What has come of reaching for an etcd.
+enum Reached {
+    Asked,
+    Away,
+    There(Clusters),
+}
+
+/// What is known of a cluster's fleet.
+#[derive(Clone)]
+pub(crate) enum Reach {
+    /// etcd has just been asked: the bell rings when there is more to tell.
+    Asked,
+    /// etcd did not answer, and is asked again.
+    Away,
+    /// This.
+    Shown(View),
 }
 
 /// A cluster's etcd, and what it shows.
@@ -41,55 +71,105 @@ pub(crate) struct View {
     pub(crate) fleet: watch::Receiver<Fleet>,
 }
 
+impl Reach {
+    pub(crate) fn view(&self) -> Option<&View> {
+        if let Self::Shown(view) = self { Some(view) } else { None }
+    }
+}
+
 impl Fleets {
     pub(crate) fn new(access: EtcdAccess, changed: Bell) -> Arc<Self> {
         Arc::new(Self { access, changed, open: Mutex::default() })
     }
 
-    /// The cluster's fleet, if etcd has shown it already. The first question begins to follow it.
-    pub(crate) fn view(&self, cluster: &Key, place: &Place) -> Option<View> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = open.get(cluster).filter(|known| known.place == *place) {
+    /// The cluster's fleet, as far as etcd has shown it already. The first question begins to follow it.
+    pub(crate) fn reach(&self, cluster: &Key, place: &Place) -> Reach {
+        let mut open = self.open();
+        if let Some(known) = open.clusters.get(cluster).filter(|known| known.place == *place) {
             return known.view.borrow().clone();
         }
-        let (sender, view) = watch::channel(None);
+        open.close(cluster);
+        let etcd = open.etcds.entry(place.0.clone()).or_insert_with(|| {
+            let (sender, clusters) = watch::channel(Reached::Asked);
+            let connector = tokio::spawn(connect(self.access.clone(), place.0.clone(), sender));
+            Etcd { clusters, connector: connector.abort_handle() }
+        });
+        let (sender, view) = watch::channel(Reach::Asked);
         let follower =
-            follow(self.access.clone(), place.clone(), cluster.clone(), sender, self.changed.clone());
+            follow(etcd.clusters.clone(), place.1.clone(), cluster.clone(), sender, self.changed.clone());
         let follower = tokio::spawn(follower).abort_handle();
-        if let Some(before) = open.insert(cluster.clone(), Open { place: place.clone(), view, follower }) {
-            before.follower.abort();
-        }
-        None
+        open.clusters.insert(cluster.clone(), Followed { place: place.clone(), view, follower });
+        Reach::Asked
     }
 
     /// The cluster is gone.
     pub(crate) fn close(&self, cluster: &Key) {
-        let closed = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
-        if let Some(closed) = closed {
-            closed.follower.abort();
+        self.open().close(cluster);
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn close(&mut self, cluster: &Key) {
+        let Some(Followed { place: (endpoints, _), follower, .. }) = self.clusters.remove(cluster) else {
+            return;
+        };
+        follower.abort();
+        if !self.clusters.values().any(|other| other.place.0 == endpoints)
+            && let Some(Etcd { connector, .. }) = self.etcds.remove(&endpoints)
+        {
+            connector.abort();
         }
     }
 }
 
-/// Reaches etcd, sooner or later, and then tells of every change.
+/// Reaches an etcd, sooner or later.
+async fn connect(access: EtcdAccess, endpoints: Vec<String>, reached: watch::Sender<Reached>) {
+    loop {
+        match Clusters::connect_as(&access, &endpoints, CONNECT_TIMEOUT).await {
+            Ok(clusters) => break drop(reached.send_replace(Reached::There(clusters))),
+            Err(error) => tracing::warn!(%error, "an etcd of clusters cannot be reached"),
+        }
+        reached.send_replace(Reached::Away);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits for etcd, and then tells of every change.
 async fn follow(
-    access: EtcdAccess,
-    (endpoints, name): Place,
+    mut etcd: watch::Receiver<Reached>,
+    name: String,
     cluster: Key,
-    view: watch::Sender<Option<View>>,
+    view: watch::Sender<Reach>,
     changed: Bell,
 ) {
     let coord = loop {
-        match Coord::connect_as(&access, &endpoints, &name, CONNECT_TIMEOUT).await {
-            Ok(coord) => break coord,
-            Err(error) => tracing::warn!(cluster = name, %error, "a cluster's etcd cannot be reached"),
+        let found = match &*etcd.borrow_and_update() {
+            Reached::There(clusters) => Some(clusters.cluster(&name)),
+            Reached::Asked => None,
+            Reached::Away => {
+                if matches!(view.send_replace(Reach::Away), Reach::Asked) {
+                    changed.ring(cluster.clone());
+                }
+                None
+            }
+        };
+        match found {
+            Some(Ok(coord)) => break coord,
+            Some(Err(error)) => {
+                return tracing::warn!(cluster = name, %error, "a cluster has no place in etcd");
+            }
+            // Who reaches it lives as long as this does.
+            None => drop(etcd.changed().await),
         }
-        tokio::time::sleep(PAUSE).await;
     };
     let mut fleet = coord.watch_fleet();
     while fleet.changed().await.is_ok() {
-        if view.borrow().is_none() {
-            view.send_replace(Some(View { coord: coord.clone(), fleet: fleet.clone() }));
+        if view.borrow().view().is_none() {
+            view.send_replace(Reach::Shown(View { coord: coord.clone(), fleet: fleet.clone() }));
         }
         fleet.mark_unchanged();
         changed.ring(cluster.clone());

@@ -48,7 +48,9 @@ impl Hands {
 
     async fn apply(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
         match manifest.kind {
-            Kind::StatefulSet => self.apply_as(cluster, manifest, Made::of_set).await,
+            Kind::StatefulSet => {
+                self.apply_as(cluster, manifest, |set: &StatefulSet| Made::of(&set.metadata)).await
+            }
             Kind::Deployment => self.apply_as(cluster, manifest, Made::of_deployment).await,
             Kind::Service => {
                 self.apply_as(cluster, manifest, |service: &Service| Made::of(&service.metadata)).await
@@ -201,7 +203,7 @@ impl Hands {
             Err(error) => Err(PassError::writes("retire", "StatefulSet", name)(error)),
             Ok(set) => {
                 self.metrics.wrote("patch", "StatefulSet");
-                self.shown.sets.put(cluster, &set.metadata, Made::of_set(&set));
+                self.shown.sets.put(cluster, &set.metadata, Made::of(&set.metadata));
                 Ok(())
             }
         }

@@ -11,7 +11,7 @@ use kube::{Resource, ResourceExt};
 
 use super::bell::Bell;
 use super::error::PassError;
-use super::fleets::{Fleets, View};
+use super::fleets::{Fleets, Reach, View};
 use super::hands::{At, Hands};
 use super::index::Key;
 use super::metrics::Metrics;
@@ -79,7 +79,8 @@ impl Context {
             (_, true) => {}
         }
         let site = Site { cluster, image: &self.image };
-        let view = self.fleets.view(&key, &(site.etcd_endpoints(), site.in_etcd()));
+        let reach = self.fleets.reach(&key, &(site.etcd_endpoints(), site.in_etcd()));
+        let view = reach.view();
         let now = Timestamp::now().as_second();
         let last = self.last(&key, cluster);
         let mut asked = match validate(&cluster.spec, site.revision(), None) {
@@ -91,20 +92,23 @@ impl Context {
             }
             Err(_) => Asked::nothing(),
         };
-        let (mut seen, look_at) = self.see(&key, &asked, view.as_ref(), now);
+        let (mut seen, look_at) = self.see(&key, &asked, view, now);
         if ending {
             asked.wanted = 0;
             seen.fleet_known = true; // if etcd has not been reached nobody can be asked to drain, and it ends all the same
         }
         let planned = plan(&asked, &seen, &last);
         self.metrics.saw(&key, &asked, &seen);
-        let done = self.act(&key, &site, &asked, &planned, view.as_ref(), ending).await;
+        let done = self.act(&key, &site, &asked, &planned, view, ending).await;
         let about = About {
             generation: cluster.metadata.generation,
             model: &cluster.spec.model.name,
             selector: site.group_selector(),
         };
-        self.tell(&key, cluster, &last, status(&asked, &seen, &planned, about, &last)).await?;
+        // That etcd has not answered yet is nothing to tell: it is asked this very moment.
+        if !matches!(reach, Reach::Asked) || ending {
+            self.tell(&key, cluster, &last, status(&asked, &seen, &planned, about, &last)).await?;
+        }
         done?;
         if ending && seen.groups.values().all(|group| !group.occupies()) && planned.is_silent() {
             self.hands.finalize(cluster, false).await?;

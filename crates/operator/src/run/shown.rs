@@ -1,6 +1,6 @@
 //! What is kept of the objects that the watches show.
 
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -20,7 +20,7 @@ pub(crate) struct Made {
     pub(crate) created: i64,
     pub(crate) retired: Option<Retired>,
     pub(crate) deleting: bool,
-    /// Pods that are ready.
+    /// A Deployment's pods that are ready.
     pub(crate) ready: u32,
 }
 
@@ -68,11 +68,6 @@ impl Made {
             deleting: meta.deletion_timestamp.is_some(),
             ready: 0,
         }
-    }
-
-    pub(crate) fn of_set(set: &StatefulSet) -> Self {
-        let ready = set.status.as_ref().and_then(|status| status.ready_replicas);
-        Self { ready: ready.unwrap_or(0).unsigned_abs(), ..Self::of(&set.metadata) }
     }
 
     pub(crate) fn of_deployment(deployment: &Deployment) -> Self {

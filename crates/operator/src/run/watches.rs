@@ -34,8 +34,8 @@ pub(crate) fn start(
     let mut all = JoinSet::new();
     let made = |meta: &kube::core::ObjectMeta, made: Made| Some((shown::cluster_of(meta)?, made));
 
-    let (sets, to) = (api::<StatefulSet>(client, namespace), shown.clone());
-    let read = move |set: &StatefulSet| made(&set.metadata, Made::of_set(set));
+    let (sets, to) = (api::<PartialObjectMeta<StatefulSet>>(client, namespace), shown.clone());
+    let read = move |set: &PartialObjectMeta<StatefulSet>| made(&set.metadata, Made::of(&set.metadata));
     all.spawn(follow(watch(sets, ours.clone()), to, bell.clone(), |shown| &shown.sets, read));
 
     let (deployments, to) = (api::<Deployment>(client, namespace), shown.clone());

@@ -1,0 +1,119 @@
+//! All clusters of one etcd, over one connection and by one watch: who looks after a thousand must not poll a thousand times.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Event, KeyValue};
+use galerne_types::Fleet;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::access::EtcdAccess;
+use crate::coord::Coord;
+use crate::error::CoordError;
+use crate::etcd::{Etcd, Listing};
+use crate::fleet::{News, fleet_of, follow_for_ever, replace, take};
+use crate::keys::{Keys, ROOT, cluster_of};
+use crate::limits::CLUSTERS_RECONCILE_INTERVAL;
+
+/// The clusters of one etcd. Clones share the connection and the watch, which end with the last of them.
+#[derive(Clone)]
+pub struct Clusters {
+    etcd: Etcd,
+    known: Arc<Mutex<Known>>,
+    _follower: Arc<Follower>,
+}
+
+/// The fleets of the clusters that were asked for, or that etcd holds.
+#[derive(Default)]
+struct Known {
+    /// Whether everything has been listed.
+    listed: bool,
+    fleets: BTreeMap<String, watch::Sender<Fleet>>,
+}
+
+struct Follower(AbortHandle);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Clusters {
+    /// Connects as [`Coord::connect_as`] does, to read below `/galerne/`, and begins to follow what is there.
+    ///
+    /// # Errors
+    /// One sentence that names the endpoints, or the file that is wrong.
+    pub async fn connect_as(
+        access: &EtcdAccess,
+        endpoints: &[String],
+        timeout: Duration,
+    ) -> Result<Self, CoordError> {
+        let etcd = Etcd::connect(endpoints, access, ROOT, timeout).await?;
+        let known = Arc::<Mutex<Known>>::default();
+        let (followed, told) = (etcd.clone(), known.clone());
+        let follower = tokio::spawn(async move {
+            let tell = |news: News<'_>| match news {
+                News::Listing(listing) => lock(&told).list(listing),
+                News::Events(events) => lock(&told).take(events),
+            };
+            follow_for_ever(&followed, ROOT, CLUSTERS_RECONCILE_INTERVAL, tell).await;
+        });
+        Ok(Self { etcd, known, _follower: Arc::new(Follower(follower.abort_handle())) })
+    }
+
+    /// One of them, whether etcd holds something of it or not. Its [fleet](Coord::watch_fleet) goes on as long as this does.
+    ///
+    /// # Errors
+    /// When the name cannot be part of a key.
+    pub fn cluster(&self, name: &str) -> Result<Coord, CoordError> {
+        let keys = Keys::new(name)?;
+        let mut known = lock(&self.known);
+        let mut fleet = known.fleets.entry(name.to_owned()).or_default().subscribe();
+        if known.listed {
+            fleet.mark_changed();
+        }
+        Ok(Coord { etcd: self.etcd.clone(), keys, fleet: Arc::new(OnceLock::from(fleet)) })
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    fn list(&mut self, listing: &Listing) {
+        let mut records: BTreeMap<&str, Vec<&KeyValue>> = BTreeMap::new();
+        for kv in &listing.kvs {
+            records.entry(cluster_of(kv.key()).unwrap_or_default()).or_default().push(kv);
+        }
+        let first = !std::mem::replace(&mut self.listed, true);
+        for name in records.keys().filter(|name| Keys::new(name).is_ok()) {
+            self.fleets.entry((*name).to_owned()).or_default();
+        }
+        for (name, fleet) in &self.fleets {
+            let Ok(keys) = Keys::new(name) else { continue };
+            replace(fleet, fleet_of(&keys, records.remove(name.as_str()).into_iter().flatten()), first);
+        }
+        self.forget();
+    }
+
+    fn take(&mut self, events: &[Event]) {
+        let mut news: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+        for event in events {
+            let cluster = event.kv().and_then(|kv| cluster_of(kv.key()));
+            news.entry(cluster.unwrap_or_default()).or_default().push(event);
+        }
+        for (name, events) in news {
+            let Ok(keys) = Keys::new(name) else { continue };
+            take(self.fleets.entry(name.to_owned()).or_default(), &keys, events);
+        }
+    }
+
+    /// Lets go of clusters of which there is nothing, and which nobody looks at.
+    fn forget(&mut self) {
+        self.fleets.retain(|_, fleet| fleet.receiver_count() > 0 || *fleet.borrow() != Fleet::default());
+    }
+}
