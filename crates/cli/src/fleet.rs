@@ -93,15 +93,20 @@ pub(crate) fn table(fleet: &FleetResponse) -> String {
             rows.push([a, b, c, rest(), rest(), rest(), rest(), rest(), rest(), rest()]);
         }
     }
+    let past = fleet.groups.iter().flat_map(history);
+    lines(&rows).into_iter().chain(past).collect::<Vec<_>>().join("\n")
+}
+
+/// Rows as lines whose columns stand below each other.
+pub(crate) fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &[String; 10]| {
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let line = |row: &[String; COLUMNS]| {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         cells.join("  ").trim_end().to_owned()
     };
-    let past = fleet.groups.iter().flat_map(history);
-    rows.iter().map(line).chain(past).collect::<Vec<_>>().join("\n")
+    rows.iter().map(line).collect()
 }
 
 /// The last epochs of a group that are over, the latest first.

@@ -7,6 +7,7 @@ mod config;
 mod drain;
 mod fleet;
 mod key;
+mod kube;
 mod limits;
 mod load;
 mod model;

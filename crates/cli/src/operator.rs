@@ -45,11 +45,9 @@ impl OperatorCommand {
             print!("{}", galerne_operator::api::crd_yaml());
             return Ok(());
         }
-        let config = kube::Config::infer().await.map_err(|error| {
-            anyhow::anyhow!("no Kubernetes cluster is named: run in one, or set KUBECONFIG: {error}")
-        })?;
+        let config = crate::kube::config().await?;
         let here = config.default_namespace.clone();
-        let client = kube::Client::try_from(config)?;
+        let client = ::kube::Client::try_from(config)?;
         let admin = match self.admin.as_str() {
             crate::router::NO_ADMIN => None,
             address => Some(args::listen(address, "--admin").await?),

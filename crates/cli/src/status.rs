@@ -1,21 +1,30 @@
-//! `galerne status`: the fleet as a router sees it.
+//! `galerne status`: the fleet as a router sees it, or clusters as Kubernetes does.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use galerne_operator::api::GalerneCluster;
 use galerne_wire::v1::{FleetRequest, FleetResponse, PastEpoch};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{self, Client, ClientArgs};
-use crate::fleet;
+use crate::{fleet, kube};
 
 /// Shows groups and ranks: state, epoch, process, shards, memory.
+///
+/// With --kube: GalerneClusters and their groups, and what is amiss.
 #[derive(Args)]
 pub(crate) struct Status {
     #[command(flatten)]
     router: ClientArgs,
+    /// Show the GalerneClusters of the Kubernetes cluster that KUBECONFIG names, or that this runs in, in place of a router's fleet.
+    #[arg(long)]
+    kube: bool,
+    /// With --kube: those of one namespace, in place of all.
+    #[arg(long, value_name = "NAMESPACE", requires = "kube")]
+    namespace: Option<String>,
     /// Show it again and again, every so many seconds (2 by default), until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
@@ -24,21 +33,39 @@ pub(crate) struct Status {
     json: bool,
 }
 
+/// What was seen.
+enum Seen {
+    Fleet(FleetResponse),
+    Clusters(Vec<GalerneCluster>),
+}
+
+impl Seen {
+    fn table(&self) -> String {
+        match self {
+            Self::Fleet(fleet) => fleet::table(fleet),
+            Self::Clusters(clusters) => kube::table(clusters),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Fleet(fleet) => as_json(fleet),
+            Self::Clusters(clusters) => kube::as_json(clusters),
+        }
+    }
+}
+
 impl Status {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let Some(period) = self.watch.map(Duration::from_secs) else {
-            let fleet = ask(&self.router).await?;
-            let shown = if self.json {
-                serde_json::to_string_pretty(&as_json(&fleet))?
-            } else {
-                fleet::table(&fleet)
-            };
+            let seen = self.look().await?;
+            let shown = if self.json { serde_json::to_string_pretty(&seen.json())? } else { seen.table() };
             println!("{shown}");
             return Ok(());
         };
         let mut interrupts = signal(SignalKind::interrupt())?; // one for all looks: it remembers
         loop {
-            self.show(ask(&self.router).await)?;
+            self.show(self.look().await)?;
             tokio::select! {
                 () = tokio::time::sleep(period) => {}
                 _ = interrupts.recv() => return Ok(()),
@@ -46,12 +73,20 @@ impl Status {
         }
     }
 
-    /// One look of several; a router that is away for a while is looked for again.
-    fn show(&self, fleet: anyhow::Result<FleetResponse>) -> anyhow::Result<()> {
+    async fn look(&self) -> anyhow::Result<Seen> {
+        if !self.kube {
+            return Ok(Seen::Fleet(fleet_of(&mut self.router.connect().await?).await?));
+        }
+        let client = ::kube::Client::try_from(kube::config().await?)?;
+        Ok(Seen::Clusters(kube::clusters(client, self.namespace.as_deref()).await?))
+    }
+
+    /// One look of several; what is away for a while is looked for again.
+    fn show(&self, seen: anyhow::Result<Seen>) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        let shown = match (fleet, self.json) {
-            (Ok(fleet), true) => as_json(&fleet).to_string(),
-            (Ok(fleet), false) => fleet::table(&fleet),
+        let shown = match (seen, self.json) {
+            (Ok(seen), true) => seen.json().to_string(),
+            (Ok(seen), false) => seen.table(),
             (Err(error), true) => json!({ "error": error.to_string() }).to_string(),
             (Err(error), false) => format!("error: {error}"),
         };
@@ -66,10 +101,6 @@ impl Status {
 /// The fleet's table, as a router tells it.
 pub(crate) async fn table(client: &mut Client) -> anyhow::Result<String> {
     Ok(fleet::table(&fleet_of(client).await?))
-}
-
-async fn ask(router: &ClientArgs) -> anyhow::Result<FleetResponse> {
-    fleet_of(&mut router.connect().await?).await
 }
 
 async fn fleet_of(client: &mut Client) -> anyhow::Result<FleetResponse> {
