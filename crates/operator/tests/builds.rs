@@ -51,6 +51,9 @@ fn a_group_over_two_hosts_is_two_pods_that_nobody_evicts() {
         assert!(args.contains(&wanted), "{wanted} is not in {args:?}");
     }
     assert_eq!(worker["resources"]["limits"]["nvidia.com/gpu"], "5", "spares have devices, too");
+    let shared = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "shared-memory");
+    assert_eq!(shared.unwrap()["emptyDir"]["medium"], "Memory", "NCCL's buffers between the GPUs of a host");
+    assert!(worker["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"] == "/dev/shm"));
     let apart = &pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
     assert_eq!(apart["topologyKey"], "kubernetes.io/hostname");
 }

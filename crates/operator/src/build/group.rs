@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, PodAffinity, PodAffinityTerm, PodAntiAffinity, PodSpec, PodTemplateSpec,
-    ResourceRequirements, WeightedPodAffinityTerm,
+    Affinity, Container, EmptyDirVolumeSource, PodAffinity, PodAffinityTerm, PodAntiAffinity, PodSpec,
+    PodTemplateSpec, ResourceRequirements, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -19,6 +19,10 @@ use crate::names;
 
 /// Seconds that a pod may take to end: its group was drained before, or is lost.
 const END_S: i64 = 15;
+/// Where ranks on GPUs of one host meet.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// As much of it as a pod may have: far more than NCCL's buffers for 16 ranks. Without a volume it has 64 MB.
+const SHARED_MEMORY_MAX: &str = "1Gi";
 /// A node name is what tells one host from another.
 const HOST_KEY: &str = "kubernetes.io/hostname";
 
@@ -99,7 +103,7 @@ impl Site<'_> {
             spec: Some(PodSpec {
                 init_containers: self.fetch_container().map(|fetch| vec![fetch]),
                 containers: vec![self.worker(number)],
-                volumes: Some(vec![self.models_volume()]),
+                volumes: Some([self.models_volume()].into_iter().chain(self.shared_memory()).collect()),
                 affinity: self.affinity(number),
                 node_selector: Some(placement.node_selector.clone()).filter(|selector| !selector.is_empty()),
                 tolerations: Some(placement.tolerations.clone())
@@ -137,7 +141,28 @@ impl Site<'_> {
         // What has drained waits to be deleted: kubelet would start it again.
         args.push("--stay-when-drained".into());
         args.extend(spec.worker_args.iter().cloned());
-        Container { resources: Some(self.resources()), ..self.container("worker", args) }
+        let mut worker = Container { resources: Some(self.resources()), ..self.container("worker", args) };
+        worker.volume_mounts.get_or_insert_default().extend(self.shared_memory().map(|volume| VolumeMount {
+            name: volume.name,
+            mount_path: SHARED_MEMORY.into(),
+            ..VolumeMount::default()
+        }));
+        worker
+    }
+
+    /// Memory that the GPU ranks of a pod share.
+    fn shared_memory(&self) -> Option<Volume> {
+        let spec = &self.cluster.spec;
+        let several = self.ranks_per_host() + spec.spares > 1;
+        let memory = EmptyDirVolumeSource {
+            medium: Some("Memory".into()),
+            size_limit: Some(Quantity(SHARED_MEMORY_MAX.into())),
+        };
+        (several && spec.device.kind == DeviceKind::Cuda).then(|| Volume {
+            name: "shared-memory".into(),
+            empty_dir: Some(memory),
+            ..Volume::default()
+        })
     }
 
     fn resources(&self) -> ResourceRequirements {
