@@ -1,11 +1,13 @@
 //! The objects that a cluster is made of, as they are applied. Pure.
 //!
 //! A group's StatefulSet is made once and never changed: what would change it is another version, and another version is another
-//! group. Everything else is applied again when its hash differs from the one that it bears.
+//! group. Everything else is applied again when its hash differs from the one that it bears. Both are mended when somebody else
+//! has changed or removed a field that was applied: it is not among those that the operator owns any more.
 
 mod container;
 mod etcd;
 mod group;
+mod owned;
 mod router;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use crate::api::GalerneCluster;
 use crate::names;
 
 pub use group::group_objects;
+pub use owned::is_owned;
 
 /// Something to apply: `apiVersion`, `kind` and name stand in the manifest, and so does its hash.
 #[derive(Clone, Debug, PartialEq)]

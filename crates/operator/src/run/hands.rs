@@ -39,11 +39,29 @@ impl Hands {
 
     /// Applies `manifest`, if it is not what is there already.
     pub(crate) async fn keep(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
-        let there = self.shown.made(manifest.kind).of(cluster).remove(&manifest.name);
-        match there {
-            Some(made) if made.hash == manifest.hash || made.deleting => Ok(()),
+        match self.shown.made(manifest.kind).of(cluster).remove(&manifest.name) {
+            Some(made) if made.deleting => Ok(()),
+            Some(made) if made.hash == manifest.hash => self.mend(cluster, manifest, &made).await,
             _ => self.apply(cluster, manifest).await,
         }
+    }
+
+    /// Keeps a group that stands: its budget, and its StatefulSet, if that is of the version of the spec. It is not brought to
+    /// another one.
+    pub(crate) async fn keep_group(&self, at: &At<'_>, number: u32, set: &Made) -> Result<(), PassError> {
+        let [budget, manifest] = group_objects(at.site, number, at.revision);
+        self.keep(at.cluster, &budget).await?;
+        if set.hash == manifest.hash { self.mend(at.cluster, &manifest, set).await } else { Ok(()) }
+    }
+
+    /// Applies `manifest` again, if somebody has changed what it says.
+    async fn mend(&self, cluster: &Key, manifest: &Manifest, made: &Made) -> Result<(), PassError> {
+        if !made.has_drifted(manifest) {
+            return Ok(());
+        }
+        let (kind, name) = (manifest.kind, &manifest.name);
+        tracing::warn!(namespace = cluster.0, ?kind, name, "somebody has changed it: it is applied again");
+        self.apply(cluster, manifest).await
     }
 
     async fn apply(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
@@ -75,12 +93,29 @@ impl Hands {
             + DeserializeOwned
             + Serialize,
     {
+        let (api, name) = (self.api::<K>(cluster), &manifest.name);
         let params = PatchParams::apply(names::MANAGER).force();
-        let written =
-            self.api::<K>(cluster).patch(&manifest.name, &params, &Patch::Apply(&manifest.body)).await;
-        let written = written.map_err(PassError::writes("apply", K::kind(&()), &manifest.name))?;
+        let mut written = api.patch(name, &params, &Patch::Apply(&manifest.body)).await;
+        if written.as_ref().is_err_and(is_invalid) {
+            // What somebody has put into our lists cannot stand beside ours, such as a port of the same name: it goes first.
+            let params = PatchParams { field_manager: Some(names::MANAGER.into()), ..PatchParams::default() };
+            let spec = json!({ "spec": manifest.body["spec"] });
+            written = match api.patch(name, &params, &Patch::Merge(&spec)).await {
+                Ok(_) => {
+                    api.patch(
+                        name,
+                        &PatchParams::apply(names::MANAGER).force(),
+                        &Patch::Apply(&manifest.body),
+                    )
+                    .await
+                }
+                Err(_) => written, // the first one tells more
+            };
+        }
+        let written = written.map_err(PassError::writes("apply", K::kind(&()), name))?;
         self.metrics.wrote("apply", &K::kind(&()));
-        self.shown.made(manifest.kind).put(cluster, written.meta(), read(&written));
+        let made = Made { fresh: true, ..read(&written) };
+        self.shown.made(manifest.kind).put(cluster, written.meta(), made);
         Ok(())
     }
 
@@ -218,4 +253,8 @@ pub(crate) struct At<'a> {
     /// How long running answers may take to finish.
     pub(crate) drain: Duration,
     pub(crate) view: Option<&'a View>,
+}
+
+fn is_invalid(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_invalid())
 }

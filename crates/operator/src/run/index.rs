@@ -64,7 +64,8 @@ impl<V: Clone + PartialEq> Index<V> {
         }
         let entries = state.clusters.entry(cluster.clone()).or_default();
         match entries.get(&name) {
-            Some(known) if known.uid == uid && known.version > version => false,
+            // One of the same version is the same.
+            Some(known) if known.uid == uid && known.version >= version.max(1) => false,
             known => {
                 let news = known.is_none_or(|known| known.uid != uid || known.value != value);
                 entries.insert(name, Entry { uid, version, value });

@@ -163,6 +163,12 @@ impl Context {
         }
         let drain = Duration::from_secs(asked.drain_s.unsigned_abs());
         let at = At { cluster: key, site, revision: &asked.revision, drain, view };
+        let sets = if ending { BTreeMap::new() } else { self.shown.sets.of(key) };
+        for set in sets.values().filter(|set| set.retired.is_none() && !set.deleting) {
+            if let Some(number) = set.group {
+                self.hands.keep_group(&at, number, set).await?;
+            }
+        }
         for step in &planned.steps {
             if let Step::Try(number) = step {
                 self.try_out(key, *number, asked, view);

@@ -1,11 +1,14 @@
 //! What is kept of the objects that the watches show.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 use super::index::Key;
+use crate::build::{Manifest, is_owned};
 use crate::names;
 use crate::plan::{PodPhase, Retired};
 
@@ -22,6 +25,10 @@ pub(crate) struct Made {
     pub(crate) deleting: bool,
     /// A Deployment's pods that are ready.
     pub(crate) ready: u32,
+    /// The fields that we own by having applied them, as JSON.
+    pub(crate) fields: Arc<str>,
+    /// This is what came of our own apply: what is not ours of it now, the server gives to somebody else whenever we apply.
+    pub(crate) fresh: bool,
 }
 
 /// Of a group's pod.
@@ -67,13 +74,32 @@ impl Made {
             retired: noted(names::RETIRED).map(retired),
             deleting: meta.deletion_timestamp.is_some(),
             ready: 0,
+            fields: applied(meta).unwrap_or_default().into(),
+            fresh: false,
         }
+    }
+
+    /// Whether somebody has changed what `manifest` says, since it was applied.
+    pub(crate) fn has_drifted(&self, manifest: &Manifest) -> bool {
+        let fields = || serde_json::from_str(&self.fields).unwrap_or_default();
+        !self.fresh && !is_owned(&manifest.body, &fields())
     }
 
     pub(crate) fn of_deployment(deployment: &Deployment) -> Self {
         let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas);
         Self { ready: ready.unwrap_or(0).unsigned_abs(), ..Self::of(&deployment.metadata) }
     }
+}
+
+/// What we own by apply, in the API's own form.
+fn applied(meta: &ObjectMeta) -> Option<String> {
+    let mut entries = meta.managed_fields.iter().flatten();
+    let ours = entries.find(|entry| {
+        entry.manager.as_deref() == Some(names::MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.is_none()
+    })?;
+    ours.fields_v1.as_ref().map(|fields| fields.0.to_string())
 }
 
 /// Reads what [`names::RETIRED`] says.

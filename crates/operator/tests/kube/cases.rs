@@ -81,6 +81,52 @@ pub(crate) async fn a_cluster_comes_up_is_silent_and_goes(world: &World) {
     assert!(world.coord.fleet().await.unwrap().groups.is_empty(), "nothing is left in etcd");
 }
 
+pub(crate) async fn what_others_change_is_mended(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let somebody = PatchParams { field_manager: Some("somebody".into()), ..PatchParams::default() };
+    let (sets, services) = (world.api::<StatefulSet>(), world.api::<Service>());
+    let (budgets, routers) = (world.api::<PodDisruptionBudget>(), world.api::<Deployment>());
+    let set = sets.get("demo-g0").await.unwrap();
+
+    let fewer =
+        Patch::Merge(json!({ "spec": { "replicas": 0 }, "metadata": { "labels": { "theirs": "1" } } }));
+    sets.patch("demo-g0", &somebody, &fewer).await.unwrap();
+    let other = Patch::Merge(json!({ "spec": { "ports": [{ "name": "http", "port": 9 }] } }));
+    services.patch("demo", &somebody, &other).await.unwrap();
+    let nobodys = Patch::Merge(json!({ "metadata": { "labels": { "galerne.dev/part": null } } }));
+    budgets.patch("demo-g1", &somebody, &nobodys).await.unwrap();
+    let command = json!({ "spec": { "template": { "spec": { "terminationGracePeriodSeconds": 1 } } } });
+    routers.patch("demo-router", &somebody, &Patch::Merge(command)).await.unwrap();
+
+    let mended = async || {
+        let set = sets.get("demo-g0").await.unwrap();
+        assert_eq!(set.labels()["theirs"], "1", "what others add stays");
+        let service = services.get("demo").await.unwrap().spec.unwrap();
+        let ports: Vec<i32> = service.ports.unwrap().iter().map(|port| port.port).collect();
+        let budget = budgets.get("demo-g1").await.unwrap();
+        let router = routers.get("demo-router").await.unwrap().spec.unwrap().template.spec.unwrap();
+        (set.spec.unwrap().replicas == Some(1)
+            && ports == [8000, 8001]
+            && budget.labels().contains_key("galerne.dev/part")
+            && router.termination_grace_period_seconds == Some(30))
+        .then_some(())
+    };
+    world.eventually("mended", mended).await;
+    world.settled(2).await;
+    assert_eq!(sets.get("demo-g0").await.unwrap().uid(), set.uid(), "it is the same one");
+
+    // An operator that begins anew finds nothing to mend, whatever the API server has added.
+    let before = sets.get("demo-g0").await.unwrap().resource_version();
+    world.stop_operator().await;
+    sets.patch("demo-g1", &somebody, &Patch::Merge(json!({ "spec": { "replicas": 0 } }))).await.unwrap();
+    world.start_operator("two");
+    let mended = async || (sets.get("demo-g1").await.unwrap().spec?.replicas? == 1).then_some(());
+    world.eventually("mended, what was changed meanwhile", mended).await;
+    world.settled(2).await;
+    assert_eq!(sets.get("demo-g0").await.unwrap().resource_version(), before);
+}
+
 pub(crate) async fn groups_come_and_go_by_the_scale_subresource(world: &World) {
     world.create(world.spec()).await;
     world.settled(2).await;
