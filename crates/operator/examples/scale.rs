@@ -1,19 +1,22 @@
-//! What many clusters cost the operator: `cargo run --release -p galerne-operator --example scale -- target/release/galerne 1000 8`.
+//! What many clusters cost the operator: `cargo run --release -p galerne-operator --example scale -- 1000 8`.
 //!
-//! The API server and the store are this process, the operator is another one. Pods are there and run; ranks are not played, so
+//! The API server and the store are this process, the operator is another one of the same program. Pods are there and run; ranks are not played, so
 //! groups begin and never serve.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use galerne_apiserver::ApiServer;
 use galerne_operator::api::{GalerneCluster, crd_yaml};
+use galerne_operator::run::{Options, run};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Config};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Nothing is written and little is done for so long: the operator has settled.
 const QUIET: Duration = Duration::from_secs(4);
@@ -21,17 +24,45 @@ const QUIET: Duration = Duration::from_secs(4);
 const LITTLE: f64 = 0.05;
 /// So long it is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
+/// What this program is told when it is the operator.
+const OPERATES: &str = "operate";
 /// Clock ticks of a second in /proc.
 const TICKS: f64 = 100.0;
 
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [binary, clusters, groups] = &arguments[..] else {
-        panic!("name the galerne binary, clusters and groups of each")
+    match &arguments[..] {
+        [operates] if operates == OPERATES => operate().await,
+        [clusters, groups] => {
+            measure(clusters.parse().expect("a number"), groups.parse().expect("a number")).await;
+        }
+        _ => panic!("name the clusters, and the groups of each"),
+    }
+}
+
+/// The other process: an operator as `galerne operator` runs it, until it is told to end.
+async fn operate() {
+    let client = Client::try_default().await.expect("the cluster that KUBECONFIG names");
+    let options = Options {
+        namespaces: Vec::new(),
+        lease_namespace: "scale".into(),
+        identity: "scale".into(),
+        image: "galerne:scale".into(),
+        etcd: galerne_coord::EtcdAccess::default(),
+        admin: None,
     };
-    let (clusters, groups): (usize, usize) =
-        (clusters.parse().expect("a number"), groups.parse().expect("a number"));
+    let stop = CancellationToken::new();
+    let mut told = signal(SignalKind::terminate()).expect("a signal");
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        told.recv().await;
+        stopped.cancel();
+    });
+    run(client, options, stop).await.expect("the lease");
+}
+
+async fn measure(clusters: usize, groups: usize) {
     let server = ApiServer::start().await.expect("an API server");
     let store = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let etcd = format!("http://{}", store.local_addr().expect("an address"));
@@ -48,7 +79,7 @@ async fn main() {
         "contexts": [{ "name": "x", "context": { "cluster": "x", "user": "x", "namespace": "scale" } }],
     });
     std::fs::write(&kubeconfig, config.to_string()).expect("a file");
-    let start = || Operator::start(binary, &kubeconfig);
+    let start = || Operator::start(&kubeconfig);
 
     let (began, mut operator) = (Instant::now(), start());
     until(|| server.store.all("apps/statefulsets").len() == clusters * groups).await;
@@ -143,13 +174,9 @@ async fn settle(server: &ApiServer, operator: &Operator, what: &str) {
 struct Operator(Child);
 
 impl Operator {
-    fn start(binary: &str, kubeconfig: &std::path::Path) -> Self {
-        let mut command = Command::new(binary);
-        command
-            .args(["operator", "--admin", "off"])
-            .env("KUBECONFIG", kubeconfig)
-            .env("GALERNE_LOG", "error");
-        Self(command.stdout(Stdio::null()).spawn().expect("the galerne binary"))
+    fn start(kubeconfig: &std::path::Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        Self(command.arg(OPERATES).env("KUBECONFIG", kubeconfig).spawn().expect("this program"))
     }
 
     fn stop(&mut self) {

@@ -32,6 +32,7 @@ macro_rules! cases {
 cases! {
     a_cluster_comes_up_is_silent_and_goes,
     what_others_change_is_mended,
+    an_operator_that_begins_anew_finds_nothing_to_do,
     groups_come_and_go_by_the_scale_subresource,
     a_version_takes_anothers_place_group_by_group,
     a_cordoned_node_is_emptied_without_a_gap,
