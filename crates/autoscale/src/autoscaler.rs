@@ -22,9 +22,6 @@ const FEWER_MARGIN: f64 = 1.04;
 /// Requests that wait are to be worked off within so long, in seconds.
 pub const RECOVERY_S: u64 = 180;
 
-/// Nobody has asked for anything for so long before there are no groups at all, in seconds.
-pub const IDLE_S: u64 = 300;
-
 /// The fleet grows after it shrank, or shrinks after it grew, so often within an hour. When it has, it does not shrink; it
 /// grows whenever it must, since what is promised comes first.
 pub const CHANGES_PER_HOUR_MAX: usize = 2;
@@ -89,10 +86,18 @@ impl Autoscaler {
         }
     }
 
-    /// Somebody has changed what is promised, or how many groups there may be. What was learned stays.
-    pub fn change(&mut self, sla: Sla, bounds: Bounds) {
-        self.sla = sla;
-        self.bounds = bounds;
+    /// Somebody has changed what is promised, how many groups there may be, or what each of them takes up. What was learned
+    /// stays.
+    pub fn change(&mut self, sla: Sla, bounds: Bounds, room: Room) {
+        (self.sla, self.bounds, self.room) = (sla, bounds, room);
+    }
+
+    /// Goes on where another one has ended, which had decided for `groups`; `cold_start` is what it believed of starts.
+    pub fn resume(&mut self, groups: u32, cold_start: Option<Duration>) {
+        self.target = Some(groups);
+        if let Some(took) = cold_start {
+            self.cold_start.learn(took);
+        }
     }
 
     /// A group has begun to serve so long after it was asked for.
@@ -113,14 +118,22 @@ impl Autoscaler {
         self.measure_blocks(&window.groups);
     }
 
-    /// What a step costs, as far as that is known: to be shown, and kept by a caller who starts again.
+    /// What a step costs, as far as that is known: to be shown.
     pub fn cost(&self) -> Option<StepCost> {
         self.fit.cost()
+    }
+
+    /// How long a group takes to start, if that was measured: to be kept by a caller who starts again.
+    pub fn cold_start(&self) -> Option<Duration> {
+        self.cold_start.measured()
     }
 
     /// How many groups there should be, and why. To be asked after each window.
     pub fn decide(&mut self, now: Duration, groups: Groups) -> Decision {
         let current = self.target.unwrap_or(groups.ready + groups.starting);
+        if self.would_do.is_empty() {
+            self.would_do.push_back((now, current)); // fewer have not been enough for any time yet
+        }
         let (mut decision, from) = self.wanted(groups, current);
         self.fall(now, current, &mut decision);
         self.move_to(now, current, decision.groups);
@@ -240,7 +253,7 @@ impl Autoscaler {
     }
 
     fn nobody_asks(&self) -> bool {
-        self.waiting == 0 && self.running == 0 && self.forecast.idle() >= Duration::from_secs(IDLE_S)
+        self.waiting == 0 && self.running == 0 && self.forecast.idle() >= self.bounds.idle
     }
 
     /// How many KV blocks a running request holds.

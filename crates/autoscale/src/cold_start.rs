@@ -10,26 +10,25 @@ pub const COLD_START_S_FIRST: u64 = 60;
 const LONGER_PART: u32 = 2;
 const SHORTER_PART: u32 = 8;
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ColdStart(Duration);
-
-impl Default for ColdStart {
-    fn default() -> Self {
-        Self(Duration::from_secs(COLD_START_S_FIRST))
-    }
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ColdStart(Option<Duration>);
 
 impl ColdStart {
+    /// The first start that is measured is believed as it is.
     pub(crate) fn learn(&mut self, took: Duration) {
-        if took > self.0 {
-            self.0 += (took - self.0) / LONGER_PART;
-        } else {
-            self.0 -= (self.0 - took) / SHORTER_PART;
-        }
+        self.0 = Some(match self.0 {
+            None => took,
+            Some(known) if took > known => known + (took - known) / LONGER_PART,
+            Some(known) => known - (known - took) / SHORTER_PART,
+        });
+    }
+
+    pub(crate) fn measured(self) -> Option<Duration> {
+        self.0
     }
 
     pub(crate) fn believed(self) -> Duration {
-        self.0
+        self.0.unwrap_or(Duration::from_secs(COLD_START_S_FIRST))
     }
 }
 
@@ -40,6 +39,9 @@ mod tests {
     #[test]
     fn longer_starts_are_believed_sooner_than_shorter_ones() {
         let mut cold = ColdStart::default();
+        assert_eq!((cold.measured(), cold.believed()), (None, Duration::from_secs(COLD_START_S_FIRST)));
+        cold.learn(Duration::from_secs(60));
+        assert_eq!(cold.believed(), Duration::from_secs(60), "there is no better");
         cold.learn(Duration::from_secs(120));
         assert_eq!(cold.believed(), Duration::from_secs(90));
         cold.learn(Duration::from_secs(10));

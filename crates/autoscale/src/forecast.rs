@@ -45,6 +45,8 @@ pub(crate) struct Forecast {
     jumped_up: Option<bool>,
     /// How much further than otherwise a jump has to go, less one.
     unrest: f64,
+    /// Nothing has come for so long.
+    idle: Duration,
 }
 
 /// Weighted least squares: `rate(t) = level + slope · (t − middle_s)`.
@@ -75,6 +77,7 @@ impl Forecast {
         if length_s <= 0.0 {
             return;
         }
+        self.idle = if arrivals == 0 { self.idle.saturating_add(length) } else { Duration::ZERO };
         let now_s = now.as_secs_f64();
         self.seen.push_back(Seen { middle_s: now_s - length_s / 2.0, length_s, arrivals: arrivals as f64 });
         let old = |seen: &Seen| seen.middle_s < now_s - PAST_S_MAX;
@@ -124,10 +127,9 @@ impl Forecast {
         Some(Expected { rate_per_s, dispersion: line.dispersion })
     }
 
-    /// Nothing has come for so long; `None` if something came in all that is remembered, or nothing is.
+    /// Nothing has come for so long.
     pub(crate) fn idle(&self) -> Duration {
-        let quiet = self.seen.iter().rev().take_while(|seen| seen.arrivals == 0.0);
-        Duration::try_from_secs_f64(quiet.map(|seen| seen.length_s).sum()).unwrap_or_default()
+        self.idle
     }
 }
 

@@ -27,7 +27,7 @@ mod queue;
 mod sla;
 mod window;
 
-pub use autoscaler::{Autoscaler, CHANGES_PER_HOUR_MAX, HOLD_COLD_STARTS, IDLE_S, RECOVERY_S};
+pub use autoscaler::{Autoscaler, CHANGES_PER_HOUR_MAX, HOLD_COLD_STARTS, RECOVERY_S};
 pub use cold_start::COLD_START_S_FIRST;
 pub use cost::StepCost;
 pub use decision::{Decision, METRICS, Why};

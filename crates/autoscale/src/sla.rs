@@ -27,6 +27,8 @@ pub struct Bounds {
     pub groups_min: u32,
     /// No more.
     pub groups_max: u32,
+    /// Nobody has asked for anything for so long before there are none at all.
+    pub idle: Duration,
 }
 
 /// What a group can take up at once: the limits of its scheduler.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use galerne_autoscale::{
-    Autoscaler, Bounds, COLD_START_S_FIRST, Decision, Demand, GroupWindow, Groups, HOLD_COLD_STARTS, IDLE_S,
+    Autoscaler, Bounds, COLD_START_S_FIRST, Decision, Demand, GroupWindow, Groups, HOLD_COLD_STARTS,
     Law, Lengths, METRICS, Moments, Room, Sla, StepCost, Steps, Target, Why, Window,
 };
 use proptest::prelude::*;
@@ -15,6 +15,7 @@ const SLA: Sla = Sla {
     tpot: Some(Target { within: Duration::from_millis(80), percent: 97 }),
 };
 const WINDOW: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(900);
 const PROMPT: u32 = 400;
 const ANSWER: u32 = 150;
 
@@ -73,7 +74,7 @@ impl Fleet {
     }
 }
 
-const ANY: Bounds = Bounds { groups_min: 0, groups_max: 50 };
+const ANY: Bounds = Bounds { groups_min: 0, groups_max: 50, idle: IDLE };
 
 #[test]
 fn what_nothing_is_known_of_is_left_alone_but_for_waking_it() {
@@ -106,13 +107,13 @@ fn a_person_reads_why_there_are_so_many() {
 
 #[test]
 fn more_are_needed_than_there_may_be() {
-    let mut fleet = Fleet::new(Bounds { groups_min: 1, groups_max: 4 }, 4);
+    let mut fleet = Fleet::new(Bounds { groups_min: 1, groups_max: 4, ..ANY }, 4);
     let decision = fleet.windows(60, 300);
     assert_eq!((decision.groups, decision.why), (4, Why::AtMost));
     assert!(decision.needed >= 9, "{decision}");
     let text = decision.to_string();
     assert!(text.starts_with("4 groups, the most that there may be; "), "{text}");
-    let mut fleet = Fleet::new(Bounds { groups_min: 4, groups_max: 4 }, 4);
+    let mut fleet = Fleet::new(Bounds { groups_min: 4, groups_max: 4, ..ANY }, 4);
     assert_eq!(fleet.windows(60, 20).why, Why::AtLeast);
 }
 
@@ -120,7 +121,7 @@ fn more_are_needed_than_there_may_be() {
 fn what_one_request_alone_would_not_get_is_out_of_reach() {
     let mut fleet = Fleet::new(ANY, 9);
     let tpot = Some(Target { within: Duration::from_millis(20), percent: 97 });
-    fleet.autoscaler.change(Sla { tpot, ..SLA }, ANY);
+    fleet.autoscaler.change(Sla { tpot, ..SLA }, ANY, ROOM);
     let decision = fleet.windows(60, 300);
     assert_eq!(decision.why, Why::OutOfReach);
     assert!((15..50).contains(&decision.groups), "{decision}");
@@ -136,6 +137,24 @@ fn fewer_have_to_be_enough_for_a_while() {
         assert_eq!(decision.groups, 9, "{decision}");
     }
     assert!(matches!(fleet.window(150, 0), Decision { groups: 5..=6, why: Why::Fewest, .. }));
+}
+
+#[test]
+fn one_that_starts_again_does_not_shrink_what_it_finds_at_once() {
+    for resumes in [true, false] {
+        let mut fleet = Fleet::new(ANY, 9);
+        if resumes {
+            fleet.autoscaler.resume(9, Some(Duration::from_secs(30)));
+            fleet.groups.ready = 4; // the others form anew
+        }
+        let hold_s = if resumes { 60 } else { COLD_START_S_FIRST * u64::from(HOLD_COLD_STARTS) };
+        let windows = hold_s / WINDOW.as_secs();
+        for _ in 0..windows {
+            let decision = fleet.window(150, 0);
+            assert_eq!(decision.groups, 9, "{decision}");
+        }
+        assert!(fleet.windows(4, 150).groups < 9);
+    }
 }
 
 #[test]
@@ -168,7 +187,7 @@ fn nobody_asks_for_a_while_and_the_fleet_sleeps_if_it_may() {
     for groups_min in [0, 1] {
         let mut fleet = Fleet::new(Bounds { groups_min, ..ANY }, 2);
         fleet.windows(60, 20);
-        let idle_windows = (IDLE_S / WINDOW.as_secs()) as u32;
+        let idle_windows = (IDLE.as_secs() / WINDOW.as_secs()) as u32;
         assert_eq!(fleet.windows(idle_windows - 1, 0).groups, 1);
         let decision = fleet.windows(30, 0);
         assert_eq!(decision.groups, groups_min, "{decision}");
@@ -221,7 +240,7 @@ proptest! {
     fn decisions_stay_within_bounds_whatever_comes(
         min in 0_u32..5, more in 0_u32..10, arrivals in prop::collection::vec((0_u64..2000, 0_u32..100), 1..60), ready in 0_u32..20,
     ) {
-        let bounds = Bounds { groups_min: min, groups_max: min + more };
+        let bounds = Bounds { groups_min: min, groups_max: min + more, ..ANY };
         let mut fleet = Fleet::new(bounds, ready);
         for (arrivals, held) in arrivals {
             let decision = fleet.window(arrivals, held);

@@ -43,6 +43,7 @@ fn serving(name: &str, epoch: u64) -> Group {
         model: card(MODEL),
         kv_blocks: 8,
         sequences_max: 4,
+        step_tokens_max: 64,
         draining: false,
     };
     Group { epoch: Some((Epoch(epoch), record)), health: Some(health), ..Group::default() }

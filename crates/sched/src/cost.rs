@@ -79,6 +79,12 @@ impl Cost {
         Duration::from_nanos(parts.fold(self.step_ns, u64::saturating_add))
     }
 
+    /// Keys that the tokens of a step see, together.
+    pub(crate) fn step_keys(&self, step: &Step) -> u64 {
+        let keys = step.slices.iter().map(|slice| self.keys(slice.start.into(), slice.tokens() as u64));
+        keys.fold(0, u64::saturating_add)
+    }
+
     /// Keys that `tokens` tokens from position `start` on see, each itself and those before it, together.
     fn keys(&self, start: u64, tokens: u64) -> u64 {
         let window = self.window_tokens.map_or(u64::MAX, u64::from);
@@ -109,6 +115,7 @@ mod tests {
         let slices = vec![slice(10, 3), Slice { draw, score, ..slice(0, 2) }];
         let step = Step { epoch: Epoch(1), number: 1, slices, traces: Vec::new() };
         let keys = 11 + 12 + 13 + 1 + 2;
+        assert_eq!(cost.step_keys(&step), keys);
         assert_eq!(cost.predict(&step), Duration::from_nanos(1_000_000 + 5 * 1000 + keys + 3 * 50_000));
     }
 

@@ -15,6 +15,7 @@ pub(crate) use self::prefixes::Prefix;
 use self::prefixes::looked_up_tokens;
 use crate::blocks::BlockPool;
 use crate::check::check;
+use crate::cost::Cost;
 use crate::draft::Worth;
 use crate::pace::Pace;
 use crate::sequence::{Sequence, blocks_needed};
@@ -278,6 +279,11 @@ impl Scheduler {
         if step.slices.iter().all(|slice| slice.draft().is_empty()) {
             self.pace.learn(step, time);
         }
+    }
+
+    /// Keys that the tokens of a step attend to, together.
+    pub fn keys(&self, step: &Step) -> u64 {
+        Cost { window_tokens: self.limits.window_tokens, ..Cost::default() }.step_keys(step)
     }
 
     /// The requests that [`plan`](Self::plan) has admitted for the first time since this was last called, in order; for

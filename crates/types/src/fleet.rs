@@ -280,6 +280,9 @@ pub struct Health {
     pub kv_blocks: u32,
     /// Sequences that run at once, at most.
     pub sequences_max: u32,
+    /// Tokens of one step, at most; 0 from a leader that does not tell.
+    #[serde(default)]
+    pub step_tokens_max: u32,
     /// True while the group finishes what it has and takes nothing new.
     pub draining: bool,
 }

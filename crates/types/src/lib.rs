@@ -4,6 +4,7 @@
 //! probabilities and logits are `f32`; times are durations since a start that the caller chose.
 
 mod compute;
+mod demand;
 mod fleet;
 mod hex;
 mod kv;
@@ -14,6 +15,7 @@ mod shards;
 mod step;
 
 pub use compute::Compute;
+pub use demand::{GroupLoad, Moments, RouterRecord};
 pub use fleet::{
     Absence, Drain, EpochRecord, Fleet, Group, GroupId, Health, Hold, Loss, LossKind, Member, ModelCard,
     Past, RankId, RankRecord, RankState,

@@ -12,6 +12,9 @@ use crate::world::World;
 /// (6.4 requests a second); what a careful person would set is what each of these rules advises or has by default below that.
 pub(crate) const IN_FLIGHT_MOST: f64 = 65.0;
 
+/// Ours lets the last group go after so long without a request.
+const IDLE: Duration = Duration::from_secs(300);
+
 /// None of the rules goes further.
 pub(crate) const GROUPS_MAX: u32 = 24;
 
@@ -23,7 +26,7 @@ pub(crate) enum Rule {
 
 impl Rule {
     pub(crate) fn ours(groups_min: u32) -> Self {
-        let bounds = Bounds { groups_min, groups_max: GROUPS_MAX };
+        let bounds = Bounds { groups_min, groups_max: GROUPS_MAX, idle: IDLE };
         Self::Ours(Box::new(Autoscaler::new(SLA, bounds, ROOM)))
     }
 

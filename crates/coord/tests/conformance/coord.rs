@@ -377,6 +377,7 @@ fn health(epoch: Epoch) -> Health {
         model: card(1),
         kv_blocks: 16,
         sequences_max: 4,
+        step_tokens_max: 64,
         draining: false,
     }
 }

@@ -74,6 +74,7 @@ fn health(group: &str, process: u32, epoch: Epoch) -> Health {
         model: card(),
         kv_blocks: 16,
         sequences_max: 4,
+        step_tokens_max: 64,
         draining: false,
     }
 }

@@ -376,6 +376,7 @@ pub(crate) fn group(name: &str, epoch: u64, leader: &str) -> (GroupId, Group) {
         model: card.clone(),
         kv_blocks: 64,
         sequences_max: 8,
+        step_tokens_max: 64,
         draining: false,
     };
     let record = EpochRecord::new(id.clone(), card.shards, members, SECRET.into());

@@ -249,7 +249,7 @@ impl Leader {
             }
             self.scheduler.took(&step, took);
             self.stats.drafted(&step, &sampled);
-            self.stats.step_done(step.tokens());
+            self.stats.step_done(step.tokens(), self.scheduler.keys(&step), took);
             if let Some(rank) = self.paces.step(took) {
                 return Err(EpochError::Slow { rank });
             }

@@ -249,6 +249,7 @@ impl Process {
             model: ModelCard { shards, ..self.setup.card.clone() },
             kv_blocks: limits.kv_blocks,
             sequences_max: limits.sequences_max,
+            step_tokens_max: limits.step_tokens_max,
             draining: false,
         };
         self.registration.declare(health.clone()).await?;

@@ -93,6 +93,10 @@ impl Gaps {
 #[derive(Debug, Default)]
 pub(crate) struct StepStats {
     tokens: u64,
+    /// Keys that these tokens attended to.
+    keys: u64,
+    /// From the end of the step before, or from its own planning if there was none, until all ranks had answered.
+    busy: Duration,
     preemptions: u64,
     /// Tokens of prompts that were looked up among what is kept, and found.
     looked_up: u64,
@@ -116,10 +120,12 @@ impl StepStats {
         self.control_cpu += cpu;
     }
 
-    /// A step is done, and so is the control work for it.
-    pub(crate) fn step_done(&mut self, tokens: usize) {
+    /// A step is done, and so is the control work for it: the ranks `took` so long.
+    pub(crate) fn step_done(&mut self, tokens: usize, keys: u64, took: Duration) {
         self.control.record(std::mem::take(&mut self.current));
         self.tokens += tokens as u64;
+        self.keys = self.keys.saturating_add(keys);
+        self.busy += took;
         let bucket = tokens.next_power_of_two().trailing_zeros() as usize;
         self.by_tokens[bucket.min(TOKEN_BUCKETS - 1)] += 1;
     }
@@ -168,6 +174,8 @@ impl StepStats {
             drafts: self.drafts,
             draft_tokens: self.draft_tokens,
             draft_tokens_accepted: self.draft_tokens_accepted,
+            step_keys: self.keys,
+            step_busy_us: u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX),
         }
     }
 
@@ -223,14 +231,14 @@ mod tests {
         for _ in 0..98 {
             stats.worked(Duration::from_micros(10), Duration::ZERO);
             stats.worked(Duration::from_micros(20), Duration::ZERO);
-            stats.step_done(1);
+            stats.step_done(1, 1, Duration::ZERO);
         }
         stats.worked(Duration::from_micros(1000), Duration::ZERO);
-        stats.step_done(1);
+        stats.step_done(1, 1, Duration::ZERO);
         assert_eq!(stats.control.mean().as_micros(), (98 * 30 + 1000) / 99);
         assert_eq!(stats.control.max_of(99).as_micros(), 1000, "the slowest counts below 100 steps");
         stats.worked(Duration::from_micros(30), Duration::ZERO);
-        stats.step_done(1);
+        stats.step_done(1, 1, Duration::ZERO);
         assert_eq!(stats.control.max_of(99).as_micros(), 32);
     }
 
@@ -238,10 +246,11 @@ mod tests {
     fn steps_are_counted_by_their_tokens() {
         let mut stats = StepStats::default();
         for tokens in [1, 2, 3, 4, 5, 512, 513, 1 << 20] {
-            stats.step_done(tokens);
+            stats.step_done(tokens, 10, Duration::from_micros(7));
         }
         let report = stats.report(&Load::default());
         assert_eq!(report.steps_by_tokens, [1, 1, 2, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]);
         assert_eq!((report.steps, report.step_tokens), (8, 1040 + (1 << 20)));
+        assert_eq!((report.step_keys, report.step_busy_us), (80, 56));
     }
 }
