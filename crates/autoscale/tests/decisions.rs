@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use galerne_autoscale::{
-    Autoscaler, Bounds, COLD_START_S_FIRST, Decision, Demand, GroupWindow, Groups, HOLD_COLD_STARTS,
-    Law, Lengths, METRICS, Moments, Room, Sla, StepCost, Steps, Target, Why, Window,
+    Autoscaler, Bounds, COLD_START_S_FIRST, Decision, Demand, GroupWindow, Groups, HOLD_COLD_STARTS, Law,
+    Lengths, METRICS, Moments, Room, Sla, StepCost, Steps, Target, Why, Window,
 };
 use proptest::prelude::*;
 

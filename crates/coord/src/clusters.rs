@@ -13,9 +13,10 @@ use crate::access::EtcdAccess;
 use crate::coord::Coord;
 use crate::error::CoordError;
 use crate::etcd::{Etcd, Listing};
-use crate::fleet::{News, fleet_of, follow_for_ever, replace, take};
+use crate::fleet::{News, follow_for_ever, replace, take, view_of};
 use crate::keys::{Keys, ROOT, cluster_of};
 use crate::limits::CLUSTERS_RECONCILE_INTERVAL;
+use crate::view::{self, Routers};
 
 /// The clusters of one etcd. Clones share the connection and the watch, which end with the last of them.
 #[derive(Clone)]
@@ -25,12 +26,19 @@ pub struct Clusters {
     _follower: Arc<Follower>,
 }
 
-/// The fleets of the clusters that were asked for, or that etcd holds.
+/// The clusters that were asked for, or that etcd holds.
 #[derive(Default)]
 struct Known {
     /// Whether everything has been listed.
     listed: bool,
-    fleets: BTreeMap<String, watch::Sender<Fleet>>,
+    clusters: BTreeMap<String, Views>,
+}
+
+/// What is known of one cluster.
+#[derive(Default)]
+struct Views {
+    fleet: watch::Sender<Fleet>,
+    routers: watch::Sender<Routers>,
 }
 
 struct Follower(AbortHandle);
@@ -64,18 +72,22 @@ impl Clusters {
         Ok(Self { etcd, known, _follower: Arc::new(Follower(follower.abort_handle())) })
     }
 
-    /// One of them, whether etcd holds something of it or not. Its [fleet](Coord::watch_fleet) goes on as long as this does.
+    /// One of them, whether etcd holds something of it or not. Its [fleet](Coord::watch_fleet) and its
+    /// [routers](Coord::watch_routers) go on as long as this does.
     ///
     /// # Errors
     /// When the name cannot be part of a key.
     pub fn cluster(&self, name: &str) -> Result<Coord, CoordError> {
         let keys = Keys::new(name)?;
         let mut known = lock(&self.known);
-        let mut fleet = known.fleets.entry(name.to_owned()).or_default().subscribe();
+        let views = known.clusters.entry(name.to_owned()).or_default();
+        let (mut fleet, mut routers) = (views.fleet.subscribe(), views.routers.subscribe());
         if known.listed {
             fleet.mark_changed();
+            routers.mark_changed();
         }
-        Ok(Coord { etcd: self.etcd.clone(), keys, fleet: Arc::new(OnceLock::from(fleet)) })
+        let (fleet, routers) = (Arc::new(OnceLock::from(fleet)), Arc::new(OnceLock::from(routers)));
+        Ok(Coord { etcd: self.etcd.clone(), keys, fleet, routers })
     }
 }
 
@@ -91,11 +103,13 @@ impl Known {
         }
         let first = !std::mem::replace(&mut self.listed, true);
         for name in records.keys().filter(|name| Keys::new(name).is_ok()) {
-            self.fleets.entry((*name).to_owned()).or_default();
+            self.clusters.entry((*name).to_owned()).or_default();
         }
-        for (name, fleet) in &self.fleets {
+        for (name, views) in &self.clusters {
             let Ok(keys) = Keys::new(name) else { continue };
-            replace(fleet, fleet_of(&keys, records.remove(name.as_str()).into_iter().flatten()), first);
+            let records = records.remove(name.as_str()).unwrap_or_default();
+            replace(&views.fleet, view_of(&keys, records.iter().copied(), view::apply), first);
+            replace(&views.routers, view_of(&keys, records, view::apply_router), first);
         }
         self.forget();
     }
@@ -108,12 +122,18 @@ impl Known {
         }
         for (name, events) in news {
             let Ok(keys) = Keys::new(name) else { continue };
-            take(self.fleets.entry(name.to_owned()).or_default(), &keys, events);
+            let views = self.clusters.entry(name.to_owned()).or_default();
+            take(&views.fleet, &keys, events.iter().copied(), view::apply);
+            take(&views.routers, &keys, events, view::apply_router);
         }
     }
 
     /// Lets go of clusters of which there is nothing, and which nobody looks at.
     fn forget(&mut self) {
-        self.fleets.retain(|_, fleet| fleet.receiver_count() > 0 || *fleet.borrow() != Fleet::default());
+        self.clusters.retain(|_, Views { fleet, routers }| {
+            fleet.receiver_count() + routers.receiver_count() > 0
+                || *fleet.borrow() != Fleet::default()
+                || !routers.borrow().is_empty()
+        });
     }
 }

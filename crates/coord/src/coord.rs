@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use galerne_types::limits::PAST_EPOCHS_MAX;
 use galerne_types::{
-    Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Hold, Past, RankId, RankRecord, RankState,
+    Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Hold, Past, RankId, RankRecord, RankState, RouterRecord,
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -20,6 +20,8 @@ use crate::formation::{Formation, formation};
 use crate::keys::{Keys, check_name, check_rank};
 use crate::limits::DEAD_TTL_S;
 use crate::registration::Registration;
+use crate::view::{self, Routers};
+use crate::telling;
 
 /// A cluster's records in etcd. Clones share one connection.
 #[derive(Clone)]
@@ -27,6 +29,7 @@ pub struct Coord {
     pub(crate) etcd: Etcd,
     pub(crate) keys: Keys,
     pub(crate) fleet: Arc<OnceLock<watch::Receiver<Fleet>>>,
+    pub(crate) routers: Arc<OnceLock<watch::Receiver<Routers>>>,
 }
 
 impl Coord {
@@ -51,7 +54,7 @@ impl Coord {
     ) -> Result<Self, CoordError> {
         let keys = Keys::new(cluster)?;
         let etcd = Etcd::connect(endpoints, access, keys.groups(), timeout).await?;
-        Ok(Self { etcd, keys, fleet: Arc::default() })
+        Ok(Self { etcd, keys, fleet: Arc::default(), routers: Arc::default() })
     }
 
     /// Registers a rank under a lease of its own, taking the place of an earlier process of the same id, and
@@ -62,7 +65,8 @@ impl Coord {
     pub async fn register(&self, record: RankRecord) -> Result<Registration, CoordError> {
         check_name("group", &record.group.0)?;
         check_rank(&record.id)?;
-        let view = follow(self.etcd.clone(), self.keys.clone(), self.keys.group(&record.group));
+        let prefix = self.keys.group(&record.group);
+        let view = follow(self.etcd.clone(), self.keys.clone(), prefix, view::apply);
         Registration::new(self.clone(), view, record).await
     }
 
@@ -179,13 +183,33 @@ impl Coord {
     /// The fleet as it becomes. The first change is the first listing; while etcd is away, the last view
     /// stays. All callers share one watch. Must be called within a tokio runtime.
     pub fn watch_fleet(&self) -> watch::Receiver<Fleet> {
-        let start = || follow(self.etcd.clone(), self.keys.clone(), self.keys.groups().to_owned());
+        let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
+        let start = || follow(etcd, keys, self.keys.groups().to_owned(), view::apply);
         self.fleet.get_or_init(start).clone()
+    }
+
+    /// What the routers tell of their requests, by the routers' names, as it becomes. The first change is the first listing.
+    /// Must be called within a tokio runtime.
+    pub fn watch_routers(&self) -> watch::Receiver<Routers> {
+        let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
+        let start = || follow(etcd, keys, self.keys.routers().to_owned(), view::apply_router);
+        self.routers.get_or_init(start).clone()
+    }
+
+    /// Tells what router `name` counts, under a lease, as `records` changes, until its sender is dropped. Whatever etcd does,
+    /// this goes on.
+    ///
+    /// # Errors
+    /// When the name cannot be part of a key.
+    pub async fn tell(&self, name: &str, records: watch::Receiver<RouterRecord>) -> Result<(), CoordError> {
+        check_name("router", name)?;
+        telling::keep(self, &self.keys.router(name), records).await;
+        Ok(())
     }
 
     pub(crate) async fn group(&self, group: &GroupId) -> Result<Seen, CoordError> {
         let listing = self.etcd.list(&self.keys.group(group)).await?;
-        let group = fleet_of(&self.keys, &listing.kvs).groups.remove(group).unwrap_or_default();
+        let group = fleet_of(&self.keys, &listing).groups.remove(group).unwrap_or_default();
         Ok(Seen { group, listing })
     }
 }

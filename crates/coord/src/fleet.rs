@@ -1,4 +1,4 @@
-//! A view of the fleet that follows etcd for ever: list at a revision, watch from the next one, and list
+//! A view of records that follows etcd for ever: list at a revision, watch from the next one, and list
 //! again after compaction, after any failure, and now and then in any case.
 
 use std::sync::atomic::AtomicI64;
@@ -15,7 +15,7 @@ use crate::error::{CoordError, root_cause};
 use crate::etcd::{Etcd, Listing};
 use crate::keys::Keys;
 use crate::limits::{BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL};
-use crate::view::{Value, apply};
+use crate::view::{self, Apply, Value};
 
 /// What following a prefix shows.
 pub(crate) enum News<'a> {
@@ -27,16 +27,21 @@ pub(crate) enum News<'a> {
 
 /// Follows the keys below `prefix` until the last receiver is dropped. The first change that a receiver sees
 /// is the first listing; while etcd is away, the last view stays.
-pub(crate) fn follow(etcd: Etcd, keys: Keys, prefix: String) -> watch::Receiver<Fleet> {
-    let (sender, receiver) = watch::channel(Fleet::default());
+pub(crate) fn follow<V: Default + PartialEq + Send + Sync + 'static>(
+    etcd: Etcd,
+    keys: Keys,
+    prefix: String,
+    apply: Apply<V>,
+) -> watch::Receiver<V> {
+    let (sender, receiver) = watch::channel(V::default());
     tokio::spawn(async move {
         let mut listed = false;
         let tell = |news: News<'_>| match news {
             News::Listing(listing) => {
                 let first = !std::mem::replace(&mut listed, true);
-                replace(&sender, fleet_of(&keys, &listing.kvs), first);
+                replace(&sender, view_of(&keys, &listing.kvs, apply), first);
             }
-            News::Events(events) => take(&sender, &keys, events),
+            News::Events(events) => take(&sender, &keys, events, apply),
         };
         tokio::select! {
             () = follow_for_ever(&etcd, &prefix, RECONCILE_INTERVAL, tell) => {}
@@ -46,34 +51,44 @@ pub(crate) fn follow(etcd: Etcd, keys: Keys, prefix: String) -> watch::Receiver<
     receiver
 }
 
-/// Puts `fleet` in the place of what was known: a listing that shows what is known is no change, unless it is the `first`.
-pub(crate) fn replace(known: &watch::Sender<Fleet>, fleet: Fleet, first: bool) {
+/// Puts `view` in the place of what was known: a listing that shows what is known is no change, unless it is the `first`.
+pub(crate) fn replace<V: PartialEq>(known: &watch::Sender<V>, view: V, first: bool) {
     known.send_if_modified(|known| {
-        let changed = first || *known != fleet;
-        *known = fleet;
+        let changed = first || *known != view;
+        *known = view;
         changed
     });
 }
 
-/// Applies what has happened to a fleet.
-pub(crate) fn take<'a>(
-    known: &watch::Sender<Fleet>,
+/// Applies what has happened.
+pub(crate) fn take<'a, V>(
+    known: &watch::Sender<V>,
     keys: &Keys,
     events: impl IntoIterator<Item = &'a Event>,
+    apply: Apply<V>,
 ) {
-    known.send_if_modified(|fleet| {
-        events.into_iter().fold(false, |changed, event| changed | happened(fleet, keys, event))
+    known.send_if_modified(|view| {
+        events.into_iter().fold(false, |changed, event| changed | happened(view, keys, event, apply))
     });
 }
 
 /// The fleet in a listing.
-pub(crate) fn fleet_of<'a>(keys: &Keys, listing: impl IntoIterator<Item = &'a KeyValue>) -> Fleet {
-    let mut fleet = Fleet::default();
+pub(crate) fn fleet_of(keys: &Keys, listing: &Listing) -> Fleet {
+    view_of(keys, &listing.kvs, view::apply)
+}
+
+/// What a listing shows.
+pub(crate) fn view_of<'a, V: Default>(
+    keys: &Keys,
+    listing: impl IntoIterator<Item = &'a KeyValue>,
+    apply: Apply<V>,
+) -> V {
+    let mut view = V::default();
     for kv in listing {
         let value = Value { bytes: kv.value(), mod_revision: kv.mod_revision() };
-        apply(&mut fleet, keys, kv.key(), Some(value));
+        apply(&mut view, keys, kv.key(), Some(value));
     }
-    fleet
+    view
 }
 
 /// Why a round of listing and watching is over.
@@ -95,9 +110,9 @@ pub(crate) async fn follow_for_ever(
         let started = Instant::now();
         match round(etcd, prefix, reconcile, &mut tell).await {
             Ok(Over::Reconcile) => {}
-            Ok(Over::Compacted) => tracing::info!("etcd compacted events that the fleet watch had not seen"),
-            Ok(Over::Broken(reason)) => tracing::warn!(reason, "the fleet watch broke; the last view stays"),
-            Err(error) => tracing::warn!(%error, "the fleet cannot be watched; the last view stays"),
+            Ok(Over::Compacted) => tracing::info!("etcd compacted events that a watch had not seen"),
+            Ok(Over::Broken(reason)) => tracing::warn!(reason, prefix, "a watch broke; the last view stays"),
+            Err(error) => tracing::warn!(%error, prefix, "nothing can be watched; the last view stays"),
         }
         if started.elapsed() > BACKOFF_MAX {
             backoff = Backoff::new();
@@ -163,13 +178,13 @@ async fn lagging(etcd: &Etcd, prefix: &str, seen: &AtomicI64) {
     }
 }
 
-fn happened(fleet: &mut Fleet, keys: &Keys, event: &Event) -> bool {
+fn happened<V>(view: &mut V, keys: &Keys, event: &Event, apply: Apply<V>) -> bool {
     let Some(kv) = event.kv() else { return false };
     let value = match event.event_type() {
         EventType::Put => Some(Value { bytes: kv.value(), mod_revision: kv.mod_revision() }),
         EventType::Delete => None,
     };
-    apply(fleet, keys, kv.key(), value)
+    apply(view, keys, kv.key(), value)
 }
 
 #[cfg(test)]
@@ -216,7 +231,7 @@ mod tests {
         let keys = Keys::new("c").unwrap();
         let limit = std::time::Duration::from_secs(5);
         let etcd = Etcd::connect(&[endpoint], &EtcdAccess::default(), keys.groups(), limit).await.unwrap();
-        let mut fleet = follow(etcd.clone(), keys.clone(), keys.groups().to_owned());
+        let mut fleet = follow(etcd.clone(), keys.clone(), keys.groups().to_owned(), view::apply);
         fleet.changed().await.unwrap();
         assert!(fleet.borrow_and_update().groups.is_empty());
 

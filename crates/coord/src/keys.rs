@@ -1,4 +1,5 @@
-//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain | hold}`.
+//! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain | hold}`, and
+//! `/galerne/CLUSTER/routers/ROUTER`, which nobody who follows groups is told of.
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub(crate) fn cluster_of(key: &[u8]) -> Option<&str> {
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     groups: Arc<str>,
+    routers: Arc<str>,
 }
 
 /// What a key holds.
@@ -38,12 +40,27 @@ pub(crate) enum Place {
 impl Keys {
     pub(crate) fn new(cluster: &str) -> Result<Self, CoordError> {
         check_name("cluster", cluster)?;
-        Ok(Self { groups: format!("{ROOT}{cluster}/groups/").into() })
+        let prefix = |part: &str| format!("{ROOT}{cluster}/{part}/").into();
+        Ok(Self { groups: prefix("groups"), routers: prefix("routers") })
     }
 
     /// Prefix of all keys of the cluster.
     pub(crate) fn groups(&self) -> &str {
         &self.groups
+    }
+
+    /// Prefix of the keys of all routers.
+    pub(crate) fn routers(&self) -> &str {
+        &self.routers
+    }
+
+    pub(crate) fn router(&self, router: &str) -> String {
+        format!("{}{router}", self.routers)
+    }
+
+    /// The router whose record a key holds.
+    pub(crate) fn router_name<'a>(&self, key: &'a [u8]) -> Option<&'a str> {
+        std::str::from_utf8(key).ok()?.strip_prefix(&*self.routers)
     }
 
     /// Prefix of all keys of a group.
@@ -125,6 +142,9 @@ mod tests {
         assert_eq!(keys.place(b"/galerne/demo/groups/\xff/epoch"), None);
         assert_eq!(cluster_of(keys.epoch(&group).as_bytes()), Some("demo"));
         assert_eq!(cluster_of(b"/galerne/demo"), None);
+        let router = keys.router("r-1");
+        assert_eq!(router, "/galerne/demo/routers/r-1");
+        assert_eq!((keys.place(router.as_bytes()), keys.router_name(router.as_bytes())), (None, Some("r-1")));
     }
 
     #[test]

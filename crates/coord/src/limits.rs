@@ -5,6 +5,11 @@ use std::time::Duration;
 /// A rank that does not renew its lease for so long is gone, in seconds. Supervisors evict a dead child at
 /// once; this is for hosts that die or are cut off.
 pub const LEASE_TTL_S: i64 = 3;
+/// A router that does not renew its lease for so long is gone, in seconds. Nothing fails by it: what it told is no sum of
+/// anybody's any more.
+pub const ROUTER_TTL_S: i64 = 10;
+/// Pause between two renewals of a router's lease.
+pub const ROUTER_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// A rank that its supervisor saw die is shown as dead for so long, in seconds, unless it is back before.
 pub const DEAD_TTL_S: i64 = 10;
 /// So long a group waits for a member whose registration is gone, before it goes on without it: longer than one that lives

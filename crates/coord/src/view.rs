@@ -1,9 +1,14 @@
-//! The fleet as a fold over keys and values. Pure.
+//! The fleet, and the routers, as folds over keys and values. Pure.
 
-use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, Health, Hold, RankRecord};
+use std::collections::BTreeMap;
+
+use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, Health, Hold, RankRecord, RouterRecord};
 use serde::de::DeserializeOwned;
 
 use crate::keys::{Keys, Place};
+
+/// How a key and what it holds change a view; tells whether they do.
+pub(crate) type Apply<V> = fn(&mut V, &Keys, &[u8], Option<Value<'_>>) -> bool;
 
 /// What a key holds now.
 #[derive(Clone, Copy)]
@@ -49,6 +54,23 @@ pub(crate) fn apply(fleet: &mut Fleet, keys: &Keys, key: &[u8], value: Option<Va
         fleet.groups.remove(id);
     }
     changed
+}
+
+/// What routers tell, by their names.
+pub(crate) type Routers = BTreeMap<String, RouterRecord>;
+
+/// The same for the routers' records.
+pub(crate) fn apply_router(
+    routers: &mut Routers,
+    keys: &Keys,
+    key: &[u8],
+    value: Option<Value<'_>>,
+) -> bool {
+    let Some(name) = keys.router_name(key) else { return false };
+    match parse::<RouterRecord>(key, value, |_| true) {
+        Some(record) => routers.insert(name.to_owned(), record.clone()) != Some(record),
+        None => routers.remove(name).is_some(),
+    }
 }
 
 fn replace<T: PartialEq>(slot: &mut Option<T>, value: Option<T>) -> bool {
@@ -108,6 +130,21 @@ mod tests {
         assert!(fleet.groups[&group_id()].ranks.is_empty());
         assert!(apply(&mut fleet, &keys(), epoch_key.as_bytes(), None));
         assert_eq!(fleet, Fleet::default());
+    }
+
+    #[test]
+    fn routers_come_change_and_go() {
+        let (mut routers, key) = (BTreeMap::new(), keys().router("r"));
+        let mut put = |record: Option<&[u8]>| {
+            let value = record.map(|bytes| Value { bytes, mod_revision: 3 });
+            (apply_router(&mut routers, &keys(), key.as_bytes(), value), routers.len())
+        };
+        let record = serde_json::to_vec(&RouterRecord { arrivals: 7, ..RouterRecord::default() }).unwrap();
+        assert_eq!(put(Some(&record)), (true, 1));
+        assert_eq!(put(Some(&record)), (false, 1), "nothing new");
+        assert_eq!(put(Some(b"not a record")), (true, 0));
+        assert_eq!(put(None), (false, 0));
+        assert!(!apply_router(&mut BTreeMap::new(), &keys(), keys().groups().as_bytes(), None));
     }
 
     #[test]

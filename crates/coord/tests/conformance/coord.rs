@@ -7,7 +7,7 @@ use etcd_client::{Client, PutOptions};
 use galerne_coord::{Clusters, Coord, CoordError, Ended, EtcdAccess, Registration};
 use galerne_types::{
     Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, Loss, LossKind, ModelCard, RankId, RankRecord,
-    RankState, Shards,
+    RankState, RouterRecord, Shards,
 };
 use tokio::sync::watch;
 
@@ -76,9 +76,44 @@ pub(crate) async fn one_watch_shows_the_fleets_of_all_clusters(server: Rc<Server
     asked_for_late.changed().await.unwrap();
     hold(&second, None).await;
     later.wait_for(|fleet| *fleet == Fleet::default()).await.unwrap();
+
+    let mut routers = clusters.cluster("many-2").unwrap().watch_routers();
+    let (counts, records) = watch::channel(RouterRecord { arrivals: 3, ..RouterRecord::default() });
+    let telling = tokio::task::spawn_local(async move { second.tell("r-1", records).await });
+    routers.wait_for(|told| told.get("r-1").is_some_and(|record| record.arrivals == 3)).await.unwrap();
+    assert!(!later.has_changed().unwrap(), "who follows groups is told of none of this");
+    drop(counts);
+    telling.await.unwrap().unwrap();
+    routers.wait_for(|told| told.is_empty()).await.unwrap();
     assert!(clusters.cluster("a/b").is_err());
     drop(clusters);
     while known.changed().await.is_ok() {}
+}
+
+pub(crate) async fn routers_tell_what_they_count(server: Rc<Server>) {
+    let (coord, mut client) = (server.coord_of("routers").await, wait_for(&server).await);
+    let (mut told, mut fleet) = (coord.watch_routers(), coord.watch_fleet());
+    fleet.changed().await.unwrap();
+    let counted = |arrivals| RouterRecord { arrivals, ..RouterRecord::default() };
+    let (counts, records) = watch::channel(counted(3));
+    let telling = tokio::task::spawn_local(async move { coord.tell("r-1", records).await });
+    told.wait_for(|told| told.get("r-1") == Some(&counted(3))).await.unwrap();
+    counts.send_replace(counted(5));
+    told.wait_for(|told| told.get("r-1") == Some(&counted(5))).await.unwrap();
+
+    let key = "/galerne/routers/routers/r-1";
+    let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
+    client.lease_revoke(lease).await.unwrap();
+    told.wait_for(|told| told.is_empty()).await.unwrap();
+    told.wait_for(|told| told.get("r-1") == Some(&counted(5))).await.unwrap();
+
+    drop(counts);
+    telling.await.unwrap().unwrap();
+    told.wait_for(|told| told.is_empty()).await.unwrap();
+    assert!(!fleet.has_changed().unwrap(), "who follows groups is told of none of this");
+    let (_sender, records) = watch::channel(counted(0));
+    let stray = server.coord().await.tell("a/b", records).await;
+    assert!(matches!(stray, Err(CoordError::Name { what: "router", .. })));
 }
 
 pub(crate) async fn a_rank_that_falls_silent_is_gone(server: Rc<Server>) {
