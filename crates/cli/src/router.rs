@@ -1,5 +1,6 @@
 //! `galerne router`: the faces in front of a fleet.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use clap::Args;
 use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions, RouterTls};
 use galerne_telemetry::LogHandle;
 use galerne_tls::{Alpn, Server, ServerFiles};
+use galerne_types::RouterRecord;
+use tokio::sync::watch;
 
 use crate::args::{self, ClusterTlsArgs, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
@@ -127,7 +130,7 @@ impl RouterCommand {
     pub(crate) async fn run(self, log: LogHandle) -> anyhow::Result<()> {
         let tls = self.faces.tls(&self.tls)?;
         let (listeners, gate) = self.faces.open().await?;
-        let options = options(&self.model, &self.faces, gate, tls, log);
+        let mut options = options(&self.model, &self.faces, gate, tls, log);
         let coord = args::connect(&self.etcd.etcd, &self.etcd.access.access(), &self.etcd.cluster).await?;
         println!(
             "HTTP on {}://{}  gRPC on {}",
@@ -136,8 +139,13 @@ impl RouterCommand {
             listeners.grpc.local_addr()?
         );
         let shutdown = args::shutdown_on_signal()?.cancelled_owned();
-        galerne_router::serve(options, coord.watch_fleet(), listeners, shutdown).await?;
-        Ok(())
+        let (counts, counted) = watch::channel(RouterRecord::default());
+        options.counts = Some(counts);
+        let name = format!("{}-{}", args::host_name(Ipv4Addr::LOCALHOST.into()), std::process::id());
+        let served = galerne_router::serve(options, coord.watch_fleet(), listeners, shutdown);
+        let (served, told) = tokio::join!(served, coord.tell(&name, counted));
+        served?;
+        Ok(told?)
     }
 }
 
@@ -163,5 +171,6 @@ pub(crate) fn options(
         requests: faces.limits.requests(),
         log: Some(log),
         tell: |line| println!("{line}"),
+        counts: None,
     }
 }

@@ -32,7 +32,7 @@ pub(crate) async fn keep(coord: &Coord, key: &str, mut records: watch::Receiver<
         }
         away = kept.is_err();
     }
-    if let Some(lease) = lease {
+    if let Some(lease) = lease.filter(|_| !away) {
         let revoke = |mut client: Client| async move { client.lease_revoke(lease).await };
         let _ = coord.etcd.call("give a lease up", revoke).await; // it ends by itself
     }

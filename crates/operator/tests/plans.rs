@@ -74,3 +74,26 @@ fn what_cannot_be_is_told() {
     let asked = validate(&spec(json!({})), "r".into(), Some(9)).unwrap();
     assert_eq!(asked.wanted, 1, "what the load wants is bounded by min and max");
 }
+
+#[test]
+fn what_somebody_has_set_goes_before_what_the_load_wants() {
+    let wanted = |groups: Value, load: Option<u32>| {
+        let spec = json!({
+            "model": { "name": "m", "path": "m" }, "groups": groups,
+            "router": { "noAuth": true }, "etcd": { "managed": {} }, "storage": { "hostPath": "/models" },
+        });
+        let spec: GalerneClusterSpec = serde_json::from_value(spec).expect("a spec");
+        validate(&spec, "r".into(), load).expect("a spec that can be").wanted
+    };
+    for (replicas, load, expected) in [
+        (Some(3), Some(5), 3),
+        (Some(3), None, 3),
+        (None, Some(5), 5),
+        (None, Some(0), 1),
+        (None, Some(9), 6),
+        (None, None, 1),
+    ] {
+        assert_eq!(wanted(json!({ "min": 1, "max": 6, "replicas": replicas }), load), expected);
+    }
+    assert_eq!(wanted(json!({ "min": 0, "max": 6 }), Some(0)), 0);
+}

@@ -19,6 +19,7 @@ mod again;
 mod answer;
 mod ask;
 mod choices;
+mod demand;
 mod failure;
 mod gate;
 mod groups;

@@ -106,6 +106,12 @@ pub(crate) const PROBE_MS: Duration = Duration::from_millis(500);
 /// Time between two tries to hear a leader's reports of its load.
 pub(crate) const LOAD_RETRY_MS: Duration = Duration::from_millis(1_000);
 
+/// Time between two accounts of what this router counts, in which something has changed.
+pub(crate) const TELL_S_MAX: Duration = Duration::from_secs(2);
+
+/// The same when requests find nobody who serves: somebody may start a group for them.
+pub(crate) const TELL_MS_MIN: Duration = Duration::from_millis(200);
+
 /// Time that the fleet view has to move after a leader refused the epoch that it shows.
 pub(crate) const FLEET_MOVE_MS_MAX: Duration = Duration::from_millis(2_000);
 

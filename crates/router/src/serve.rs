@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use galerne_telemetry::LogHandle;
 use galerne_tls::{Client, Server, TlsError, keep_fresh};
-use galerne_types::{Fleet, TokenId};
+use galerne_types::{Fleet, RouterRecord, TokenId};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -25,7 +25,7 @@ use crate::model::{self, Model, ModelError, ModelSource, Models};
 use crate::repeats::Repeats;
 use crate::server::{Bodies, Places, ServerLimits};
 use crate::traffic::Traffic;
-use crate::{admin, grpc, http, loads, standing, trace};
+use crate::{admin, demand, grpc, http, loads, standing, trace};
 
 /// What a router is told at start.
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub struct RouterOptions {
     pub log: Option<LogHandle>,
     /// Told at start, for each model, how its conversations become prompts: a line for whoever started the router.
     pub tell: fn(&str),
+    /// Told what is counted of requests, now and then, if somebody wants to know.
+    pub counts: Option<watch::Sender<RouterRecord>>,
 }
 
 /// Where a router listens.
@@ -152,15 +154,16 @@ pub(crate) struct Router {
 /// # Errors
 /// A sentence, when a model cannot be read or a face cannot start.
 pub async fn serve(
-    options: RouterOptions,
+    mut options: RouterOptions,
     fleet: watch::Receiver<Fleet>,
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RouterError> {
-    let shutdown_grace = options.shutdown_grace;
+    let (shutdown_grace, counts) = (options.shutdown_grace, options.counts.take());
     let router = Router::new(options, fleet).await?;
     let Listeners { http, grpc, inside, admin } = listeners;
     let end = CancellationToken::new();
+    let _counts = counts.map(|told| AbortOnDropHandle::new(tokio::spawn(demand::tell(router.clone(), told))));
     let faces = async {
         let ended = serve_faces(&router, http, (grpc, inside), shutdown, shutdown_grace).await;
         end.cancel();
@@ -227,8 +230,7 @@ async fn serve_faces(
 
 impl Router {
     async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
-        let RouterOptions { models: sources, shutdown_grace: _, limits, gate, tls, requests, log, tell } =
-            options;
+        let RouterOptions { models: sources, limits, gate, tls, requests, log, tell, .. } = options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }

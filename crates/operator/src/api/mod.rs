@@ -11,7 +11,7 @@ pub mod parts;
 mod status;
 
 pub use crd::crd_yaml;
-pub use status::{ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
+pub use status::{AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,9 @@ pub struct GalerneClusterSpec {
     /// How many groups.
     #[serde(default)]
     pub groups: GroupsSpec,
-    /// What answers must keep. Without it the number of groups is not changed by load.
+    /// What answers must keep: there are as many groups, between spec.groups.min and max, as hold it for the load that is
+    /// expected. Without it load does not change their number, and where spec.groups.replicas is set that is their number
+    /// whatever this calls for; status.autoscale tells it all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sla: Option<SlaSpec>,
     /// The faces.

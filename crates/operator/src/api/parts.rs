@@ -112,7 +112,13 @@ pub struct GroupsSpec {
     #[schemars(range(min = 1, max = 1000))]
     #[serde(default = "one")]
     pub max: u16,
-    /// So many, whatever the load: what `kubectl scale` and autoscalers set. Unset, spec.sla decides between min and max.
+    /// With spec.sla and a min of 0 the last group goes when nobody has asked for anything for so many seconds. Routers hold
+    /// the next request until a group serves.
+    #[schemars(range(min = 10, max = 86_400))]
+    #[serde(default = "idle_s")]
+    pub idle_seconds: u32,
+    /// So many, whatever the load and spec.sla: what `kubectl scale` and other autoscalers set. Unset, spec.sla decides
+    /// between min and max, and without that there are min.
     #[schemars(range(min = 0, max = 1000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u16>,
@@ -120,8 +126,12 @@ pub struct GroupsSpec {
 
 impl Default for GroupsSpec {
     fn default() -> Self {
-        Self { min: 1, max: 1, replicas: None }
+        Self { min: 1, max: 1, idle_seconds: idle_s(), replicas: None }
     }
+}
+
+fn idle_s() -> u32 {
+    300
 }
 
 /// What answers must keep.

@@ -36,7 +36,7 @@ pub struct ClusterStatus {
     /// Selects the pods of all groups: for autoscalers.
     #[serde(default)]
     pub selector: String,
-    /// `Available`, `Progressing`, `Degraded`.
+    /// `Available`, `Progressing`, `Degraded`; with spec.sla also `HoldsSla`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -44,9 +44,31 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub groups: Vec<GroupStatus>,
+    /// What spec.sla calls for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<AutoscaleStatus>,
     /// The version that is to take the others' place, or has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+}
+
+/// How many groups spec.sla calls for. It decides unless spec.groups.replicas is set.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscaleStatus {
+    /// So many, within spec.groups.min and max.
+    pub groups: u32,
+    /// Why, in a word.
+    pub reason: String,
+    /// Why, in a sentence: what is expected, and what so many groups would make of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Whether so many would keep what is promised; unset while too little is known to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<bool>,
+    /// How long a group takes to start, in seconds, as it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_start_seconds: Option<u32>,
 }
 
 /// One group.

@@ -95,6 +95,9 @@ impl Site<'_> {
             Some(secret) => args.push(format!("--api-keys={}/keys.toml", files("keys", secret))),
             None => args.push("--no-auth".into()),
         }
+        if let Some(hold) = self.hold_flag() {
+            args.push(hold);
+        }
         if let Some(secret) = &spec.tls_secret {
             let path = files("tls", secret);
             args.extend([format!("--tls-cert={path}/tls.crt"), format!("--tls-key={path}/tls.key")]);
@@ -108,7 +111,9 @@ impl Site<'_> {
             ..ContainerPort::default()
         };
         container.ports = Some(PORTS.map(port).into());
-        container.readiness_probe = Some(self.probe("/readyz", 2));
+        // A cluster that may sleep is woken by the requests that its routers hold, so they must get them.
+        let ready = if self.may_sleep() { "/healthz" } else { "/readyz" };
+        container.readiness_probe = Some(self.probe(ready, 2));
         container.liveness_probe = Some(self.probe("/healthz", 10));
         PodTemplateSpec {
             metadata: Some(ObjectMeta { labels: Some(self.labels("router")), ..ObjectMeta::default() }),
@@ -123,6 +128,19 @@ impl Site<'_> {
                 ..PodSpec::default()
             }),
         }
+    }
+
+    /// Load, or its absence, may end the last group.
+    fn may_sleep(&self) -> bool {
+        let spec = &self.cluster.spec;
+        spec.sla.is_some() && spec.groups.min == 0
+    }
+
+    /// Where no group may be, a request waits for as long as one may take to start, unless somebody has said how long.
+    fn hold_flag(&self) -> Option<String> {
+        const FLAG: &str = "--hold-s-max";
+        let told = self.cluster.spec.router.args.iter().any(|arg| arg.starts_with(FLAG));
+        (self.may_sleep() && !told).then(|| format!("{FLAG}={}", self.cluster.spec.start_seconds))
     }
 
     fn probe(&self, path: &str, period_s: i32) -> Probe {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{Asked, Plan, Seen};
-use crate::api::{ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
+use crate::api::{AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
 use crate::names;
 
 /// Bytes of a message, at most: what containers say at their end may be long.
@@ -18,6 +18,8 @@ pub struct About<'a> {
     pub model: &'a str,
     /// Selects the pods of all groups.
     pub selector: String,
+    /// What spec.sla calls for.
+    pub autoscale: Option<AutoscaleStatus>,
 }
 
 /// The status after a plan.
@@ -56,6 +58,7 @@ pub fn status(
         routers_ready: seen.routers_ready,
         selector: about.selector,
         conditions: Vec::new(),
+        autoscale: about.autoscale,
         rollout: Some(plan.rollout.clone()),
         groups,
     };
@@ -63,7 +66,9 @@ pub fn status(
         [available(asked, &status), progressing(asked, seen, &status), degraded(asked, seen, &status)];
     status.summary =
         judged[2].says_if(true).or(judged[1].says_if(true)).or(judged[1].says_if(false)).unwrap_or_default();
-    status.conditions = judged.map(|verdict| verdict.condition(&status, last, seen.now)).into();
+    let verdicts = judged.into_iter().chain(holds_sla(&status));
+    let conditions = verdicts.map(|verdict| verdict.condition(&status, last, seen.now)).collect();
+    status.conditions = conditions;
     status
 }
 
@@ -80,14 +85,14 @@ pub fn refused(why: &str, now: i64, generation: Option<i64>, last: &ClusterStatu
 }
 
 /// One condition, before it is known since when it holds.
-struct Verdict {
+struct Verdict<'a> {
     kind: &'static str,
     holds: bool,
-    reason: &'static str,
+    reason: &'a str,
     message: String,
 }
 
-impl Verdict {
+impl Verdict<'_> {
     fn says_if(&self, holds: bool) -> Option<String> {
         (self.holds == holds).then(|| self.message.clone())
     }
@@ -109,7 +114,13 @@ impl Verdict {
     }
 }
 
-fn available(asked: &Asked, status: &ClusterStatus) -> Verdict {
+/// Whether what is promised is expected to be kept; nothing is said before that is known.
+fn holds_sla(status: &ClusterStatus) -> Option<Verdict<'_>> {
+    let AutoscaleStatus { reason, message, holds, .. } = status.autoscale.as_ref()?;
+    Some(Verdict { kind: "HoldsSla", holds: (*holds)?, reason, message: message.clone() })
+}
+
+fn available(asked: &Asked, status: &ClusterStatus) -> Verdict<'static> {
     let verdict = |holds, reason, message| Verdict { kind: "Available", holds, reason, message };
     let ClusterStatus { groups_ready, routers_ready, .. } = status;
     match (asked.wanted, groups_ready, routers_ready) {
@@ -120,7 +131,7 @@ fn available(asked: &Asked, status: &ClusterStatus) -> Verdict {
     }
 }
 
-fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict {
+fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'static> {
     let verdict = |holds, reason, message| Verdict { kind: "Progressing", holds, reason, message };
     let Rollout { trial, message, revision } = status.rollout.clone().unwrap_or_default();
     let old = seen
@@ -165,7 +176,7 @@ fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict {
     }
 }
 
-fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict {
+fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'static> {
     let verdict = |holds, reason, message| Verdict { kind: "Degraded", holds, reason, message };
     if let (Some(resource), Some(false)) = (&asked.resource, seen.resource_offered) {
         let says = format!(

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::validate::wanted;
 use super::{Asked, GroupSeen, Plan, PodPhase, PodSeen, Retired, Seen, Step, TrialSeen, plan};
-use crate::api::parts::{CanarySpec, OnFailure, Strategy as Order, UpdateSpec};
+use crate::api::parts::{CanarySpec, GroupsSpec, OnFailure, Strategy as Order, UpdateSpec};
 use crate::api::{ClusterStatus, GroupStatus, Trial};
 use crate::names;
 
@@ -12,6 +13,9 @@ struct World {
     seen: Seen,
     status: ClusterStatus,
     asked: Asked,
+    /// How many groups there may be, and how many the load wants: what is wanted follows.
+    groups: GroupsSpec,
+    load: Option<u32>,
     /// Versions whose groups never pass a trial.
     bad: Vec<String>,
     /// State of a SplitMix64 generator.
@@ -21,8 +25,8 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let seen = Seen { now: 1_000_000, fleet_known: true, ..Seen::default() };
-        let mut world =
-            Self { seen, status: ClusterStatus::default(), asked: asked(), bad: Vec::new(), random: seed };
+        let (status, groups, bad) = Default::default();
+        let mut world = Self { seen, status, asked: asked(), groups, load: None, bad, random: seed };
         world.ask();
         world
     }
@@ -41,7 +45,10 @@ impl World {
 
     /// Somebody changes the spec.
     fn ask(&mut self) {
-        self.asked.wanted = self.below(5);
+        let (min, more) = (self.below(3) as u16, 1 + self.below(4) as u16);
+        let replicas = self.chance(50).then(|| min + self.below(u32::from(more) + 1) as u16);
+        self.groups = GroupsSpec { min, max: min + more, replicas, ..GroupsSpec::default() };
+        self.ask_for_load();
         self.asked.update.max_surge = self.below(3) as u16;
         self.asked.update.max_unavailable = self.below(3) as u16;
         if self.asked.update.max_surge == 0 && self.asked.update.max_unavailable == 0 {
@@ -55,6 +62,14 @@ impl World {
         }
         self.asked.update.canary.on_failure =
             if self.chance(50) { OnFailure::Pause } else { OnFailure::Rollback };
+    }
+
+    /// The load becomes another one, or nobody knows it.
+    fn ask_for_load(&mut self) {
+        self.load = self.chance(80).then(|| self.below(9));
+        self.asked.wanted = wanted(&self.groups, self.load);
+        let bounds = u32::from(self.groups.min)..=u32::from(self.groups.max);
+        assert!(bounds.contains(&self.asked.wanted), "{:?} for {:?}", self.groups, self.load);
     }
 
     /// Something happens: good, or bad if `trouble`.
@@ -73,6 +88,9 @@ impl World {
             self.seen.fleet_known = !self.chance(15);
             if self.chance(10) {
                 self.ask();
+            }
+            if self.chance(20) {
+                self.ask_for_load();
             }
         }
     }

@@ -3,7 +3,7 @@
 use galerne_types::Shards;
 
 use crate::api::GalerneClusterSpec;
-use crate::api::parts::{CanarySpec, UpdateSpec};
+use crate::api::parts::{CanarySpec, GroupsSpec, UpdateSpec};
 
 /// What is asked for, as the planner needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +50,12 @@ impl Asked {
 #[error("{0}")]
 pub struct Invalid(pub String);
 
+/// How many groups shall serve: what somebody has set, or else what the load wants, or else the least; within bounds.
+pub(super) fn wanted(groups: &GroupsSpec, load: Option<u32>) -> u32 {
+    let least = groups.min.into();
+    groups.replicas.map(u32::from).or(load).unwrap_or(least).min(groups.max.into()).max(least)
+}
+
 /// Checks `spec`; `revision` is the version that it describes and `load` how many groups the load wants, if that is known.
 ///
 /// # Errors
@@ -76,9 +82,8 @@ pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) 
     if min > max {
         return Err(Invalid(format!("spec.groups.min ({min}) is above spec.groups.max ({max})")));
     }
-    let load = load.unwrap_or(min.into()).clamp(min.into(), max.into());
     Ok(Asked {
-        wanted: spec.groups.replicas.map_or(load, |replicas| replicas.clamp(min, max).into()),
+        wanted: wanted(&spec.groups, load),
         ranks,
         hosts: ranks / per_host,
         revision,

@@ -6,8 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use galerne_autoscale::{Decision, METRICS};
+
 use super::index::Key;
 use crate::plan::{Asked, GroupSeen, Seen};
+
+/// What the [`METRICS`] of decisions are.
+const METRICS_HELP: [&str; METRICS.len()] = [
+    "Groups that spec.sla calls for, within bounds.",
+    "Groups that are needed for what is expected, whatever the bounds.",
+    "The promised percentile that is kept worst, as a share of what is promised.",
+    "Time to the first token that is expected, at the promised percentile.",
+    "Time between two tokens that is expected, at the promised percentile.",
+    "Requests a second that are expected at most.",
+];
 
 /// Counts, for as long as the process lives.
 #[derive(Default)]
@@ -18,7 +30,12 @@ pub(crate) struct Metrics {
     leads: AtomicU64,
     writes: Mutex<BTreeMap<(&'static str, String), u64>>,
     clusters: Mutex<BTreeMap<Key, Groups>>,
+    /// What was decided for clusters that promise something.
+    decided: Mutex<BTreeMap<Key, Decided>>,
 }
+
+/// Values by their names.
+type Decided = Vec<(&'static str, f64)>;
 
 /// Groups of a cluster.
 #[derive(Clone, Copy)]
@@ -57,6 +74,14 @@ impl Metrics {
             updated: count(&|group| group.available() && group.revision.as_ref() == Some(&asked.revision)),
         };
         lock(&self.clusters).insert(cluster.clone(), groups);
+    }
+
+    pub(crate) fn decided(&self, cluster: &Key, decision: &Decision) {
+        lock(&self.decided).insert(cluster.clone(), decision.metrics().collect());
+    }
+
+    pub(crate) fn undecided(&self, cluster: &Key) {
+        lock(&self.decided).remove(cluster);
     }
 
     pub(crate) fn forget(&self, cluster: &Key) {
@@ -104,6 +129,16 @@ impl Metrics {
             })
         });
         family("galerne_cluster_groups", "gauge", "Groups of a cluster.", samples.collect());
+        let decided = lock(&self.decided).clone();
+        for (metric, help) in METRICS.into_iter().zip(METRICS_HELP) {
+            let of =
+                |values: &Decided| values.iter().find(|(name, _)| *name == metric).map(|(_, value)| *value);
+            let samples = decided.iter().filter_map(|((namespace, name), values)| {
+                let labels = format!("{{namespace=\"{namespace}\",cluster=\"{name}\"}}");
+                Some((labels, of(values)?.to_string()))
+            });
+            family(metric, "gauge", help, samples.collect());
+        }
         page
     }
 }

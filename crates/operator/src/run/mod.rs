@@ -10,6 +10,7 @@ mod lease;
 mod metrics;
 mod observe;
 mod pass;
+mod scalers;
 mod shown;
 mod trial;
 mod watches;
@@ -38,6 +39,7 @@ use lease::Candidate;
 use metrics::Metrics;
 use observe::Shown;
 use pass::Context;
+use scalers::Scalers;
 
 /// Passes over different clusters that run at once.
 const PASSES_MAX: u16 = 8;
@@ -76,8 +78,9 @@ pub enum OperatorError {
 /// [`OperatorError::LeaseLost`] when it has held the lease and does not any more.
 pub async fn run(client: Client, options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
     let metrics = Arc::new(Metrics::default());
-    let admin =
-        options.admin.map(|listener| tokio::spawn(admin::serve(listener, metrics.clone(), stop.clone())));
+    let admin = options
+        .admin
+        .map(|listener| tokio::spawn(admin::serve(listener, metrics.clone(), client.clone(), stop.clone())));
     let mut candidate = Candidate::new(client.clone(), &options.lease_namespace, LEASE, &options.identity);
     tokio::select! {
         () = candidate.elected() => {}
@@ -126,7 +129,9 @@ async fn act(site: &Site, namespace: Option<String>) {
     let sees_events = watches::may_list(&watches::api::<CoreEvent>(client, namespace.as_deref())).await;
     let shown = Arc::new(Shown::new(sees_nodes, sees_events));
     let _watches = watches::start(client, namespace.as_deref(), &shown, &bell);
+    let scalers = Scalers::new(bell.clone(), metrics.clone());
     let context = Arc::new(Context {
+        scalers,
         hands: Hands { client: client.clone(), shown: shown.clone(), metrics: metrics.clone() },
         fleets: Fleets::new(etcd.clone(), bell.clone()),
         recorder: recorder.clone(),

@@ -16,11 +16,13 @@ use super::hands::{At, Hands};
 use super::index::Key;
 use super::metrics::Metrics;
 use super::observe::Shown;
+use super::scalers::{Passed, Scalers};
 use super::trial;
-use crate::api::{ClusterStatus, GalerneCluster};
+use crate::api::{AutoscaleStatus, ClusterStatus, GalerneCluster};
 use crate::build::{Kind, Site};
 use crate::names;
 use crate::plan::{About, Asked, Plan, Seen, Step, TrialSeen, plan, refused, status, validate};
+use crate::scale::Order;
 
 /// A cluster is looked at again after so long, whatever has happened.
 const AGAIN: Duration = Duration::from_secs(600);
@@ -37,6 +39,7 @@ pub(crate) struct Context {
     pub(crate) hands: Hands,
     pub(crate) shown: Arc<Shown>,
     pub(crate) fleets: Arc<Fleets>,
+    pub(crate) scalers: Scalers,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bell: Bell,
@@ -79,11 +82,15 @@ impl Context {
             (_, true) => {}
         }
         let site = Site { cluster, image: &self.image };
-        let reach = self.fleets.reach(&key, &(site.etcd_endpoints(), site.in_etcd()));
+        let place = (site.etcd_endpoints(), site.in_etcd());
+        let reach = self.fleets.reach(&key, &place);
         let view = reach.view();
         let now = Timestamp::now().as_second();
         let last = self.last(&key, cluster);
-        let mut asked = match validate(&cluster.spec, site.revision(), None) {
+        let order = Order::of(&cluster.spec);
+        // Until it is decided anew, what was decided before this operator began holds.
+        let scaled = order.as_ref().and_then(|_| self.scalers.told(&key).or(last.autoscale.clone()));
+        let mut asked = match validate(&cluster.spec, site.revision(), scaled.as_ref().map(|it| it.groups)) {
             Ok(asked) => asked,
             Err(invalid) if !ending => {
                 self.tell(&key, cluster, &last, refused(&invalid.0, now, cluster.metadata.generation, &last))
@@ -99,11 +106,16 @@ impl Context {
         }
         let planned = plan(&asked, &seen, &last);
         self.metrics.saw(&key, &asked, &seen);
+        if !ending {
+            let passed = Passed { order, seen: &seen, planned: &planned, last: &last };
+            self.scalers.passed(&key, place, view, &passed);
+        }
         let done = self.act(&key, &site, &asked, &planned, view, ending).await;
         let about = About {
             generation: cluster.metadata.generation,
             model: &cluster.spec.model.name,
             selector: site.group_selector(),
+            autoscale: scaled,
         };
         // That etcd has not answered yet is nothing to tell: it is asked this very moment.
         if !matches!(reach, Reach::Asked) || ending {
@@ -272,7 +284,13 @@ impl Context {
                 .map(|condition| (condition.reason.clone(), condition.message.clone()))
         };
         let (before, now) = (failed(last), failed(&new));
+        let decided = new.autoscale.clone().filter(|_| cluster.spec.groups.replicas.is_none());
+        let scaled =
+            decided.filter(|now| last.autoscale.as_ref().is_some_and(|was| was.groups != now.groups));
         self.memory().entry(key.clone()).or_default().status = Some((version(&written), new));
+        if let Some(AutoscaleStatus { message, .. }) = scaled {
+            self.say(cluster, EventType::Normal, "Scaled", message).await;
+        }
         if let Some((reason, message)) =
             now.filter(|(reason, _)| before.is_none_or(|(before, _)| before != *reason))
         {
@@ -283,6 +301,7 @@ impl Context {
 
     fn forget(&self, key: &Key) {
         self.memory().remove(key);
+        self.scalers.close(key);
         self.fleets.close(key);
         self.metrics.forget(key);
     }

@@ -126,11 +126,18 @@ impl Common {
         caller: &Caller,
     ) -> Result<Self, Failure> {
         router.traffic.admits()?; // before the work of tokenizing
-        let card = router.groups.card_within(&model.name, router.requests.hold_s_max).await;
+        let card = match router.groups.card(&model.name) {
+            Some(card) => Some(card),
+            None => {
+                let _held = router.metrics.demand.hold();
+                router.groups.card_within(&model.name, router.requests.hold_s_max).await
+            }
+        };
         let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
         let prompt = router.tokenize(model, prompt).await?;
         let request = options.request(model, prompt, card.context_tokens_max, caller, &router.requests)?;
         caller.reserve(options.estimate(&request, each))?;
+        router.metrics.demand.arrived(each);
         let (router, model, options) = (router.clone(), model.clone(), options.clone());
         Ok(Self { router, model, options, caller: caller.clone(), request, card })
     }

@@ -108,6 +108,7 @@ impl Opening {
             let want = Want { model: &self.model.name, begun, not: tries.refused.as_ref() };
             match groups.place(want) {
                 Err(refusal) if self.accepted || groups.card(&self.model.name).is_none() => {
+                    let _held = self.router.metrics.demand.hold();
                     let changed = timeout_at(tries.end(), groups.changed(&mut tries.seen)).await;
                     let over = |_| if self.accepted { self.failure(tries.over()) } else { refusal };
                     changed.map_err(over)?;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use galerne_dispatch::BreakerState;
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{Epoch, GroupId, LossKind, RankState};
+use galerne_types::{Epoch, GroupId, GroupLoad, LossKind, RankState};
 use galerne_wire::v1::LoadReport;
 
 use super::page::Page;
@@ -67,6 +67,22 @@ impl Loads {
             done.steps[bucket] += now.saturating_sub(was);
         }
         latest.insert(group.clone(), (epoch, report));
+    }
+
+    /// The latest reports, in the words of [`galerne_types::RouterRecord`].
+    pub(crate) fn told(&self) -> BTreeMap<GroupId, GroupLoad> {
+        let told = |(epoch, report): &(Epoch, LoadReport)| GroupLoad {
+            epoch: *epoch,
+            running: report.running,
+            waiting: report.waiting,
+            kv_blocks: report.kv_blocks,
+            kv_blocks_free: report.kv_blocks_free,
+            steps: report.steps,
+            tokens: report.step_tokens,
+            keys: report.step_keys,
+            busy_us: report.step_busy_us,
+        };
+        self.lock().latest.iter().map(|(group, latest)| (group.clone(), told(latest))).collect()
     }
 
     /// Forgets the groups that `keep` does not know.
@@ -252,6 +268,7 @@ mod tests {
         (steps_by_tokens[0], steps_by_tokens[9]) = (steps, steps);
         LoadReport {
             preemptions: steps,
+            steps: 2 * steps,
             grammar_hits: 2 * steps,
             prefix_cache_queries: 100 * steps,
             prefix_cache_hits: 64 * steps,
@@ -259,6 +276,8 @@ mod tests {
             draft_tokens: 12 * steps,
             draft_tokens_accepted: 7 * steps,
             step_tokens: steps * 301,
+            step_keys: steps * 9_000,
+            step_busy_us: steps * 2_500,
             steps_by_tokens,
             ..LoadReport::default()
         }
@@ -275,6 +294,9 @@ mod tests {
         assert_eq!((done.prefix_queries, done.prefix_hits), (600, 6 * 64));
         assert_eq!((done.drafts, done.draft_tokens, done.draft_tokens_accepted), (18, 72, 42));
         assert_eq!((done.steps[0], done.steps[7], done.steps.iter().sum::<u64>()), (6, 6, 12));
+        let told = loads.told()[&group];
+        assert_eq!((told.epoch, told.steps, told.tokens), (Epoch(2), 2, 301));
+        assert_eq!((told.keys, told.busy_us), (9_000, 2_500));
         loads.retain(|_, epoch| epoch == Epoch(1));
         assert!(loads.lock().latest.is_empty());
     }

@@ -99,6 +99,8 @@ impl Meter {
     /// A token came at that time; with the first, the leader tells where the time went.
     pub(crate) fn token(&mut self, timing: Option<v1::Timing>, now: Instant) {
         if self.first_token.is_none() {
+            let cached = timing.as_ref().map_or(0, |timing| timing.cached_tokens as usize);
+            self.metrics.demand.prompt(self.prompt_tokens.saturating_sub(cached));
             (self.first_token, self.timing) = (Some(now), timing);
             let after_s = (now - self.began).as_secs_f64();
             self.metrics.first_token.observe(after_s);
@@ -174,6 +176,7 @@ impl Meter {
         }
         if let Some(first) = self.first_token {
             self.begun(first);
+            m.demand.answer(self.tokens as usize);
         }
         let Family { all, left, longest, refused: _ } = &*self.family;
         longest.fetch_max(self.tokens, Ordering::Relaxed);

@@ -18,6 +18,7 @@ pub(crate) use self::model::ModelMetrics;
 pub(crate) use self::page::CONTENT_TYPE;
 use self::page::Page;
 use crate::again::Again;
+use crate::demand::Demand;
 use crate::groups::Groups;
 
 /// Everything that `/metrics` tells.
@@ -26,12 +27,14 @@ pub(crate) struct Metrics {
     models: Mutex<Vec<Arc<ModelMetrics>>>,
     /// What the leaders report.
     pub(crate) loads: Loads,
+    /// What is told to whoever decides how many groups there should be.
+    pub(crate) demand: Arc<Demand>,
 }
 
 impl Metrics {
     /// The metrics of one model, to be asked for once. `context`: tokens of a prompt and its answer, at most.
     pub(crate) fn of_model(&self, name: &str, context: usize) -> Arc<ModelMetrics> {
-        let metrics = Arc::new(ModelMetrics::new(name, context));
+        let metrics = Arc::new(ModelMetrics::new(name, context, self.demand.clone()));
         self.models.lock().unwrap_or_else(PoisonError::into_inner).push(metrics.clone());
         metrics
     }

@@ -1,7 +1,10 @@
 //! What is measured of each model's requests, under vLLM's names with vLLM's bounds, and OpenTelemetry's.
 
+use std::sync::Arc;
+
 use super::instruments::{Counter, Histogram};
 use super::page::Page;
+use crate::demand::Demand;
 use crate::failure::Failure;
 
 /// Bounds of vLLM's histograms, in seconds.
@@ -48,6 +51,8 @@ const GEN_AI_TOKENS: &[f64] = &[
 #[derive(Debug)]
 pub(crate) struct ModelMetrics {
     pub(super) name: String,
+    /// Of all models.
+    pub(super) demand: Arc<Demand>,
     pub(super) prompt_tokens: Counter,
     pub(super) generation_tokens: Counter,
     pub(super) first_token: Histogram,
@@ -96,9 +101,10 @@ const STALL_S: &[f64] =
 
 impl ModelMetrics {
     /// `context`: tokens of a prompt and its answer together, at most.
-    pub(super) fn new(name: &str, context: usize) -> Self {
+    pub(super) fn new(name: &str, context: usize, demand: Arc<Demand>) -> Self {
         Self {
             name: name.to_owned(),
+            demand,
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             first_token: Histogram::new(FIRST_TOKEN_S),

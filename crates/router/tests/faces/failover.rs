@@ -67,6 +67,9 @@ async fn a_request_that_comes_while_the_only_group_forms_anew_is_held_for_it() {
     let held = stage.start(TEXT, &json!({ "prompt": "x" })).await;
     let waits = r#"vllm:num_requests_waiting{model_name="bard"}"#;
     patiently(async { while !stage.get("/metrics").await.body.contains(waits) {} }).await;
+    let mut counts = stage.counts.clone();
+    let held_too = counts.wait_for(|counts| counts.held == 1);
+    assert_eq!(patiently(held_too).await.unwrap().arrivals, 0, "it counts when it may go on");
     stage.fleet.send_modify(|fleet| drop(fleet.groups.insert(id.clone(), whole.clone())));
     assert_eq!(held.rest().await.json()["choices"][0]["text"], "Anon");
     assert!(patiently(leader.requests.recv()).await.is_some());
@@ -79,6 +82,21 @@ async fn a_request_that_comes_while_the_only_group_forms_anew_is_held_for_it() {
     leader.lead(9);
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 9, &leader.address)]) });
     assert_eq!(held.rest().await.json()["choices"][0]["text"], "Anon");
+}
+
+#[tokio::test]
+async fn what_comes_is_counted_for_whoever_decides_how_many_groups_there_should_be() {
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::with(&[&leader]).await;
+    let answer = ids("Anon").len() as u64;
+    stage.post(TEXT, &json!({ "prompt": [5, 6, 7], "n": 2 })).await;
+    stage.post(TEXT, &json!({ "prompt": [5] })).await;
+    stage.post(TEXT, &json!({ "prompt": [5], "temperature": -1 })).await;
+    let mut counts = stage.counts.clone();
+    let counted = patiently(counts.wait_for(|counts| counts.answers.count == 3)).await.unwrap().clone();
+    assert_eq!((counted.arrivals, counted.held), (3, 0), "what could not be is no demand");
+    assert_eq!((counted.prompts.count, counted.prompts.sum, counted.prompts.squares), (3, 7, 19));
+    assert_eq!((counted.answers.sum, counted.answers.squares), (3 * answer, 3 * answer * answer));
 }
 
 #[tokio::test]

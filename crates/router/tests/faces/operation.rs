@@ -105,6 +105,7 @@ async fn a_router_that_cannot_serve_says_why() {
             requests: RequestLimits::default(),
             log: None,
             tell: |_| {},
+            counts: None,
         };
         let listeners = Listeners { http, grpc, inside: None, admin: None };
         let (_fleet, view) = watch::channel(Fleet::default());

@@ -13,7 +13,7 @@ use galerne_router::{
 use galerne_text::Tokenizer;
 use galerne_types::{
     Compute, Epoch, EpochRecord, Fleet, Group, GroupId, Health, KvDtype, Member, ModelCard, RankId,
-    RankRecord, RankState, Shards,
+    RankRecord, RankState, RouterRecord, Shards,
 };
 use galerne_wire::v1::galerne_client::GalerneClient;
 use serde_json::Value;
@@ -72,6 +72,8 @@ pub(crate) struct Stage {
     pub(crate) http: String,
     pub(crate) grpc: String,
     pub(crate) admin: String,
+    /// What the router tells of the requests that it gets.
+    pub(crate) counts: watch::Receiver<RouterRecord>,
     shutdown: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), RouterError>>,
 }
@@ -176,6 +178,7 @@ impl Stage {
             name: Some("bard".to_owned()),
             chat_format: None,
         };
+        let (counts, counted) = watch::channel(RouterRecord::default());
         let options = RouterOptions {
             models: vec![model],
             shutdown_grace,
@@ -185,13 +188,14 @@ impl Stage {
             tls,
             log: None,
             tell: |_| {},
+            counts: Some(counts),
         };
         let listeners = Listeners { http, grpc, inside: None, admin: Some(admin) };
         let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;
         }));
         let [http, grpc, admin] = addresses;
-        Self { fleet, http, grpc, admin, shutdown: Some(shutdown), served }
+        Self { fleet, http, grpc, admin, counts: counted, shutdown: Some(shutdown), served }
     }
 
     pub(crate) fn shut_down(&mut self) {
