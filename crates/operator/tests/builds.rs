@@ -99,3 +99,30 @@ fn a_version_is_what_pods_are_made_from_and_nothing_else() {
         assert_ne!(revision(other.clone()), site(&base).revision(), "{other}");
     }
 }
+
+#[test]
+fn routers_of_a_cluster_that_may_sleep_hold_what_wakes_it() {
+    let router = |changes: Value| {
+        let cluster = cluster(&changes);
+        let objects = site(&cluster).shared_objects();
+        let deployment = objects.into_iter().find(|object| object.kind == Kind::Deployment).unwrap();
+        deployment.body["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    let holds = |router: &Value| {
+        let args = router["args"].as_array().unwrap().iter().filter_map(Value::as_str);
+        args.filter_map(|arg| arg.strip_prefix("--hold-s-max=")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ready = |router: &Value| router["readinessProbe"]["httpGet"]["path"].clone();
+    let sla = json!({ "ttft": { "percentile": 95, "ms": 500 } });
+    let awake = router(json!({ "groups": { "min": 1, "max": 2 }, "sla": sla }));
+    assert_eq!((holds(&awake), ready(&awake)), (vec![], json!("/readyz")));
+    let sleepy = json!({ "groups": { "min": 0, "max": 2 }, "sla": sla, "startSeconds": 90 });
+    let router_of_sleepy = router(sleepy.clone());
+    assert_eq!(
+        (holds(&router_of_sleepy), ready(&router_of_sleepy)),
+        (vec!["90".to_owned()], json!("/healthz"))
+    );
+    let mut told = sleepy;
+    told["router"] = json!({ "noAuth": true, "args": ["--hold-s-max=7"] });
+    assert_eq!(holds(&router(told)), ["7"], "somebody has said how long");
+}

@@ -107,7 +107,8 @@ impl Context {
         let planned = plan(&asked, &seen, &last);
         self.metrics.saw(&key, &asked, &seen);
         if !ending {
-            let passed = Passed { order, seen: &seen, planned: &planned, last: &last };
+            let start_s = asked.start_s;
+            let passed = Passed { order, seen: &seen, planned: &planned, last: &last, start_s };
             self.scalers.passed(&key, place, view, &passed);
         }
         let done = self.act(&key, &site, &asked, &planned, view, ending).await;

@@ -43,6 +43,8 @@ pub(crate) struct Passed<'a> {
     pub(crate) seen: &'a Seen,
     pub(crate) planned: &'a Plan,
     pub(crate) last: &'a ClusterStatus,
+    /// So long a group may take to start, in seconds.
+    pub(crate) start_s: i64,
 }
 
 impl Scalers {
@@ -58,7 +60,7 @@ impl Scalers {
 
     /// A pass has seen a cluster: its autoscaler is told, and made if there is none yet.
     pub(crate) fn passed(&self, cluster: &Key, place: Place, view: Option<&View>, passed: &Passed<'_>) {
-        let Passed { order, seen, planned, last } = passed;
+        let Passed { order, seen, planned, last, start_s } = passed;
         let Some(order) = order else { return self.close(cluster) };
         let Some(view) = view else { return };
         let mut open = lock(&self.open);
@@ -70,7 +72,7 @@ impl Scalers {
             Open { place, scaler, _looks: AbortOnDropHandle::new(tokio::spawn(looks)) }
         });
         let counted = Counted::of(seen, rooms(&view.fleet.borrow()).into_iter());
-        lock(&entry.scaler).saw(order.clone(), counted, started(seen, &planned.groups, last));
+        lock(&entry.scaler).saw(order.clone(), counted, started(seen, &planned.groups, last, *start_s));
         open.insert(cluster.clone(), entry);
     }
 

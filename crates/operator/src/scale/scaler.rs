@@ -80,19 +80,25 @@ impl Counted {
     }
 }
 
-/// How long those groups took to start that serve now for the first time, by what the status said of them last.
-pub fn started(seen: &Seen, judged: &BTreeMap<u32, Judged>, last: &ClusterStatus) -> Vec<Duration> {
+/// How long those groups took to start that serve now for the first time, by what the status said of them last. More than
+/// `most_s` was no start.
+pub fn started(
+    seen: &Seen,
+    judged: &BTreeMap<u32, Judged>,
+    last: &ClusterStatus,
+    most_s: i64,
+) -> Vec<Duration> {
     let was_starting = |number: u32| {
         let before = last.groups.iter().find(|group| group.name == crate::names::group(number));
         let phase = before.map(|before| before.phase);
-        matches!(phase, Some(GroupPhase::Pending | GroupPhase::Starting | GroupPhase::Trial))
+        matches!(phase, None | Some(GroupPhase::Pending | GroupPhase::Starting | GroupPhase::Trial))
     };
     let serves = |judged: &Judged| matches!(judged.phase, GroupPhase::Ready | GroupPhase::Degraded);
     let begun = judged.iter().filter(|(number, judged)| serves(judged) && was_starting(**number));
     begun
         .filter_map(|(number, _)| {
             let took_s = seen.now - seen.groups.get(number)?.created;
-            Some(Duration::from_secs(took_s.max(1).unsigned_abs()))
+            (took_s <= most_s).then(|| Duration::from_secs(took_s.max(1).unsigned_abs()))
         })
         .collect()
 }
@@ -137,7 +143,8 @@ impl Scaler {
         let said = self.said(&decision);
         self.decision = Some(decision);
         let news = self.told.as_ref().is_none_or(|(when, told)| {
-            told.groups != said.groups || (*told != said && *when + TOLD_AGAIN <= now)
+            let at_once = |status: &AutoscaleStatus| (status.groups, status.cold_start_seconds);
+            at_once(told) != at_once(&said) || (*told != said && *when + TOLD_AGAIN <= now)
         });
         if news {
             self.told = Some((now, said));
@@ -315,8 +322,9 @@ mod tests {
             let group = crate::api::GroupStatus { name: "g0".into(), phase, ..Default::default() };
             ClusterStatus { groups: vec![group], ..ClusterStatus::default() }
         };
-        assert_eq!(started(&seen, &now, &was(GroupPhase::Starting)), vec![Duration::from_secs(90)]);
-        assert!(started(&seen, &now, &was(GroupPhase::Ready)).is_empty());
-        assert!(started(&seen, &now, &was(GroupPhase::Reforming)).is_empty(), "that was no start");
+        assert_eq!(started(&seen, &now, &was(GroupPhase::Starting), 600), vec![Duration::from_secs(90)]);
+        assert!(started(&seen, &now, &was(GroupPhase::Starting), 60).is_empty(), "nobody waits so long");
+        assert!(started(&seen, &now, &was(GroupPhase::Ready), 600).is_empty());
+        assert!(started(&seen, &now, &was(GroupPhase::Reforming), 600).is_empty(), "that was no start");
     }
 }

@@ -291,3 +291,40 @@ pub(crate) async fn of_two_operators_one_acts(world: &World) {
     let taken = lease().await;
     assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("two"), Some(1)));
 }
+
+pub(crate) async fn a_cluster_that_sleeps_is_woken_and_tells_its_number(world: &World) {
+    let mut spec = world.spec();
+    spec["groups"] = json!({ "min": 0, "max": 4 });
+    spec["sla"] = json!({ "ttft": { "percentile": 95, "ms": 500 } });
+    world.create(spec).await;
+    let asleep = |cluster: &GalerneCluster| condition(cluster, "Available").1 == "no group is wanted";
+    world.until("asleep", asleep).await;
+    let router = world.play_router();
+    let told = async || (world.number().await.1["groups"] == 0).then_some(());
+    world.eventually("a decision", told).await;
+
+    router.send_modify(|counted| counted.held = 1);
+    world.settled(1).await;
+    let events = world.api::<Event>().list(&ListParams::default()).await.unwrap();
+    let scaled = events.iter().find(|event| event.reason.as_deref() == Some("Scaled"));
+    let note = scaled.and_then(|event| event.note.clone()).unwrap_or_default();
+    assert_eq!(note, "1 group: requests have come, and nobody serves");
+    router.send_modify(|counted| counted.held = 0);
+
+    // Another operator goes on where this one ends, also before it has heard of any load.
+    world.stop_operator().await;
+    world.start_operator("two");
+    world.patch(json!({ "groups": { "max": 3 } })).await;
+    world.settled(1).await;
+    let (status, number) = world.number().await;
+    assert_eq!((status.as_str(), &number["groups"]), ("200", &json!(1)));
+    assert!(number["coldStartSeconds"].is_u64(), "{number}");
+
+    world.patch(json!({ "groups": { "replicas": 2 } })).await;
+    world.settled(2).await;
+    assert_eq!(
+        world.number().await.1["groups"],
+        1,
+        "what somebody has set holds, and the number is told all the same"
+    );
+}

@@ -8,6 +8,7 @@ mod kubelet;
 mod live;
 mod processes;
 mod ranks;
+mod scaled;
 mod streams;
 mod world;
 
@@ -40,4 +41,5 @@ cases! {
     users_errors_are_told_in_a_sentence,
     watches_that_break_are_taken_up_again,
     of_two_operators_one_acts,
+    a_cluster_that_sleeps_is_woken_and_tells_its_number,
 }

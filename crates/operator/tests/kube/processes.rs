@@ -48,8 +48,8 @@ impl Processes {
             let mut command = Command::new(&self.binary);
             command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).env("GALERNE_LOG", "error");
             let mut process = Process(command.spawn().expect("a process"));
-            if router {
-                until_ready(&http).await;
+            if let Some(path) = ready_path(&container) {
+                until_ready(&http, path).await;
             }
             kubelet::ready(pods, pod).await;
             process.0.wait().await.ok();
@@ -108,16 +108,22 @@ fn arguments(pod: &Pod, container: &Container, http: &str, grpc: &str) -> Vec<St
     container.args.iter().flatten().map(local).collect()
 }
 
-async fn until_ready(http: &str) {
-    while !probe(http).await.unwrap_or(false) {
+/// Where the container is asked whether it is ready, if it is.
+fn ready_path(container: &Container) -> Option<&str> {
+    container.readiness_probe.as_ref()?.http_get.as_ref()?.path.as_deref()
+}
+
+async fn until_ready(http: &str, path: &str) {
+    while !probe(http, path).await.unwrap_or(false) {
         tokio::time::sleep(PROBE_PERIOD).await;
     }
 }
 
-/// Whether `/readyz` says so.
-async fn probe(http: &str) -> std::io::Result<bool> {
+/// Whether `path` says so.
+async fn probe(http: &str, path: &str) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(http).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: probe\r\nconnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: probe\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer.starts_with("HTTP/1.1 200"))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::generate_request::Prompt;
@@ -35,6 +36,22 @@ impl Streams {
         streams
     }
 
+    /// Starts one that asks once in a while.
+    pub(crate) async fn calm(router: &str, pause: Duration) -> Self {
+        let mut streams = Self { router: router.to_owned(), clients: JoinSet::new(), whole: Arc::default() };
+        let expected = streams.answer(0).await;
+        let (router, whole) = (router.to_owned(), streams.whole.clone());
+        streams.clients.spawn(async move {
+            let mut due = tokio::time::interval(pause);
+            loop {
+                due.tick().await;
+                assert_eq!(answer(&router, 0).await, expected, "the tokens of a calm client");
+                whole.fetch_add(1, SeqCst);
+            }
+        });
+        streams
+    }
+
     async fn answer(&self, number: u32) -> Vec<u32> {
         answer(&self.router, number).await
     }
@@ -43,14 +60,14 @@ impl Streams {
     pub(crate) async fn more(&mut self, count: usize) {
         let until = self.whole.load(SeqCst) + count;
         while self.whole.load(SeqCst) < until {
-            let looked =
-                tokio::time::timeout(std::time::Duration::from_millis(20), self.clients.join_next()).await;
+            let looked = tokio::time::timeout(Duration::from_millis(20), self.clients.join_next()).await;
             assert!(looked.is_err(), "a stream was lost: {looked:?}");
         }
     }
 }
 
-async fn answer(router: &str, number: u32) -> Vec<u32> {
+/// One answer, whole.
+pub(crate) async fn answer(router: &str, number: u32) -> Vec<u32> {
     let mut client = GalerneClient::connect(format!("http://{router}")).await.expect("a router that answers");
     let request = GenerateRequest {
         prompt: Some(Prompt::Tokens(TokenIds { ids: (1..9).map(|id| id * (number + 3)).collect() })),

@@ -8,13 +8,16 @@ use galerne_coord::{Coord, EtcdAccess};
 use galerne_operator::api::{GalerneCluster, crd_yaml};
 use galerne_operator::names;
 use galerne_operator::run::{OperatorError, Options, run};
+use galerne_types::RouterRecord;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +44,8 @@ pub(crate) struct World {
     pub(crate) ours: Option<ApiServer>,
     etcd: String,
     operator: std::sync::Mutex<Option<Running>>,
+    /// Where the operator that was started last tells its numbers.
+    admin: std::sync::Mutex<String>,
     _controllers: Option<Controllers>,
     _kubelet: Kubelet,
 }
@@ -86,6 +91,7 @@ impl World {
             ours,
             etcd,
             operator,
+            admin: std::sync::Mutex::default(),
             _controllers: controllers,
             _kubelet: kubelet,
         };
@@ -95,17 +101,42 @@ impl World {
 
     /// Starts an operator for this namespace.
     pub(crate) fn start_operator(&self, identity: &str) {
+        let admin = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        admin.set_nonblocking(true).expect("a listener");
+        *self.admin.lock().expect("no panic") = admin.local_addr().expect("an address").to_string();
         let options = Options {
             namespaces: vec![self.namespace.clone()],
             lease_namespace: self.namespace.clone(),
             identity: identity.into(),
             image: "galerne:test".into(),
             etcd: EtcdAccess::default(),
-            admin: None,
+            admin: Some(TcpListener::from_std(admin).expect("a listener")),
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(run(self.client.clone(), options, stop.clone()));
         *self.operator.lock().expect("no panic") = Some((stop, running));
+    }
+
+    /// What the operator tells other autoscalers of the cluster: a status, and a body.
+    pub(crate) async fn number(&self) -> (String, Value) {
+        let admin = self.admin.lock().expect("no panic").clone();
+        let mut stream = tokio::net::TcpStream::connect(admin).await.expect("an operator");
+        let path = format!("/autoscale/{}/{CLUSTER}", self.namespace);
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("a request that is taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        (status, serde_json::from_str(body).expect("JSON"))
+    }
+
+    /// A router that is played: it tells what is sent here.
+    pub(crate) fn play_router(&self) -> watch::Sender<RouterRecord> {
+        let (counts, counted) = watch::channel(RouterRecord::default());
+        let coord = self.coord.clone();
+        tokio::spawn(async move { coord.tell("played", counted).await });
+        counts
     }
 
     /// Stops the operator that was started last.
