@@ -56,7 +56,7 @@ async fn autoscale(
         None => refuse(
             StatusCode::NOT_FOUND,
             format!(
-                "nothing was decided yet for {namespace}/{name}: a number needs spec.sla, and an etcd that answers"
+                "nothing was decided yet for {namespace}/{name}: a number needs spec.sla, and a router that tells etcd of its requests"
             ),
         ),
     }

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use galerne_autoscale::Room;
-use galerne_types::{Fleet, RouterRecord};
+use galerne_coord::Coord;
+use galerne_types::Fleet;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -66,13 +66,13 @@ impl Scalers {
         let mut open = lock(&self.open);
         let known = open.remove(cluster).filter(|open| open.place == place);
         let entry = known.unwrap_or_else(|| {
-            let scaler = Arc::new(Mutex::new(Scaler::new(order.clone(), last.autoscale.as_ref())));
+            let scaler = Arc::new(Mutex::new(Scaler::new(*order, last.autoscale.as_ref())));
             let (news, metrics) = (self.news.clone(), self.metrics.clone());
-            let looks = look(cluster.clone(), view.coord.watch_routers(), scaler.clone(), news, metrics);
+            let looks = look(cluster.clone(), view.coord.clone(), scaler.clone(), news, metrics);
             Open { place, scaler, _looks: AbortOnDropHandle::new(tokio::spawn(looks)) }
         });
         let counted = Counted::of(seen, rooms(&view.fleet.borrow()).into_iter());
-        lock(&entry.scaler).saw(order.clone(), counted, started(seen, &planned.groups, last, *start_s));
+        lock(&entry.scaler).saw(*order, counted, started(seen, &planned.groups, last, *start_s));
         open.insert(cluster.clone(), entry);
     }
 
@@ -98,13 +98,8 @@ fn rooms(fleet: &Fleet) -> Vec<Room> {
 }
 
 /// Looks once a window, and at once when there are to be no groups and somebody waits for one.
-async fn look(
-    cluster: Key,
-    mut records: watch::Receiver<BTreeMap<String, RouterRecord>>,
-    scaler: Arc<Mutex<Scaler>>,
-    news: Bell,
-    metrics: Arc<Metrics>,
-) {
+async fn look(cluster: Key, coord: Coord, scaler: Arc<Mutex<Scaler>>, news: Bell, metrics: Arc<Metrics>) {
+    let mut records = coord.watch_routers();
     if records.changed().await.is_err() {
         return;
     }
@@ -116,7 +111,12 @@ async fn look(
             _ = ticks.tick() => {}
             Ok(_) = records.wait_for(|records| records.values().any(|record| record.held > 0)), if asleep => {}
         }
+        let is_silent = !records.has_changed().unwrap_or(false);
         let counted = records.borrow_and_update().clone();
+        // That nobody comes is believed of routers that are there, and of an etcd that answers; until then nothing is decided.
+        if !asleep && (counted.is_empty() || (is_silent && coord.fleet().await.is_err())) {
+            continue;
+        }
         let mut scaler = lock(&scaler);
         let is_news = scaler.look(began.elapsed(), Timestamp::now().as_second(), &counted);
         if let Some(decision) = scaler.decision() {

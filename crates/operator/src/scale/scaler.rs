@@ -15,7 +15,7 @@ use crate::plan::{Judged, Seen};
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is promised, and within what it is to be kept.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Order {
     sla: Sla,
     bounds: Bounds,
@@ -135,7 +135,7 @@ impl Scaler {
 
     /// A window ends `now`, at `unix_s` by the clock. Tells whether there is something new to say.
     pub fn look(&mut self, now: Duration, unix_s: i64, records: &BTreeMap<String, RouterRecord>) -> bool {
-        let Order { sla, bounds } = self.order.clone();
+        let Order { sla, bounds } = self.order;
         self.autoscaler.change(sla, bounds, self.counted.room.unwrap_or(ROOM_FIRST));
         let window = self.books.close(now, records);
         self.autoscaler.observe(now, &window);
@@ -209,13 +209,13 @@ mod tests {
     impl Play {
         fn new(min: u32, ready: u32, last: Option<&AutoscaleStatus>) -> Self {
             let order = order(min, 20);
-            let (scaler, record) = (Scaler::new(order.clone(), last), RouterRecord::default());
+            let (scaler, record) = (Scaler::new(order, last), RouterRecord::default());
             Self { scaler, order, record, now_s: 0, ready }
         }
 
         /// The same cluster, whose operator begins anew.
         fn restart(&mut self) {
-            self.scaler = Scaler::new(self.order.clone(), self.scaler.told());
+            self.scaler = Scaler::new(self.order, self.scaler.told());
         }
 
         /// A window of requests of 400 tokens that are answered with 150; tells what is decided, if that is told.
@@ -243,7 +243,7 @@ mod tests {
             }
             let room = Some(Room { sequences_max: 128, step_tokens_max: 1024 });
             let counted = Counted { ready: self.ready, room, ..Counted::default() };
-            self.scaler.saw(self.order.clone(), counted, Vec::new());
+            self.scaler.saw(self.order, counted, Vec::new());
             let records = [("r".to_owned(), self.record.clone())].into();
             let news = self.scaler.look(Duration::from_secs(self.now_s), NOW, &records);
             let told = self.scaler.told().cloned().expect("something was decided");

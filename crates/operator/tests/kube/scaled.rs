@@ -16,7 +16,7 @@ const CLIENTS: u32 = 12;
 /// Answers that are waited for while something happens.
 const BREATH: usize = 4;
 /// Between two requests of a client that is in no hurry.
-const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn live_load_makes_groups_come_and_go() {
