@@ -98,7 +98,7 @@ def half_open(ports):
 
 @contextlib.contextmanager
 def readers(cluster):
-    """Streams whose readers take a byte a second: their answers are long done, or wait."""
+    """Streams whose readers take a byte a second, once the group is done with them: the last are soon cut."""
     body = json.dumps({"prompt": "The king", "max_tokens": 2000, "stream": True, "ignore_eos": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     opened = []
@@ -184,7 +184,8 @@ def main():
     parser.add_argument("--cells", default="", help="only cells in whose names this stands")
     parser.add_argument("--table", help="file at whose end the table is written")
     options = parser.parse_args()
-    cluster = Cluster(BARD, hosts=1, tp=2, spares=0)
+    # So little KV memory that all of it is soon taken from the system.
+    cluster = Cluster(BARD, hosts=1, tp=2, spares=0, options=["--kv-blocks", 512])
     try:
         cluster.until_ready()
         judge = Judge(cluster, STREAMS, TOKENS)

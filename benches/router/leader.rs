@@ -100,6 +100,7 @@ async fn stand(
         model: record.model,
         kv_blocks: 1,
         sequences_max: 1,
+        step_tokens_max: 1,
         draining: false,
     };
     registration.declare(health).await.expect("a leader's word");

@@ -20,8 +20,8 @@ use crate::formation::{Formation, formation};
 use crate::keys::{Keys, check_name, check_rank};
 use crate::limits::DEAD_TTL_S;
 use crate::registration::Registration;
-use crate::view::{self, Routers};
 use crate::telling;
+use crate::view::{self, Routers};
 
 /// A cluster's records in etcd. Clones share one connection.
 #[derive(Clone)]
@@ -177,7 +177,7 @@ impl Coord {
     /// # Errors
     /// When etcd cannot be reached.
     pub async fn fleet(&self) -> Result<Fleet, CoordError> {
-        Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?.kvs))
+        Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?))
     }
 
     /// The fleet as it becomes. The first change is the first listing; while etcd is away, the last view

@@ -60,12 +60,7 @@ pub(crate) fn apply(fleet: &mut Fleet, keys: &Keys, key: &[u8], value: Option<Va
 pub(crate) type Routers = BTreeMap<String, RouterRecord>;
 
 /// The same for the routers' records.
-pub(crate) fn apply_router(
-    routers: &mut Routers,
-    keys: &Keys,
-    key: &[u8],
-    value: Option<Value<'_>>,
-) -> bool {
+pub(crate) fn apply_router(routers: &mut Routers, keys: &Keys, key: &[u8], value: Option<Value<'_>>) -> bool {
     let Some(name) = keys.router_name(key) else { return false };
     match parse::<RouterRecord>(key, value, |_| true) {
         Some(record) => routers.insert(name.to_owned(), record.clone()) != Some(record),

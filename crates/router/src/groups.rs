@@ -9,10 +9,13 @@ use galerne_dispatch::{BreakerState, Choice, Dispatcher, Ticket, Want};
 use galerne_tls::Client;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
+use galerne_wire::show_secret;
 use galerne_wire::v1::engine_client::EngineClient;
+use galerne_wire::v1::{LoadReport, LoadRequest};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
 
 use crate::ask::random_seed;
 use crate::failure::Failure;
@@ -87,6 +90,15 @@ pub(crate) struct Leading {
     pub(crate) leader: EngineClient<Channel>,
     /// The epoch's secret, which the leader wants to see.
     pub(crate) secret: String,
+}
+
+impl Leading {
+    /// What the leader tells of its load, while it leads that epoch.
+    pub(crate) async fn reports(&self) -> Result<Streaming<LoadReport>, Status> {
+        let mut request = Request::new(LoadRequest { epoch: self.epoch.0 });
+        show_secret(&mut request, &self.secret)?;
+        Ok(self.leader.clone().load(request).await?.into_inner())
+    }
 }
 
 /// One group, as [`Groups::list`] tells of it.
@@ -221,18 +233,20 @@ impl Groups {
         self.began.elapsed()
     }
 
-    /// Tries to reach a lost leader for as long as the fleet believes in it.
+    /// Asks a lost leader whether it still leads that epoch, for as long as the fleet believes in it. One that can be reached and
+    /// has left it is no better than one that cannot.
     async fn probe(&self, id: &GroupId, epoch: Epoch) {
         let mut fleet = self.fleet.clone();
         let gone = |fleet: &Fleet| serving_epoch(fleet, id) != Some(epoch);
         loop {
-            if let Ok(moved) = tokio::time::timeout(PROBE_MS, fleet.wait_for(gone)).await {
+            if let Ok(moved) = timeout(PROBE_MS, fleet.wait_for(gone)).await {
                 drop(moved);
                 break;
             }
-            let leader = fleet.borrow().groups.get(id).and_then(Group::serving).map(|h| h.leader.clone());
-            let Some(Ok(endpoint)) = leader.map(|leader| endpoint(&leader)) else { continue };
-            if endpoint.connect().await.is_ok() {
+            let lost =
+                self.leading().into_iter().find(|leading| leading.group == *id && leading.epoch == epoch);
+            let Some(lost) = lost else { continue };
+            if matches!(timeout(CONNECT_MS_MAX, lost.reports()).await, Ok(Ok(_))) {
                 tracing::info!(group = %id, epoch = epoch.0, "a lost group's leader can be reached again");
                 break;
             }
@@ -250,7 +264,7 @@ impl Groups {
     pub(crate) async fn moved(&self, place: &Place) -> bool {
         let mut fleet = self.fleet.clone();
         let moved = fleet.wait_for(|fleet| serving_epoch(fleet, &place.group) != Some(place.epoch));
-        tokio::time::timeout(FLEET_MOVE_MS_MAX, moved).await.is_ok_and(|moved| moved.is_ok())
+        timeout(FLEET_MOVE_MS_MAX, moved).await.is_ok_and(|moved| moved.is_ok())
     }
 
     /// Waits until the fleet, or what this router thinks of it, has changed. A fleet whose source has ended does

@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use galerne_types::{Epoch, GroupId};
-use galerne_wire::{show_secret, v1};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::groups::Leading;
@@ -45,12 +44,9 @@ async fn follow(router: Arc<Router>, leading: Leading) -> Infallible {
 }
 
 async fn reports(router: &Router, leading: &Leading) -> Result<(), tonic::Status> {
-    let Leading { group, epoch, model, leader, secret } = leading;
-    let mut request = tonic::Request::new(v1::LoadRequest { epoch: epoch.0 });
-    show_secret(&mut request, secret)?;
-    let mut reports = leader.clone().load(request).await?.into_inner();
+    let mut reports = leading.reports().await?;
     while let Some(report) = reports.message().await? {
-        router.metrics.loads.record(group, model, *epoch, report);
+        router.metrics.loads.record(&leading.group, &leading.model, leading.epoch, report);
     }
     Ok(())
 }

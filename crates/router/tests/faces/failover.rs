@@ -1,6 +1,7 @@
 //! Groups that are lost, stale, full, incomplete or strangers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use galerne_router::RequestLimits;
@@ -173,6 +174,26 @@ async fn a_stale_epoch_is_tried_again_when_the_fleet_has_moved() {
     assert_eq!(patiently(leader.refused.recv()).await, Some(7));
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
     assert_eq!(connection.rest().await.json()["choices"][0]["text"], "Anon");
+}
+
+/// A group forms anew and cannot write so, because etcd is away: its leader is there, and leads nothing.
+#[tokio::test]
+async fn a_leader_that_has_left_its_epoch_gets_no_more_requests_though_it_can_be_reached() {
+    let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    leader.lead(8);
+    let stage = Stage::with(&[&leader]).await;
+    let held = stage.start(TEXT, &json!({ "prompt": "x" })).await;
+    assert_eq!(patiently(leader.refused.recv()).await, Some(7));
+    patiently(async { while states(&stage).await != ["lost"] {} }).await;
+    let asked = leader.strangers.load(Relaxed);
+    patiently(async {
+        while leader.strangers.load(Relaxed) < asked + 4 && states(&stage).await == ["lost"] {}
+    })
+    .await;
+    assert_eq!(states(&stage).await, ["lost"]);
+    assert!(leader.refused.try_recv().is_err(), "it was asked again");
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
+    assert_eq!(held.rest().await.json()["choices"][0]["text"], "Anon");
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ pub(crate) struct Leader {
     pub(crate) waiting: mpsc::UnboundedReceiver<()>,
     /// One message for each stream that a router opened in the belief in another epoch.
     pub(crate) refused: mpsc::UnboundedReceiver<u64>,
+    /// Calls for reports of an epoch that it does not lead.
+    pub(crate) strangers: Arc<AtomicU64>,
     epoch: Arc<AtomicU64>,
     script: Arc<Mutex<Vec<Act>>>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -74,7 +76,13 @@ impl Leader {
         let (refusing, refused) = mpsc::unbounded_channel();
         let epoch = Arc::new(AtomicU64::new(7));
         let player = Player { script: script.clone(), requests, dropped, waits };
-        let service = Service { player: Arc::new(player), epoch: epoch.clone(), refusing };
+        let strangers = Arc::new(AtomicU64::new(0));
+        let service = Service {
+            player: Arc::new(player),
+            epoch: epoch.clone(),
+            refusing,
+            strangers: strangers.clone(),
+        };
         let bound = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::bind(address).await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -84,7 +92,8 @@ impl Leader {
             address
         });
         let address = bound.await.unwrap().to_string();
-        Self { address, requests: seen, cancelled, waiting, refused, epoch, script, runtime: Some(runtime) }
+        let runtime = Some(runtime);
+        Self { address, requests: seen, cancelled, waiting, refused, strangers, epoch, script, runtime }
     }
 
     pub(crate) fn play(&self, script: Vec<Act>) {
@@ -113,6 +122,7 @@ struct Service {
     player: Arc<Player>,
     epoch: Arc<AtomicU64>,
     refusing: mpsc::UnboundedSender<u64>,
+    strangers: Arc<AtomicU64>,
 }
 
 /// What all links share.
@@ -259,6 +269,10 @@ impl Engine for Service {
 
     async fn load(&self, request: Request<v1::LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
         assert!(galerne_wire::shows_secret(&request, SECRET), "a router shows the epoch's secret");
+        if request.get_ref().epoch != self.epoch.load(Ordering::Relaxed) {
+            self.strangers.fetch_add(1, Ordering::Relaxed);
+            return Err(Status::failed_precondition("another epoch"));
+        }
         Ok(Response::new(stream::pending()))
     }
 }
