@@ -181,7 +181,7 @@ async fn a_stale_epoch_is_tried_again_when_the_fleet_has_moved() {
 async fn a_leader_that_has_left_its_epoch_gets_no_more_requests_though_it_can_be_reached() {
     let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
     leader.lead(8);
-    let stage = Stage::with(&[&leader]).await;
+    let stage = Stage::busy(&leader, RequestLimits::DEFAULT).await;
     let held = stage.start(TEXT, &json!({ "prompt": "x" })).await;
     assert_eq!(patiently(leader.refused.recv()).await, Some(7));
     patiently(async { while states(&stage).await != ["lost"] {} }).await;
