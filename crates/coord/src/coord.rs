@@ -78,21 +78,38 @@ impl Coord {
     /// # Errors
     /// When etcd cannot be reached.
     pub async fn evict(&self, group: &GroupId, rank: &RankId, pid: u32) -> Result<bool, CoordError> {
-        let seen = self.group(group).await?;
+        loop {
+            let seen = self.group(group).await?;
+            if let Some(evicted) = self.evict_as_seen(&seen, group, rank, pid).await? {
+                return Ok(evicted);
+            }
+        }
+    }
+
+    /// The same by what was seen; `None` if that is not so any more. Survivors may have formed without the rank by now: the word of
+    /// their leader stays.
+    async fn evict_as_seen(
+        &self,
+        seen: &Seen,
+        group: &GroupId,
+        rank: &RankId,
+        pid: u32,
+    ) -> Result<Option<bool>, CoordError> {
         let record =
             seen.group.ranks.get(rank).filter(|record| record.pid == pid && record.state != RankState::Dead);
-        let Some(record) = record else { return Ok(false) };
+        let Some(record) = record else { return Ok(Some(false)) };
         let grant = |mut client: Client| async move { client.lease_grant(DEAD_TTL_S, None).await };
         let lease = self.etcd.call("get a lease", grant).await?.id();
-        let key = self.keys.rank(group, rank);
+        let (key, epoch_key) = (self.keys.rank(group, rank), self.keys.epoch(group));
         let dead = RankRecord { state: RankState::Dead, memory_bytes: 0, ..record.clone() };
         let mut ops = vec![TxnOp::put(&*key, json(&dead), Some(PutOptions::new().with_lease(lease)))];
         let mut members = seen.group.epoch.iter().flat_map(|(_, record)| &record.members);
         if members.any(|member| member.id == *rank && member.pid == pid) {
             ops.push(TxnOp::delete(self.keys.health(group), None));
         }
-        let txn = Txn::new().when([seen.same_registration(&key)]).and_then(ops);
-        Ok(self.etcd.txn("evict a rank", &txn).await?.succeeded())
+        let epoch = Compare::mod_revision(&*epoch_key, CompareOp::Equal, seen.modified(&epoch_key));
+        let txn = Txn::new().when([seen.same_registration(&key), epoch]).and_then(ops);
+        Ok(self.etcd.txn("evict a rank", &txn).await?.succeeded().then_some(true))
     }
 
     /// Writes the group's next epoch if `me` is the rank to do so, when the group has been in need of it for `waited`: see
@@ -272,4 +289,44 @@ fn secret() -> Result<String, CoordError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_types::{Health, Loss, LossKind};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::formation::fixtures::{group_id, rank};
+
+    #[tokio::test]
+    async fn who_evicts_late_leaves_the_survivors_word_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoints = [listener.local_addr().unwrap().to_string()];
+        tokio::spawn(crate::embedded::serve(listener, std::future::pending()));
+        let coord = Coord::connect(&endpoints, "c", Duration::from_secs(5)).await.unwrap();
+        let (group, living, dead) = (group_id(), rank("a", 0), rank("b", 0));
+        let dying = coord.register(dead.clone()).await.unwrap();
+        let survivor = coord.register(living.clone()).await.unwrap();
+        let (first, _) = tokio::join!(survivor.form(), dying.form());
+        let first = first.unwrap().epoch;
+        let seen = coord.group(&group).await.unwrap();
+        survivor.leave(first, Loss { kind: LossKind::Died, rank: Some(dead.id.clone()) });
+        let alone = survivor.form().await.unwrap();
+        let health = Health {
+            group: group.clone(),
+            epoch: alone.epoch,
+            leader: living.address,
+            model: living.model,
+            kv_blocks: 1,
+            sequences_max: 1,
+            step_tokens_max: 1,
+            draining: false,
+        };
+        survivor.declare(health.clone()).await.unwrap();
+
+        assert_eq!(coord.evict_as_seen(&seen, &group, &dead.id, dead.pid).await.unwrap(), None);
+        assert!(coord.evict(&group, &dead.id, dead.pid).await.unwrap());
+        assert_eq!(coord.fleet().await.unwrap().groups[&group].health, Some(health));
+    }
 }

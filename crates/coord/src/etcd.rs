@@ -60,7 +60,8 @@ impl Etcd {
         let made = Arc::new(RwLock::new(Made { client, with }));
         let etcd = Self { made, access, endpoints: endpoints.join(",").into() };
         let read = |mut client: Client| async move { client.get(prefix, None).await };
-        etcd.call_until("connect", (deadline, timeout), read).await?;
+        etcd.call_until("connect", (deadline, timeout), |client| hedged(move || read(client.clone())))
+            .await?;
         Ok(etcd)
     }
 
@@ -92,8 +93,7 @@ impl Etcd {
     }
 
     /// Runs `attempt` until etcd has answered, within [`CALL_DEADLINE`]. An attempt whose connection broke is
-    /// repeated, and one that takes long is made at another member, too: it must be harmless twice, as a read is, or a
-    /// transaction that compares.
+    /// repeated, so it must be harmless twice: a read, or a transaction that compares.
     pub(crate) async fn call<T, F>(
         &self,
         what: &'static str,
@@ -103,6 +103,19 @@ impl Etcd {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.call_until(what, (Instant::now() + CALL_DEADLINE, CALL_DEADLINE), attempt).await
+    }
+
+    /// The same for what changes nothing, whenever it arrives: an attempt that takes long is made at another member, too.
+    pub(crate) async fn ask<T, F>(
+        &self,
+        what: &'static str,
+        attempt: impl Fn(Client) -> F,
+    ) -> Result<T, CoordError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let attempt = &attempt;
+        self.call(what, |client| hedged(move || attempt(client.clone()))).await
     }
 
     /// As [`call`](Self::call), until a deadline, which is so long after whatever the caller began.
@@ -119,7 +132,7 @@ impl Etcd {
         let mut backoff = Backoff::new();
         let mut may_log_in = self.access.login.is_some();
         loop {
-            match timeout_at(deadline, hedged(|| attempt(self.client()))).await {
+            match timeout_at(deadline, attempt(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) if may_log_in && is_stranger(&error) => {
                     may_log_in = false;
@@ -149,7 +162,7 @@ impl Etcd {
 
     pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, CoordError> {
         let mut answer = self
-            .call("list the fleet", |client| async move {
+            .ask("list the fleet", |client| async move {
                 let mut kv = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
                 kv.get(prefix, Some(GetOptions::new().with_prefix())).await
             })
@@ -166,13 +179,13 @@ impl Etcd {
             let options = options.clone();
             async move { client.get(prefix, Some(options)).await }
         };
-        let answer = self.call("look for changes", read).await?;
+        let answer = self.ask("look for changes", read).await?;
         Ok(answer.kvs().first().map(KeyValue::mod_revision))
     }
 
     /// Events of keys below `prefix` from `revision` on.
     pub(crate) async fn watch(&self, prefix: &str, revision: i64) -> Result<WatchStream, CoordError> {
-        self.call("watch the fleet", |client| async move {
+        self.ask("watch the fleet", |client| async move {
             let mut watch = client.watch_client().max_decoding_message_size(ANSWER_BYTES_MAX);
             let options = WatchOptions::new().with_prefix().with_start_revision(revision);
             watch.watch(prefix, Some(options)).await

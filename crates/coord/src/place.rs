@@ -227,7 +227,7 @@ impl Place {
                 Err(error) => Err(error),
             }
         };
-        self.coord.etcd.call("keep a lease alive", keep_alive).await
+        self.coord.etcd.ask("keep a lease alive", keep_alive).await
     }
 
     /// Sees to it that the rank's key still hangs on the lease, and writes what is new.

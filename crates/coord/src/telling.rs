@@ -80,5 +80,5 @@ async fn renewed(coord: &Coord, lease: i64) -> Result<bool, CoordError> {
             Err(error) => Err(error),
         }
     };
-    coord.etcd.call("keep a lease alive", keep_alive).await
+    coord.etcd.ask("keep a lease alive", keep_alive).await
 }
