@@ -12,7 +12,7 @@ use etcd_client::{
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::access::{Contents, EtcdAccess};
 use crate::backoff::Backoff;
@@ -193,6 +193,19 @@ impl Etcd {
         .await
     }
 
+    /// Renews a lease; false if it is lost.
+    pub(crate) async fn renew_lease(&self, lease: i64) -> Result<bool, CoordError> {
+        let keep_alive = |mut client: Client| async move {
+            match client.lease_keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(etcd_client::Error::GRpcStatus(status)) if is_not_found(&status) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        self.ask("keep a lease alive", keep_alive).await
+    }
+
     pub(crate) async fn txn(&self, what: &'static str, txn: &Txn) -> Result<TxnResponse, CoordError> {
         self.call(what, |mut client| async move { client.txn(txn.clone()).await }).await
     }
@@ -248,6 +261,10 @@ fn failure(
         true => CoordError::Unreachable { endpoints, what, reason },
         false => CoordError::Refused { endpoints, what, reason },
     }
+}
+
+pub(crate) fn is_not_found(status: &Status) -> bool {
+    status.code() == Code::NotFound
 }
 
 /// Tries to make a client until `deadline`, as long as etcd is away.

@@ -7,10 +7,10 @@ use galerne_types::{Epoch, Health, RankRecord};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
 
 use crate::coord::{Coord, Seen, json};
 use crate::error::CoordError;
+use crate::etcd::is_not_found;
 use crate::limits::{KEEP_ALIVE_INTERVAL, LEASE_TTL_S};
 
 /// What the keeper and its callers share.
@@ -219,15 +219,7 @@ impl Place {
 
     async fn renew(&self) -> Result<Hold, CoordError> {
         let lease = self.state().lease;
-        let keep_alive = |mut client: Client| async move {
-            match client.lease_keep_alive(lease).await {
-                Ok(_) => Ok(Hold::Held),
-                Err(EtcdError::LeaseKeepAliveError(_)) => Ok(Hold::Lost),
-                Err(EtcdError::GRpcStatus(status)) if is_not_found(&status) => Ok(Hold::Lost),
-                Err(error) => Err(error),
-            }
-        };
-        self.coord.etcd.ask("keep a lease alive", keep_alive).await
+        Ok(if self.coord.etcd.renew_lease(lease).await? { Hold::Held } else { Hold::Lost })
     }
 
     /// Sees to it that the rank's key still hangs on the lease, and writes what is new.
@@ -316,8 +308,4 @@ impl Place {
 
 fn put(key: &str, value: Vec<u8>, lease: i64) -> TxnOp {
     TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)))
-}
-
-fn is_not_found(status: &Status) -> bool {
-    status.code() == Code::NotFound
 }

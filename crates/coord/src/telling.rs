@@ -1,11 +1,10 @@
 //! A router's record in etcd, and the lease that it hangs on. A rank's registration fences; this one only counts: whoever wrote
 //! last is right, and a record that is late is late.
 
-use etcd_client::{Client, Error as EtcdError, PutOptions, Txn, TxnOp};
+use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use galerne_types::RouterRecord;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use tonic::Code;
 
 use crate::coord::{Coord, json};
 use crate::error::CoordError;
@@ -49,7 +48,7 @@ async fn attend(
     if let Some(held) = *lease
         && !is_news
     {
-        if renewed(coord, held).await? {
+        if coord.etcd.renew_lease(held).await? {
             return Ok(());
         }
         *lease = None;
@@ -68,17 +67,4 @@ async fn attend(
         *lease = None; // it may be that one that is not there any more
     }
     written.map(drop)
-}
-
-/// Whether the lease still holds.
-async fn renewed(coord: &Coord, lease: i64) -> Result<bool, CoordError> {
-    let keep_alive = |mut client: Client| async move {
-        match client.lease_keep_alive(lease).await {
-            Ok(_) => Ok(true),
-            Err(EtcdError::LeaseKeepAliveError(_)) => Ok(false),
-            Err(EtcdError::GRpcStatus(status)) if status.code() == Code::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    coord.etcd.ask("keep a lease alive", keep_alive).await
 }
