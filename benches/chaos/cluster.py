@@ -129,6 +129,9 @@ class Cluster:
             self.start_worker(int(group[1:]), int(host[1:]))
 
     def end(self):
+        """Ends all of it; what it has logged goes to the file that CHAOS_LOG names."""
+        if os.environ.get("CHAOS_LOG"):
+            pathlib.Path(os.environ["CHAOS_LOG"]).write_text(self.text())
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
             process.terminate()

@@ -11,9 +11,9 @@ the processes hold must not grow. Everything runs on loopback and ends with this
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import multiprocessing
-import os
 import random
 import socket
 import struct
@@ -45,10 +45,10 @@ def garbage(dice):
     ])()
 
 
-def throw_garbage(ports, per_s, began):
+def throw_garbage(ports, per_s, thrown):
     """Opens connections at this rate, port after port, says garbage and hangs up. In a process of its own."""
-    dice, open_ones, number = random.Random(1), [], 0
-    while True:
+    dice, open_ones, began = random.Random(1), [], time.monotonic()
+    for number in itertools.count(1):
         with contextlib.suppress(OSError):
             connection = socket.create_connection(ports[number % len(ports)], timeout=1)
             connection.setblocking(False)
@@ -57,27 +57,23 @@ def throw_garbage(ports, per_s, began):
             open_ones.append(connection)
         while len(open_ones) > 100:
             open_ones.pop(0).close()
-        number += 1
-        began.value = number
-        time.sleep(max(0.0, (number / per_s) - (time.monotonic() - throw_garbage.at)))
+        thrown.value = number
+        time.sleep(max(0.0, number / per_s - (time.monotonic() - began)))
 
 
 @contextlib.contextmanager
-def thrown(ports, per_s):
-    throw_garbage.at = time.monotonic()
+def beside_garbage(ports, per_s, rates):
+    """Adds to `rates` how many connections a second there were."""
+    began = time.monotonic()
     number = multiprocessing.Value("l", 0)
     process = multiprocessing.get_context("fork").Process(target=throw_garbage, args=(ports, per_s, number), daemon=True)
     process.start()
     try:
         yield
     finally:
-        seconds = time.monotonic() - throw_garbage.at
+        rates.append(number.value / (time.monotonic() - began))
         process.terminate()
         process.join()
-        thrown.rates.append(number.value / seconds)
-
-
-thrown.rates = []
 
 
 @contextlib.contextmanager
@@ -186,6 +182,7 @@ def main():
     options = parser.parse_args()
     # So little KV memory that all of it is soon taken from the system.
     cluster = Cluster(BARD, hosts=1, tp=2, spares=0, options=["--kv-blocks", 512])
+    rates = []
     try:
         cluster.until_ready()
         judge = Judge(cluster, STREAMS, TOKENS)
@@ -194,17 +191,15 @@ def main():
         ranks = [(address, int(port)) for rank in cluster.fleet()[0]["ranks"] for address, port in [rank["address"].split(":")]]
         cells = [
             (f"{READERS} readers of 1 B/s", lambda: readers(cluster)),
-            (f"{GARBAGE_PER_S} garbage connections a second, router", lambda: thrown(faces, GARBAGE_PER_S)),
-            (f"{GARBAGE_PER_S} garbage connections a second, ranks", lambda: thrown(ranks, GARBAGE_PER_S)),
+            (f"{GARBAGE_PER_S} garbage connections a second, router", lambda: beside_garbage(faces, GARBAGE_PER_S, rates)),
+            (f"{GARBAGE_PER_S} garbage connections a second, ranks", lambda: beside_garbage(ranks, GARBAGE_PER_S, rates)),
             (f"{HALF_OPEN} half-open connections a port", lambda: half_open(faces + ranks)),
         ]
         rows = [cell(cluster, judge, *each) for each in cells if options.cells in each[0]]
     finally:
-        if os.environ.get("CHAOS_LOG"):
-            open(os.environ["CHAOS_LOG"], "w").write(cluster.text())
         cluster.end()
-    if thrown.rates:
-        print("garbage: " + ", ".join(f"{rate:.0f}" for rate in thrown.rates) + " connections a second")
+    if rates:
+        print("garbage: " + ", ".join(f"{rate:.0f}" for rate in rates) + " connections a second")
     if options.table:
         with open(options.table, "a") as file:
             file.write("\n" + table(rows))

@@ -223,8 +223,6 @@ def main():
         rows = [asyncio.run(cell(cluster, judge, *each)) for each in CELLS if options.cells in f"{each[0]} {each[1]}"]
     finally:
         if cluster:
-            if os.environ.get("CHAOS_LOG"):
-                open(os.environ["CHAOS_LOG"], "w").write(cluster.text())
             cluster.end()
         network.end()
     if options.table:

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import datetime
 import os
-import pathlib
 import signal
 import sys
 import time
@@ -111,8 +110,6 @@ def main():
             rows = [asyncio.run(cell(cluster, judge, role, fault, delay)) for role, fault in ROLES]
             total = asyncio.run(storm(cluster, judge, kills, 2.0)) if model == BARD else None
         finally:
-            if failed or os.environ.get("CHAOS_LOG"):
-                pathlib.Path(os.environ.get("CHAOS_LOG", "/dev/null")).write_text(cluster.text())
             cluster.end()
         failed += sum(row[3] for row in rows) + (total[3] if total else 0)
         told.append(table(name, rows, total))
