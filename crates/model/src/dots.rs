@@ -283,7 +283,7 @@ mod tests {
     use crate::linear::linear;
     use crate::packed::Shape;
     use crate::quants::Quantize;
-    use crate::rows::Inputs;
+    use crate::rows::{Form, Inputs};
 
     const FORMATS: [Dtype; 5] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4K, Dtype::Q6K];
 
@@ -377,7 +377,8 @@ mod tests {
             values: Strided { start: values.as_ptr(), stride: width },
             scales: Strided { start: scales.as_ptr(), stride: blocks },
         };
-        let inputs = Inputs { rows: Strided { start: x.as_ptr(), stride: width }, quants: Some(quants) };
+        let rows = Strided { start: x.as_ptr(), stride: width };
+        let inputs = Inputs { rows, form: Form::Quants(quants) };
         for isa in Isa::available() {
             let stride = packed.padded_rows();
             let mut y = vec![f32::NAN; tokens * stride];

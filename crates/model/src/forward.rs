@@ -206,7 +206,7 @@ impl Forward {
                 unsafe {
                     let (row, to) = (hidden.row(token, columns.clone()), normed.row(token, columns.clone()));
                     AddNorm { row, delta, weight: norm, width, eps, normed: to }.run_on(isa);
-                    normed.quantize(isa, token, columns);
+                    normed.round(isa, token, columns);
                 }
             }
         });
@@ -296,7 +296,7 @@ impl Forward {
                     }
                     .run_on(isa);
                     for token in run {
-                        attended.quantize(isa, token, columns.clone());
+                        attended.round(isa, token, columns.clone());
                     }
                 }
             }

@@ -26,6 +26,7 @@ mod linear;
 mod math;
 mod memory;
 mod packed;
+mod pairs;
 mod products;
 mod quants;
 mod rank;

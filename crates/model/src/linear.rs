@@ -1,4 +1,4 @@
-//! Linear layers on packed weights, in f32: the reference, and the way of formats that are not quantized.
+//! Linear layers on packed weights, in f32: the reference, and the way of formats that nothing else multiplies.
 //!
 //! Every output is `acc = fma(w_k, x_k, acc)` for k = 0, 1, 2 … from acc = 0, in f32, with `w_k` the weight's f32
 //! value: the same chain for one token and for a thousand, so neither the batch nor the prefill's chunking shows in
@@ -19,7 +19,8 @@ use galerne_checkpoint::Dtype;
 use self::formats::{Bf16, F16, F32, Format, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::dots::dots;
 use crate::packed::{BLOCK, GROUP_BLOCKS, PANEL, Packed};
-use crate::rows::Inputs;
+use crate::pairs::pairs;
+use crate::rows::{Form, Inputs};
 use crate::simd::{Isa, Kernel, Vector};
 
 /// Inputs of a panel that are widened at once: half a first-level cache of 32 KiB.
@@ -46,7 +47,7 @@ pub(crate) unsafe fn linear(
     weights: &Packed,
     panels: Range<usize>,
     tokens: usize,
-    Inputs { rows: x, quants }: Inputs,
+    Inputs { rows: x, form }: Inputs,
     y: Strided<*mut f32>,
 ) {
     if weights.cols() == 0 {
@@ -60,8 +61,14 @@ pub(crate) unsafe fn linear(
     }
     // SAFETY: the caller's; each format is the one that the matrix was packed in.
     unsafe {
-        if let Some(x) = quants.filter(|_| weights.dtype().is_quantized()) {
-            return dots(isa, weights, panels, tokens, x, y);
+        match form {
+            Form::Quants(x) if weights.dtype().is_quantized() => {
+                return dots(isa, weights, panels, tokens, x, y);
+            }
+            Form::Halves(x) if weights.dtype() == Dtype::Bf16 => {
+                return pairs(isa, weights, panels, tokens, x, y);
+            }
+            _ => {}
         }
         match weights.dtype() {
             Dtype::F32 => tiles::<F32>(isa, weights, panels, tokens, x, y),
@@ -256,7 +263,7 @@ impl<F: Format, const M: usize> Tile<F, M> {
             if self.panels.goes_on {
                 for (m, sums) in sums.iter_mut().enumerate() {
                     for (u, sum) in sums.iter_mut().enumerate() {
-                        *sum = F::load(at(m, u), lanes[u]);
+                        *sum = load_strip(at(m, u), lanes[u]);
                     }
                 }
             }
@@ -292,10 +299,31 @@ impl<F: Format, const M: usize> Tile<F, M> {
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for (u, sums) in sums.into_iter().enumerate() {
-                    F::store(sums, at(m, u), lanes[u]);
+                    store_strip(sums, at(m, u), lanes[u]);
                 }
             }
         }
+    }
+}
+
+/// A strip of a row of a panel's 32 outputs.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn load_strip<V: Vector>(row: *const f32, lane: usize) -> [V; 2] {
+    // SAFETY: the caller's.
+    unsafe { [V::load(row.add(lane)), V::load(row.add(lane + PANEL / 2))] }
+}
+
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn store_strip<V: Vector>([low, high]: [V; 2], row: *mut f32, lane: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        low.store(row.add(lane));
+        high.store(row.add(lane + PANEL / 2));
     }
 }
 
@@ -321,7 +349,7 @@ impl<F: Format> Kernel for Widen<F> {
                     let mut row = from.add(header + F::LAYOUT.header);
                     for done in (first..inputs.end.min(first + BLOCK)).step_by(F::LAYOUT.inputs) {
                         for k in 0..F::LAYOUT.inputs {
-                            F::store(F::weights::<V>(row, lane, done - first + k, scales), to, lane);
+                            store_strip(F::weights::<V>(row, lane, done - first + k, scales), to, lane);
                             to = to.add(PANEL);
                         }
                         row = row.add(F::LAYOUT.row);
@@ -377,7 +405,7 @@ mod tests {
                 for at in (0..tokens).step_by(batch) {
                     let rows = Strided { start: x[at * cols..].as_ptr(), stride: cols };
                     let to = Strided { start: y[at * stride..].as_mut_ptr(), stride };
-                    let (inputs, count) = (Inputs { rows, quants: None }, batch.min(tokens - at));
+                    let (inputs, count) = (Inputs { rows, form: Form::Plain }, batch.min(tokens - at));
                     // SAFETY: the rows are as long as the strides say.
                     unsafe { linear(isa, &packed, 0..packed.panels(), count, inputs, to) };
                 }

@@ -15,6 +15,7 @@ pub(crate) trait Number: Copy + Send + Sync + 'static {}
 
 impl Number for u8 {}
 impl Number for i8 {}
+impl Number for u16 {}
 impl Number for f32 {}
 
 /// A zeroed slice of numbers. Pages that were never written take no memory.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! panel p = outputs 32p … 32p+31, cut into blocks of 32 inputs:
-//!   F32, F16, BF16   32 × [value of output 0, … 31]
+//!   F32, F16         32 × [value of output 0, … 31]
+//!   BF16             16 × [2 values of output 0, … 31]
 //!   Q8_0             [f16 d of output 0 … 31]              8 × [4 × i8 q of output 0, … 31]
 //!   Q4_0             [f16 d of output 0 … 31]              4 × [4 bytes of output 0, … 31]
 //!   Q4_1             [f16 d of 0 … 31] [f16 m of 0 … 31]   4 × [4 bytes of output 0, … 31]
@@ -11,7 +12,7 @@
 //!                                                                  4 × [4 bytes of output 0, … 31])
 //!   Q6_K             [f16 d of 0 … 31]   8 × (2 × [i8 scale of 0 … 31]   2 × 3 × [4 bytes of output 0, … 31])
 //! ```
-//! Four inputs of one output stand together as the dot products of bytes want them; byte j of a Q4 row holds input j
+//! Four inputs of one output stand together as the dot products of bytes want them, two of BF16 as those of pairs; byte j of a Q4 row holds input j
 //! in its low half and input j + 4 in its high half. A row of Q6_K is two such rows of low halves and a third, whose
 //! byte j holds the two bits above of the inputs j, j + 4, j + 8 and j + 12. Outputs lie across SIMD lanes and inputs in
 //! sequence, so that one output is one lane's chain of sums, whatever the width. Outputs beyond the matrix are zero rows.
@@ -31,6 +32,8 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) const BLOCK: usize = 32;
 /// Quantized inputs of one output that stand together.
 pub(crate) const QUAD: usize = 4;
+/// Inputs of BF16 that do.
+pub(crate) const PAIR: usize = 2;
 /// Blocks of a group of a K-quant.
 pub(crate) const GROUP_BLOCKS: usize = 8;
 /// Bytes of a quad of every output.
@@ -53,7 +56,8 @@ impl Layout {
     pub(crate) const fn of(dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Self { group: 0, header: 0, row: 4 * PANEL, inputs: 1 },
-            Dtype::F16 | Dtype::Bf16 => Self { group: 0, header: 0, row: 2 * PANEL, inputs: 1 },
+            Dtype::F16 => Self { group: 0, header: 0, row: 2 * PANEL, inputs: 1 },
+            Dtype::Bf16 => Self { group: 0, header: 0, row: 2 * PAIR * PANEL, inputs: PAIR },
             Dtype::Q8_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: QUAD },
             Dtype::Q4_0 => Self { group: 0, header: 2 * PANEL, row: QUADS, inputs: 2 * QUAD },
             Dtype::Q4_1 => Self { group: 0, header: 4 * PANEL, row: QUADS, inputs: 2 * QUAD },
@@ -106,7 +110,11 @@ impl Shape {
 
     pub(crate) fn panel_bytes(self) -> usize {
         let layout = Layout::of(self.dtype);
-        if self.dtype.is_quantized() { layout.blocks(self.cols / BLOCK) } else { self.cols * layout.row }
+        if self.dtype.is_quantized() {
+            layout.blocks(self.cols / BLOCK)
+        } else {
+            self.cols / layout.inputs * layout.row
+        }
     }
 
     /// A multiple of a cache line, as every panel is.
@@ -120,8 +128,8 @@ impl Shape {
         let (dtype, layout) = (self.dtype, Layout::of(self.dtype));
         let panel = &mut memory[panel * self.panel_bytes()..][..self.panel_bytes()];
         match dtype {
-            Dtype::F32 => set_floats::<4>(panel, rows),
-            Dtype::F16 | Dtype::Bf16 => set_floats::<2>(panel, rows),
+            Dtype::F32 | Dtype::Bf16 => set_elements::<4>(panel, rows),
+            Dtype::F16 => set_elements::<2>(panel, rows),
             Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 => {
                 set_units(panel, layout.block(), rows, dtype.block_bytes(), |to, lane, from| {
                     set_block(layout, to, lane, dtype, from);
@@ -136,8 +144,8 @@ impl Shape {
     }
 }
 
-/// Writes rows of elements of `SIZE` bytes.
-fn set_floats<const SIZE: usize>(panel: &mut [u8], rows: &[&[u8]]) {
+/// Writes rows of numbers, or pairs of them, of `SIZE` bytes.
+fn set_elements<const SIZE: usize>(panel: &mut [u8], rows: &[&[u8]]) {
     let (inputs, _) = panel.as_chunks_mut::<SIZE>();
     for (at, inputs) in inputs.chunks_mut(BLOCK * PANEL).enumerate() {
         for (lane, row) in rows.iter().enumerate() {
@@ -272,13 +280,15 @@ impl Packed {
         let out = &mut out[..self.cols()];
         let half_at = |bytes: &[u8], at: usize| [bytes[2 * at], bytes[2 * at + 1]];
         if !dtype.is_quantized() {
-            for (out, values) in out.iter_mut().zip(panel.chunks_exact(layout.row)) {
-                *out = 0.0
-                    + match dtype {
-                        Dtype::F16 => f16::from_le_bytes(half_at(values, lane)).to_f32(),
-                        Dtype::Bf16 => bf16::from_le_bytes(half_at(values, lane)).to_f32(),
-                        _ => f32::from_le_bytes(std::array::from_fn(|byte| values[4 * lane + byte])),
-                    };
+            for (out, values) in out.chunks_exact_mut(layout.inputs).zip(panel.chunks_exact(layout.row)) {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = 0.0
+                        + match dtype {
+                            Dtype::F16 => f16::from_le_bytes(half_at(values, lane)).to_f32(),
+                            Dtype::Bf16 => bf16::from_le_bytes(half_at(values, PAIR * lane + k)).to_f32(),
+                            _ => f32::from_le_bytes(std::array::from_fn(|byte| values[4 * lane + byte])),
+                        };
+                }
             }
             return;
         }

@@ -69,7 +69,7 @@ impl Engine {
                 let both = Strided { start: gate.strided().start.add(column), stride: gate.width };
                 isa.run(Swiglu { gate: both, up, rows: tokens, width });
                 for token in 0..tokens {
-                    gate.quantize(isa, token, column..column + width);
+                    gate.round(isa, token, column..column + width);
                 }
             }
         });

@@ -10,7 +10,8 @@ use crate::cut::{Cut, Portion};
 use crate::error::ModelError;
 use crate::math::SUM_LANES;
 use crate::memory::Buffer;
-use crate::packed::{PANEL, Packed, Shape};
+use crate::packed::{PAIR, PANEL, Packed, Shape};
+use crate::simd::Isa;
 
 /// What one loading thread reads at a time; at least one panel. With packing's scratch, 16 threads stay under 64 MiB.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -29,20 +30,29 @@ pub struct Weights {
     pub(crate) final_norm: Vec<f32>,
 }
 
-/// Weights of a model from which on activations of eight bits suit it. Smaller ones feel the rounding (SmolLM2-135M
-/// forgets the capital of France, as it does in llama.cpp), and are quick enough without.
-const INT8_WEIGHTS_MIN: usize = 500_000_000;
+/// Weights of a model from which on rounded activations suit it. Smaller ones feel the rounding (SmolLM2-135M with
+/// eight bits forgets the capital of France, as it does in llama.cpp), and are quick enough without.
+const ROUNDED_WEIGHTS_MIN: usize = 500_000_000;
 
-/// The way to compute that `auto` takes for a checkpoint: bytes if any of its weights are quantized, in its files or
-/// at load, and there are half a billion of them.
+/// The way to compute that `auto` takes for a checkpoint of half a billion weights and more: bytes if any of them are
+/// quantized, in its files or at load; pairs if any are bf16 and this CPU multiplies pairs.
 pub fn compute_for(checkpoint: &Checkpoint) -> Compute {
     let tensors: Vec<_> = Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight)).collect();
     let weights = tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
-    compute_of(weights, tensors.iter().any(|tensor| tensor.dtype.is_quantized()))
+    let dtypes: Vec<_> = tensors.iter().map(|tensor| tensor.dtype).collect();
+    compute_of(weights, &dtypes, Isa::best().multiplies_pairs())
 }
 
-fn compute_of(weights: usize, quantized: bool) -> Compute {
-    if quantized && weights >= INT8_WEIGHTS_MIN { Compute::Int8 } else { Compute::F32 }
+fn compute_of(weights: usize, dtypes: &[Dtype], pairs: bool) -> Compute {
+    if weights < ROUNDED_WEIGHTS_MIN {
+        Compute::F32
+    } else if dtypes.iter().any(|dtype| dtype.is_quantized()) {
+        Compute::Int8
+    } else if pairs && dtypes.contains(&Dtype::Bf16) {
+        Compute::Bf16
+    } else {
+        Compute::F32
+    }
 }
 
 /// One layer's share. Matrices that all tokens' full rows go into hold the rank's outputs; `o` and `down`, whose
@@ -219,9 +229,9 @@ impl Share<'_> {
         if !cols.is_multiple_of(stored.block_elems()) {
             return Err(ModelError::RaggedBlocks { weight, cols, block: stored.block_elems() });
         }
-        // A shard's columns that begin or end within a block cannot share its scale: they are stored as f32, of the
-        // same value.
-        let block = stored.block_elems();
+        // A shard's columns that begin or end within a block cannot share its scale, or within a pair its place: they
+        // are stored as f32, of the same value.
+        let block = if stored == Dtype::Bf16 { PAIR } else { stored.block_elems() };
         let at_blocks =
             |slice: &Range<usize>| slice.start.is_multiple_of(block) && slice.end.is_multiple_of(block);
         let packed = if slices.iter().all(at_blocks) { stored } else { Dtype::F32 };
@@ -359,9 +369,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_large_models_of_quantized_weights_are_computed_in_bytes() {
-        assert_eq!(compute_of(7_248_023_552, true), Compute::Int8);
-        assert_eq!(compute_of(7_248_023_552, false), Compute::F32);
-        assert_eq!(compute_of(134_515_008, true), Compute::F32);
+    fn only_large_models_are_computed_with_rounded_activations() {
+        let (large, small) = (7_248_023_552, 134_515_008);
+        for (weights, dtypes, pairs, expected) in [
+            (large, [Dtype::F32, Dtype::Q4_1], true, Compute::Int8),
+            (large, [Dtype::Bf16, Dtype::Q8_0], true, Compute::Int8),
+            (large, [Dtype::Bf16, Dtype::F32], true, Compute::Bf16),
+            (large, [Dtype::Bf16, Dtype::F32], false, Compute::F32),
+            (large, [Dtype::F16, Dtype::F32], true, Compute::F32),
+            (small, [Dtype::Q8_0, Dtype::Q4_1], true, Compute::F32),
+            (small, [Dtype::Bf16, Dtype::Bf16], true, Compute::F32),
+        ] {
+            assert_eq!(compute_of(weights, &dtypes, pairs), expected, "{weights} of {dtypes:?}");
+        }
     }
 }

@@ -14,6 +14,8 @@ pub enum Compute {
     /// Quantized weights (Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) meet activations rounded to bytes, 32 to a scale; others as in
     /// [`F32`](Compute::F32).
     Int8,
+    /// Weights of bf16 meet activations rounded to bf16, two products at a time; others as in [`F32`](Compute::F32).
+    Bf16,
     /// A GPU's tensor cores of this compute capability (90 is 9.0): products of bf16, sums in f32. Those of another
     /// capability may round otherwise.
     Tensor(u16),
@@ -24,6 +26,7 @@ impl fmt::Display for Compute {
         match self {
             Self::F32 => f.write_str("f32"),
             Self::Int8 => f.write_str("int8"),
+            Self::Bf16 => f.write_str("bf16"),
             Self::Tensor(capability) => write!(f, "bf16 (sm_{capability})"),
         }
     }
@@ -33,9 +36,9 @@ impl FromStr for Compute {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::F32, Self::Int8]
+        [Self::F32, Self::Int8, Self::Bf16]
             .into_iter()
             .find(|compute| compute.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no way to compute: f32 or int8"))
+            .ok_or_else(|| format!("{text:?} is no way to compute: f32, int8 or bf16"))
     }
 }

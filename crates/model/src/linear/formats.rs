@@ -3,14 +3,14 @@
 use galerne_checkpoint::Dtype;
 
 use super::TOKENS_DIRECT_MAX;
-use crate::packed::{Layout, PANEL, QUAD};
+use crate::packed::{Layout, PAIR, PANEL, QUAD};
 use crate::simd::Vector;
 
 /// How packed values become f32, [`Packed`](crate::packed::Packed)'s layout.
 ///
 /// # Safety
 /// The functions read what a group shares and the header of a block, or the row that input `k` of a block is in, for
-/// outputs `lane …` and `lane + 16 …`, unless the format cuts a panel into strips in a way of its own.
+/// outputs `lane …` and `lane + 16 …`.
 pub(super) trait Format {
     const LAYOUT: Layout;
     /// Up to this many tokens widen weights in registers; more share a widened panel.
@@ -25,22 +25,6 @@ pub(super) trait Format {
     }
 
     unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, scales: [V; 4]) -> [V; 2];
-
-    /// The sums of a strip in a row of a panel's 32.
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const f32, lane: usize) -> [V; 2] {
-        // SAFETY: the caller's.
-        unsafe { [V::load(row.add(lane)), V::load(row.add(lane + PANEL / 2))] }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Vector>([low, high]: [V; 2], row: *mut f32, lane: usize) {
-        // SAFETY: the caller's.
-        unsafe {
-            low.store(row.add(lane));
-            high.store(row.add(lane + PANEL / 2));
-        }
-    }
 }
 
 pub(super) struct F32;
@@ -75,28 +59,19 @@ impl Format for F16 {
     }
 }
 
-/// A strip is 2 · LANES neighbours here: those at even places and those at odd ones, which a shift and a mask
-/// widen beside the multiply-adds: only many tokens gain by a panel that stays in the first-level cache.
+/// A shift or a mask widens them beside the multiply-adds: only many tokens gain by a panel that stays in the
+/// first-level cache.
 impl Format for Bf16 {
     const LAYOUT: Layout = Layout::of(Dtype::Bf16);
     const TOKENS_DIRECT_MAX: usize = 16;
 
     #[inline(always)]
-    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, _: usize, _: [V; 4]) -> [V; 2] {
+    unsafe fn weights<V: Vector>(row: *const u8, lane: usize, k: usize, _: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's.
-        unsafe { V::load_bf16_pairs(row.cast::<u16>().add(2 * lane)) }
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const f32, lane: usize) -> [V; 2] {
-        // SAFETY: the caller's.
-        unsafe { V::load_pairs(row.add(2 * lane)) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Vector>(sums: [V; 2], row: *mut f32, lane: usize) {
-        // SAFETY: the caller's.
-        unsafe { V::store_pairs(sums, row.add(2 * lane)) }
+        unsafe {
+            let pairs = row.cast::<[u16; PAIR]>().add(lane);
+            [V::load_bf16_of(pairs, k % PAIR), V::load_bf16_of(pairs.add(PANEL / 2), k % PAIR)]
+        }
     }
 }
 

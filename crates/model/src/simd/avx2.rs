@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{DotKernel, Dots, Kernel, Vector};
+use super::{DotKernel, Dots, Kernel, PairKernel, Pairs, Vector, emulated};
 
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rest is as the kernel asks.
@@ -17,6 +17,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) {
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_dots<K: DotKernel>(kernel: K) {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<__m256>() }
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_pairs<K: PairKernel>(kernel: K) {
     // SAFETY: the caller's.
     unsafe { kernel.run::<__m256>() }
 }
@@ -110,35 +118,13 @@ impl Vector for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
-        // SAFETY: the caller's; 16 × 2 bytes.
+    unsafe fn load_bf16_of(from: *const [u16; 2], which: usize) -> Self {
+        // SAFETY: the caller's; 8 × 4 bytes.
         let pairs = unsafe { _mm256_loadu_si256(from.cast()) };
-        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
-        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd)]
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
-        // SAFETY: the caller's; 16 × 4 bytes.
-        let (low, high) = unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) };
-        // Each half of a vector is shuffled for itself, so its quarters come out as 0, 2, 1, 3.
-        let in_order = |x| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(x)));
-        [
-            in_order(_mm256_shuffle_ps::<0b10_00_10_00>(low, high)),
-            in_order(_mm256_shuffle_ps::<0b11_01_11_01>(low, high)),
-        ]
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
-        let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
-        // SAFETY: the caller's; 16 × 4 bytes.
-        unsafe {
-            _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(low, high));
-            _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x31>(low, high));
-        }
+        _mm256_castsi256_ps(match which {
+            0 => _mm256_slli_epi32::<16>(pairs),
+            _ => _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed())),
+        })
     }
 
     #[inline]
@@ -174,6 +160,12 @@ impl Vector for __m256 {
         let quads = unsafe { _mm256_loadu_si256(from.cast()) };
         let right = _mm_cvtsi32_si128((pair % 4 * 8 + pair / 4 * 2) as i32);
         _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(quads, right), _mm256_set1_epi32(3)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }
 }
 
@@ -331,12 +323,6 @@ impl Dots for __m256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn prefetch(from: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(from.cast());
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn store_low_bytes(self, to: *mut i8) {
         let lowest = _mm256_setr_epi8(
             0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
@@ -346,5 +332,30 @@ impl Dots for __m256 {
         let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
         // SAFETY: the caller's; 8 bytes.
         unsafe { _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(low, high)) };
+    }
+}
+
+impl Pairs for __m256 {
+    type Weights = [Self; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_weights(from: *const [u16; 2]) -> [Self; 2] {
+        // SAFETY: the caller's.
+        unsafe { emulated::load_weights(from) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_pair(self, weights: [Self; 2], x: [u16; 2]) -> Self {
+        // SAFETY: the caller's.
+        unsafe { emulated::add_pair(self, weights, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: the caller's.
+        unsafe { emulated::store_bf16(self, to) }
     }
 }

@@ -1,8 +1,9 @@
-//! Sixteen lanes: AVX-512 F, and for products of bytes VNNI.
+//! Sixteen lanes: AVX-512 F, for products of bytes VNNI, and for those of pairs BF16.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
-use super::{DotKernel, Dots, Kernel, Vector};
+use super::{DotKernel, Dots, Kernel, PairKernel, Pairs, Vector};
 
 /// # Safety
 /// The CPU has AVX-512 F; the rest is as the kernel asks.
@@ -16,6 +17,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) {
 /// The CPU has AVX-512 F, BW and VNNI; the rest is as the kernel asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn run_dots<K: DotKernel>(kernel: K) {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<__m512>() }
+}
+
+/// # Safety
+/// The CPU has AVX-512 F and BF16; the rest is as the kernel asks.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn run_pairs<K: PairKernel>(kernel: K) {
     // SAFETY: the caller's.
     unsafe { kernel.run::<__m512>() }
 }
@@ -109,33 +118,13 @@ impl Vector for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
-        // SAFETY: the caller's; 32 × 2 bytes.
+    unsafe fn load_bf16_of(from: *const [u16; 2], which: usize) -> Self {
+        // SAFETY: the caller's; 16 × 4 bytes.
         let pairs = unsafe { _mm512_loadu_si512(from.cast()) };
-        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
-        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd)]
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
-        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        // SAFETY: the caller's; 32 × 4 bytes.
-        let (low, high) = unsafe { (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))) };
-        [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
-        let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-        // SAFETY: the caller's; 32 × 4 bytes.
-        unsafe {
-            _mm512_storeu_ps(to, _mm512_permutex2var_ps(even, low, odd));
-            _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(even, high, odd));
-        }
+        _mm512_castsi512_ps(match which {
+            0 => _mm512_slli_epi32::<16>(pairs),
+            _ => _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed())),
+        })
     }
 
     #[inline]
@@ -176,6 +165,12 @@ impl Vector for __m512 {
         let quads = unsafe { _mm512_loadu_si512(from.cast()) };
         let right = _mm_cvtsi32_si128((pair % 4 * 8 + pair / 4 * 2) as i32);
         _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srl_epi32(quads, right), _mm512_set1_epi32(3)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }
 }
 
@@ -305,14 +300,36 @@ impl Dots for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn prefetch(from: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(from.cast());
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn store_low_bytes(self, to: *mut i8) {
         // SAFETY: the caller's; 16 bytes.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(self))) };
+    }
+}
+
+impl Pairs for __m512 {
+    type Weights = __m512i;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn load_weights(from: *const [u16; 2]) -> __m512i {
+        // SAFETY: the caller's; 16 × 4 bytes.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn add_pair(self, weights: __m512i, [first, second]: [u16; 2]) -> Self {
+        let x = _mm512_set1_epi32((u32::from(first) | u32::from(second) << 16).cast_signed());
+        // SAFETY: both are 64 bytes, of whatever bits.
+        let (weights, x) =
+            unsafe { (transmute::<__m512i, __m512bh>(weights), transmute::<__m512i, __m512bh>(x)) };
+        _mm512_dpbf16_ps(self, weights, x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: both are 32 bytes; the caller's.
+        unsafe { _mm256_storeu_si256(to.cast(), transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self))) };
     }
 }

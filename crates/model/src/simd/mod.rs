@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod emulated;
 mod portable;
 
 /// The instruction set that kernels run on. Holding one is the proof that this CPU has it.
@@ -23,6 +24,8 @@ enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -41,6 +44,9 @@ impl Isa {
                 found.push(Self(Level::Avx512));
                 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
                     found.push(Self(Level::Avx512Vnni));
+                    if is_x86_feature_detected!("avx512bf16") {
+                        found.push(Self(Level::Avx512Bf16));
+                    }
                 }
             }
         }
@@ -62,6 +68,17 @@ impl Isa {
             Level::Avx512 => "AVX-512 F",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "AVX-512 VNNI + BF16",
+        }
+    }
+
+    /// Whether it has an instruction for [`Pairs`]; others come to the same bits, slowly.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => true,
+            _ => false,
         }
     }
 
@@ -69,7 +86,7 @@ impl Isa {
     pub(crate) fn tokens_in_registers_max(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Vnni => 12,
+            Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => 12,
             _ => 6,
         }
     }
@@ -78,7 +95,7 @@ impl Isa {
     pub(crate) fn lays_out(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => false,
+            Level::Avx512Vnni | Level::Avx512Bf16 => false,
             _ => true,
         }
     }
@@ -95,7 +112,7 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Vnni => avx512::run(kernel),
+                Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => avx512::run(kernel),
             }
         }
     }
@@ -112,7 +129,24 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 | Level::Avx512 => avx2::run_dots(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512Vnni => avx512::run_dots(kernel),
+                Level::Avx512Vnni | Level::Avx512Bf16 => avx512::run_dots(kernel),
+            }
+        }
+    }
+
+    /// As [`run`](Isa::run). Without an instruction for pairs they are emulated, eight lanes at a time.
+    ///
+    /// # Safety
+    /// What the kernel asks for.
+    pub(crate) unsafe fn run_pairs<K: PairKernel>(self, kernel: K) {
+        // SAFETY: as in `run_dots`.
+        unsafe {
+            match self.0 {
+                Level::Portable => kernel.run::<portable::F32x8>(),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => avx2::run_pairs(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Bf16 => avx512::run_pairs(kernel),
             }
         }
     }
@@ -131,6 +165,13 @@ pub(crate) trait DotKernel {
     /// # Safety
     /// As [`Kernel::run`].
     unsafe fn run<V: Dots>(self);
+}
+
+/// As [`Kernel`], with products of pairs of bf16.
+pub(crate) trait PairKernel {
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn run<V: Pairs>(self);
 }
 
 /// [`LANES`](Vector::LANES) numbers of f32.
@@ -161,12 +202,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Widens bfloat16.
     unsafe fn load_bf16(from: *const u16) -> Self;
-    /// Widens twice as many: those at even places and those at odd ones.
-    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2];
-    /// Twice as many numbers: those at even places and those at odd ones.
-    unsafe fn load_pairs(from: *const f32) -> [Self; 2];
-    /// As they were before [`load_pairs`](Vector::load_pairs).
-    unsafe fn store_pairs(pairs: [Self; 2], to: *mut f32);
+    /// Widens of every two bfloat16 the first or the second, by `which`.
+    unsafe fn load_bf16_of(from: *const [u16; 2], which: usize) -> Self;
     /// Converts byte `byte` of every four, as a signed number.
     unsafe fn load_i8(from: *const [u8; 4], byte: usize) -> Self;
     /// Converts bytes, as signed numbers.
@@ -175,6 +212,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_nibble(from: *const [u8; 4], nibble: usize) -> Self;
     /// Converts two bits of byte `pair % 4` of every four bytes, the `pair / 4`-th from the lowest.
     unsafe fn load_pair(from: *const [u8; 4], pair: usize) -> Self;
+    /// Asks for the cache line of an address, which need not be valid.
+    unsafe fn prefetch(from: *const u8);
 }
 
 /// Sums over one block of 32 inputs of weights times activations, for [`LANES`](Vector::LANES) outputs: integers, and
@@ -227,15 +266,34 @@ pub(crate) trait Dots: Vector {
     unsafe fn dot_sixes(sums: Self::Sixes, weights: Self::Quads, x: i32) -> Self::Sixes;
     unsafe fn sixes_end(sums: Self::Sixes) -> Self;
 
-    /// Asks for the cache line of an address, which need not be valid.
-    unsafe fn prefetch(from: *const u8);
-
     /// Stores the lowest byte of every number's bits.
     unsafe fn store_low_bytes(self, to: *mut i8);
 }
 
+/// Sums of products of bf16, two at a time, for [`LANES`](Vector::LANES) outputs, as `VDPBF16PS` defines them (Intel's
+/// Software Developer's Manual, volume 2):
+///
+/// ```text
+/// sum = fma(w₀, x₀, fma(w₁, x₁, sum))
+/// ```
+/// in f32, where every operand and every result below 2⁻¹²⁶ counts as zero.
+///
+/// # Safety
+/// As [`Vector`].
+pub(crate) trait Pairs: Vector {
+    /// Two weights for every lane.
+    type Weights: Copy;
+
+    unsafe fn load_weights(from: *const [u16; 2]) -> Self::Weights;
+    unsafe fn add_pair(self, weights: Self::Weights, x: [u16; 2]) -> Self;
+    /// Rounds to bfloat16, to the nearest even; below 2⁻¹²⁶ to zero.
+    unsafe fn store_bf16(self, to: *mut u16);
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     /// Applies every operation to all lanes of 16 inputs and writes 16 results each.
@@ -282,6 +340,30 @@ mod tests {
         }
     }
 
+    /// Rounds 16 numbers to bf16, and adds products of pairs to them.
+    struct PairsOf<'a> {
+        from: &'a [f32; 16],
+        weights: &'a [[u16; 2]; 16],
+        x: [u16; 2],
+        rounded: &'a mut [u16; 16],
+        sums: &'a mut [f32; 16],
+    }
+
+    impl PairKernel for PairsOf<'_> {
+        #[inline(always)]
+        unsafe fn run<V: Pairs>(self) {
+            for lane in (0..16).step_by(V::LANES) {
+                // SAFETY: as in `Probe`.
+                unsafe {
+                    let from = V::load(self.from.as_ptr().add(lane));
+                    from.store_bf16(self.rounded.as_mut_ptr().add(lane));
+                    let sums = from.add_pair(V::load_weights(self.weights.as_ptr().add(lane)), self.x);
+                    sums.store(self.sums.as_mut_ptr().add(lane));
+                }
+            }
+        }
+    }
+
     /// Stores the lowest bytes of all lanes of 16 inputs.
     struct LowBytes<'a> {
         from: &'a [f32; 16],
@@ -317,6 +399,47 @@ mod tests {
         let expected = probe(Isa(Level::Portable));
         for isa in Isa::available() {
             assert_eq!(probe(isa), expected, "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn pairs_mean_the_same_on_every_isa_numbers_near_zero_included() {
+        let mut state = 1u64;
+        let mut bits = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        // Exponents around 1, over the whole range, and around the least.
+        for exponents in [120..132, 1..254, 0..40] {
+            let mut number = |exponents: &Range<u32>| {
+                let exponent = exponents.start + bits() % exponents.len() as u32;
+                bits() & 0x807f_ffff | exponent << 23
+            };
+            for _ in 0..2000 {
+                let mut half = || (number(&exponents) >> 16) as u16;
+                let weights = std::array::from_fn(|_| [half(), half()]);
+                let x = [half(), half()];
+                let from = std::array::from_fn(|_| f32::from_bits(number(&exponents)));
+                let probe = |isa: Isa| {
+                    let (mut rounded, mut sums) = ([0; 16], [0.0; 16]);
+                    // SAFETY: the probe's pointers come from references to whole arrays.
+                    unsafe {
+                        isa.run_pairs(PairsOf {
+                            from: &from,
+                            weights: &weights,
+                            x,
+                            rounded: &mut rounded,
+                            sums: &mut sums,
+                        });
+                    }
+                    // Which NaN it is depends on the order of factors.
+                    (rounded, sums.map(|sum| if sum.is_nan() { u32::MAX } else { sum.to_bits() }))
+                };
+                let expected = probe(Isa(Level::Portable));
+                for isa in Isa::available() {
+                    assert_eq!(probe(isa), expected, "{}: {from:?} {weights:?} {x:?}", isa.name());
+                }
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Dots, Vector};
+use super::{Dots, Pairs, Vector, emulated};
 
 const LANES: usize = 8;
 
@@ -97,23 +97,9 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2] {
-        let widened = |bits: [u16; 2], odd: usize| f32::from_bits(u32::from(bits[odd]) << 16);
+    unsafe fn load_bf16_of(from: *const [u16; 2], which: usize) -> Self {
         // SAFETY: the caller's.
-        unsafe { [0, 1].map(|odd| Self::convert(from.cast::<[u16; 2]>(), |bits| widened(bits, odd))) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const f32) -> [Self; 2] {
-        // SAFETY: the caller's.
-        unsafe { [0, 1].map(|odd| Self::convert(from.cast::<[f32; 2]>(), |pair| pair[odd])) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_pairs([even, odd]: [Self; 2], to: *mut f32) {
-        let pairs: [[f32; 2]; LANES] = std::array::from_fn(|lane| [even.0[lane], odd.0[lane]]);
-        // SAFETY: the caller's.
-        unsafe { to.cast::<[[f32; 2]; LANES]>().write_unaligned(pairs) };
+        unsafe { Self::convert(from, |pair| f32::from_bits(u32::from(pair[which]) << 16)) }
     }
 
     #[inline(always)]
@@ -139,6 +125,9 @@ impl Vector for F32x8 {
         // SAFETY: the caller's.
         unsafe { Self::convert(from, |quad| f32::from(quad[pair % 4] >> (pair / 4 * 2) & 3)) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
 }
 
 impl Dots for F32x8 {
@@ -243,9 +232,6 @@ impl Dots for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(_from: *const u8) {}
-
-    #[inline(always)]
     unsafe fn store_low_bytes(self, to: *mut i8) {
         // SAFETY: the caller's.
         unsafe { to.cast::<[i8; LANES]>().write_unaligned(self.0.map(|x| x.to_bits() as i8)) };
@@ -259,4 +245,26 @@ fn dot(sums: [i32; LANES], weights: [[u8; 4]; LANES], x: i32, weight: impl Fn(u8
         let products = weights[lane].iter().zip(x).map(|(byte, x)| weight(*byte) * x);
         sums[lane] + products.sum::<i32>()
     })
+}
+
+impl Pairs for F32x8 {
+    type Weights = [Self; 2];
+
+    #[inline(always)]
+    unsafe fn load_weights(from: *const [u16; 2]) -> [Self; 2] {
+        // SAFETY: the caller's.
+        unsafe { emulated::load_weights(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_pair(self, weights: [Self; 2], x: [u16; 2]) -> Self {
+        // SAFETY: the caller's.
+        unsafe { emulated::add_pair(self, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: the caller's.
+        unsafe { emulated::store_bf16(self, to) }
+    }
 }

@@ -31,9 +31,10 @@ fn ranks_chunks_batches_threads_and_instruction_sets_do_not_show() {
     let others = [Dtype::F16, Dtype::Bf16, Dtype::F32];
     let int8 = quantized.into_iter().map(|dtype| (dtype, Compute::Int8, None));
     let f32 = quantized.into_iter().chain(others).map(|dtype| (dtype, Compute::F32, None));
+    let pairs = [(Dtype::Bf16, Compute::Bf16, None)];
     let at_load = [(Dtype::Bf16, Compute::Int8, Some(Quantize::Q4_0))];
     // Each way to keep keys and values meets formats of every kind: the one does not see the other.
-    let ways = f32.chain(int8).chain(at_load).zip(KvDtype::CPU.into_iter().cycle());
+    let ways = f32.chain(int8).chain(pairs).chain(at_load).zip(KvDtype::CPU.into_iter().cycle());
     for ((dtype, compute, quantize), kv_dtype) in ways {
         let (_folder, mut checkpoint) = checkpoint(dtype);
         let mut dtype = format!("{dtype} in {compute}, keys and values in {kv_dtype}");
