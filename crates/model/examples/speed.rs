@@ -3,8 +3,8 @@
 //! first token from a prompt of 16 counted from the start of the process, and its peak memory.
 //!
 //! ```text
-//! cargo run --release -p galerne-model --example speed -- CHECKPOINT [auto|f32|int8] [RUNS] [ISA]
-//!     [--threads 1,2] [--batches 1,8,16,32] [--steps 64] [--json]
+//! cargo run --release -p galerne-model --example speed -- CHECKPOINT [auto|f32|int8|bf16] [RUNS] [ISA]
+//!     [--threads 1,2] [--batches 1,8,16,32] [--steps 64] [--quantize q8_0] [--json]
 //! ```
 //! With `--json`, "first token" is printed as soon as it is there, then an object for each number of threads, as
 //! `benches/peers` reads them.
@@ -21,7 +21,7 @@ use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Solo;
 use galerne_model::{Isa, Options, Rank, Weights, compute_for};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{BlockId, Draw, Epoch, Input, Sampling, Shards, Slice, Step};
+use galerne_types::{BlockId, Draw, Epoch, Input, Quantize, Sampling, Shards, Slice, Step};
 use serde_json::{Value, json};
 
 const PROMPT_TOKENS: usize = 512;
@@ -38,6 +38,7 @@ struct Asked {
     threads: Vec<usize>,
     batches: Vec<usize>,
     steps: usize,
+    quantize: Option<Quantize>,
     json: bool,
 }
 
@@ -46,7 +47,7 @@ impl Asked {
         let most = Options::default().threads;
         let (mut threads, mut batches, mut steps) = (vec![1, most], vec![1, 8, 16, 32], 64);
         threads.dedup();
-        let (mut json, mut plain) = (false, Vec::new());
+        let (mut quantize, mut json, mut plain) = (None, false, Vec::new());
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
@@ -55,6 +56,7 @@ impl Asked {
                 "--threads" => threads = numbers(&value()?)?,
                 "--batches" => batches = numbers(&value()?)?,
                 "--steps" => steps = value()?.parse()?,
+                "--quantize" => quantize = Some(value()?.parse()?),
                 _ => plain.push(argument),
             }
         }
@@ -66,7 +68,7 @@ impl Asked {
         let wanted = |isa: &Isa| named.as_deref().is_none_or(|name| isa.name() == name);
         let isa =
             Isa::available().into_iter().rfind(wanted).ok_or("this machine has no such instruction set")?;
-        Ok(Self { checkpoint, how, runs, isa, threads, batches, steps, json })
+        Ok(Self { checkpoint, how, runs, isa, threads, batches, steps, quantize, json })
     }
 
     /// Blocks that each sequence of a batch needs.
@@ -82,7 +84,10 @@ fn numbers(text: &str) -> Outcome<Vec<usize>> {
 fn main() -> Outcome<()> {
     let start = Instant::now();
     let asked = Asked::parse()?;
-    let checkpoint = Checkpoint::open(&asked.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&asked.checkpoint)?;
+    if let Some(quantize) = asked.quantize {
+        checkpoint = checkpoint.quantized(quantize);
+    }
     let compute = match asked.how.as_str() {
         "auto" => compute_for(&checkpoint),
         how => how.parse()?,

@@ -27,7 +27,7 @@ use crate::simd::{Isa, Kernel, Vector};
 const WIDENED_INPUTS: usize = 4 * BLOCK;
 
 /// Up to this many tokens widen weights in registers, if the format does not say otherwise; more share a widened panel.
-pub(crate) const TOKENS_DIRECT_MAX: usize = 3;
+const TOKENS_DIRECT_MAX: usize = 3;
 
 /// Rows of activations: row t starts at `start + t · stride`.
 #[derive(Clone, Copy)]
@@ -176,7 +176,7 @@ unsafe fn token_tiles<F: Format>(
 
 /// How many of the tokens that are left to take together: a last tile of one or two would wait for the latency of its few
 /// chains of multiply-adds, so there four and what is left share the work.
-fn tokens_together(left: usize, most: usize) -> usize {
+pub(crate) fn tokens_together(left: usize, most: usize) -> usize {
     match left % most {
         1 | 2 | 5 if left > most => 4,
         5 if left == 5 => 3,

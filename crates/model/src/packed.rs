@@ -77,7 +77,7 @@ impl Layout {
     }
 
     /// Bytes of so many blocks, whole groups if there are groups.
-    const fn blocks(self, count: usize) -> usize {
+    pub(crate) const fn blocks(self, count: usize) -> usize {
         count / GROUP_BLOCKS * self.group + count * self.block()
     }
 

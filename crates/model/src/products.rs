@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
-use crate::linear::{Strided, TOKENS_DIRECT_MAX, linear};
+use crate::linear::{Strided, linear};
 use crate::math::Swiglu;
 use crate::packed::{PANEL, Packed};
 use crate::rows::{Rows, RowsMut};
 use crate::simd::Isa;
 use crate::team::Team;
 
-/// With few tokens a panel is quick: hand out two at least, as the kernel runs two at once, and not too many.
+/// With few tokens a panel is quick, and memory is read in order: hand out two at least, as the kernel runs two at once,
+/// and not too many.
+const FEW_TOKENS: usize = 16;
 const FEW_TOKENS_PANELS: (usize, usize) = (2, 16);
 /// Ranges that a thread should find, so that all end at about the same time.
 const RANGES_PER_THREAD: usize = 8;
@@ -108,7 +110,7 @@ impl Engine {
 
     /// A job over panels.
     fn panels(&mut self, panels: usize, tokens: usize, run: &(dyn Fn(Range<usize>) + Sync)) {
-        let grain = if tokens > TOKENS_DIRECT_MAX {
+        let grain = if tokens > FEW_TOKENS {
             1
         } else {
             let (least, most) = FEW_TOKENS_PANELS;

@@ -9,7 +9,7 @@
 
 use crate::memory::Number;
 use crate::packed::BLOCK;
-use crate::simd::{DotKernel, Dots, Isa, Vector};
+use crate::simd::{DotKernel, Dots, Isa};
 
 /// Largest value of a byte, of either sign.
 pub(crate) const QUANT_MAX: f32 = 127.0;
@@ -69,7 +69,7 @@ impl DotKernel for Quantize<'_> {
                     let negative = V::splat(0.0).sub(x);
                     max = max.where_below(negative, negative, max);
                 }
-                let max = lanes(max).into_iter().fold(0.0, |max, x| if x > max { x } else { max });
+                let max = max.largest_lane();
                 if max < MAX_MIN {
                     values.write_bytes(0, BLOCK);
                     *scale = Scale::default();
@@ -83,25 +83,13 @@ impl DotKernel for Quantize<'_> {
                     sums[lane / (BLOCK / 2)] = sums[lane / (BLOCK / 2)].add(shifted.sub(shift));
                 }
                 // Sums of 32 bytes are exact in f32, in any order.
-                let sums = [lanes(sums[0]).into_iter().sum::<f32>(), lanes(sums[1]).into_iter().sum()];
+                let sums = [sums[0].sum_of_lanes(), sums[1].sum_of_lanes()];
                 let d = max / QUANT_MAX;
                 let total = d * (sums[0] + sums[1]);
                 *scale = Scale { scale: d, total, sums: [sums[0] as i32, sums[1] as i32] };
             }
         }
     }
-}
-
-/// The lanes of a vector, and zeros.
-///
-/// # Safety
-/// The CPU has `V`'s features.
-#[inline(always)]
-unsafe fn lanes<V: Vector>(x: V) -> [f32; 16] {
-    let mut lanes = [0.0; 16];
-    // SAFETY: room for the widest vector.
-    unsafe { x.store(lanes.as_mut_ptr()) };
-    lanes
 }
 
 #[cfg(test)]

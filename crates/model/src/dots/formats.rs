@@ -80,6 +80,12 @@ pub(super) trait Products {
         unsafe { Self::begin::<V>(sum) }
     }
     unsafe fn dot<V: Dots>(sums: Self::Sums<V>, weights: Self::Laid<V>, x: i32) -> Self::Sums<V>;
+    /// The same of several vectors by the quad at `x`.
+    unsafe fn dots<V: Dots, const W: usize>(
+        sums: &mut [Self::Sums<V>; W],
+        weights: [Self::Laid<V>; W],
+        x: *const i32,
+    );
     /// As [`dot`](Self::dot) at once; activations of zero come to nothing.
     #[inline(always)]
     unsafe fn dot_once<V: Dots>(sums: Self::Sums<V>, quads: V::Quads, x: i32) -> Self::Sums<V> {
@@ -143,6 +149,16 @@ impl Products for Bytes {
     }
 
     #[inline(always)]
+    unsafe fn dots<V: Dots, const W: usize>(
+        sums: &mut [V::Bytes; W],
+        weights: [V::Signed; W],
+        x: *const i32,
+    ) {
+        // SAFETY: the caller's.
+        unsafe { V::dot_bytes_of(sums, weights, x) }
+    }
+
+    #[inline(always)]
     unsafe fn dot_once<V: Dots>(sums: V::Bytes, quads: V::Quads, x: i32) -> V::Bytes {
         // SAFETY: the caller's.
         unsafe { V::dot_bytes_once(sums, quads, x) }
@@ -186,6 +202,16 @@ impl<const ZERO: i32> Products for Nibbles<ZERO> {
     }
 
     #[inline(always)]
+    unsafe fn dots<V: Dots, const W: usize>(
+        sums: &mut [V::Nibbles; W],
+        weights: [V::Quads; W],
+        x: *const i32,
+    ) {
+        // SAFETY: the caller's.
+        unsafe { V::dot_nibbles_of(sums, weights, x) }
+    }
+
+    #[inline(always)]
     unsafe fn end<V: Dots>(sums: V::Nibbles) -> V {
         // SAFETY: the caller's.
         unsafe { V::nibbles_end(sums) }
@@ -221,6 +247,12 @@ impl Products for Sixes {
     unsafe fn dot<V: Dots>(sums: V::Sixes, weights: V::Quads, x: i32) -> V::Sixes {
         // SAFETY: the caller's.
         unsafe { V::dot_sixes(sums, weights, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<V: Dots, const W: usize>(sums: &mut [V::Sixes; W], weights: [V::Quads; W], x: *const i32) {
+        // SAFETY: the caller's.
+        unsafe { V::dot_sixes_of(sums, weights, x) }
     }
 
     #[inline(always)]

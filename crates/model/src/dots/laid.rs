@@ -49,7 +49,7 @@ impl<F: Format> Laid<F> {
     /// As [`dots`](super::dots).
     #[inline(always)]
     unsafe fn panels<V: Dots, const VECTORS: usize>(&self) {
-        let Tile { start, panel_bytes: _, panels, blocks, x, y } = self.tile;
+        let Tile { start, panels, blocks, x, y } = self.tile;
         let mut laid = Scratch::<V, F>::new();
         // Panels follow each other without a gap.
         let mut from = start;

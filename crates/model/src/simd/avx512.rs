@@ -1,5 +1,6 @@
 //! Sixteen lanes: AVX-512 F, for products of bytes VNNI, and for those of pairs BF16.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -174,6 +175,38 @@ impl Vector for __m512 {
     }
 }
 
+/// Pairs of vectors by the quad at `x`. The compiler does not move what it cannot see: left to itself it loads
+/// activations long before their turn, and then there are no registers for the sums.
+///
+/// # Safety
+/// The CPU has VNNI, and `x` is valid for four bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn dots_in_order<const W: usize>(sums: &mut [__m512i; W], weights: [__m512i; W], x: *const i32) {
+    let (pairs, odd) = sums.as_chunks_mut::<2>();
+    for (at, [low, high]) in pairs.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            asm!(
+                "vpbroadcastd {x}, dword ptr [{from}]",
+                "vpdpbusd {low}, {first}, {x}",
+                "vpdpbusd {high}, {second}, {x}",
+                x = out(zmm_reg) _,
+                from = in(reg) x,
+                low = inout(zmm_reg) *low,
+                high = inout(zmm_reg) *high,
+                first = in(zmm_reg) weights[2 * at],
+                second = in(zmm_reg) weights[2 * at + 1],
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+    }
+    for sum in odd {
+        // SAFETY: the caller's.
+        *sum = unsafe { _mm512_dpbusd_epi32(*sum, weights[W - 1], _mm512_set1_epi32(x.read_unaligned())) };
+    }
+}
+
 /// `vpdpbusd` multiplies unsigned bytes by signed ones: weights are moved up by 128, and the sums begin 128 Σx lower.
 impl Dots for __m512 {
     type Quads = __m512i;
@@ -232,6 +265,13 @@ impl Dots for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_bytes_of<const W: usize>(sums: &mut [__m512i; W], weights: [__m512i; W], x: *const i32) {
+        // SAFETY: the caller's.
+        unsafe { dots_in_order(sums, weights, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn dot_bytes_once(sums: __m512i, weights: __m512i, x: i32) -> __m512i {
         // SAFETY: the caller's.
         unsafe { Self::dot_bytes(sums, Self::signed(weights), x) }
@@ -276,6 +316,13 @@ impl Dots for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_nibbles_of<const W: usize>(sums: &mut [__m512i; W], weights: [__m512i; W], x: *const i32) {
+        // SAFETY: the caller's.
+        unsafe { dots_in_order(sums, weights, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn nibbles_end(sums: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
     }
@@ -294,8 +341,27 @@ impl Dots for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_sixes_of<const W: usize>(sums: &mut [__m512i; W], weights: [__m512i; W], x: *const i32) {
+        // SAFETY: the caller's.
+        unsafe { dots_in_order(sums, weights, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn sixes_end(sums: __m512i) -> Self {
         _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn largest_lane(self) -> f32 {
+        _mm512_reduce_max_ps(self)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn sum_of_lanes(self) -> f32 {
+        _mm512_reduce_add_ps(self)
     }
 
     #[inline]

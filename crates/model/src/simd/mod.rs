@@ -246,6 +246,20 @@ pub(crate) trait Dots: Vector {
     unsafe fn bytes_begin(sum: i32) -> Self::Bytes;
     unsafe fn signed(quads: Self::Quads) -> Self::Signed;
     unsafe fn dot_bytes(sums: Self::Bytes, weights: Self::Signed, x: i32) -> Self::Bytes;
+    /// The same of several vectors by the quad at `x`, in the order in which they are called where that matters.
+    #[inline(always)]
+    unsafe fn dot_bytes_of<const W: usize>(
+        sums: &mut [Self::Bytes; W],
+        weights: [Self::Signed; W],
+        x: *const i32,
+    ) {
+        // SAFETY: the caller's.
+        let x = unsafe { x.read_unaligned() };
+        for w in 0..W {
+            // SAFETY: the caller's.
+            sums[w] = unsafe { Self::dot_bytes(sums[w], weights[w], x) };
+        }
+    }
     /// The same at once for weights that one token alone is multiplied with: zeros come to nothing.
     unsafe fn dot_bytes_once(sums: Self::Bytes, weights: Self::Quads, x: i32) -> Self::Bytes;
     /// [`dot_bytes`](Dots::dot_bytes) of activations of zero, where that is not nothing.
@@ -259,15 +273,68 @@ pub(crate) trait Dots: Vector {
     /// `first`, an even number, in all lanes.
     unsafe fn nibbles_begin(first: i32) -> Self::Nibbles;
     unsafe fn dot_nibbles(sums: Self::Nibbles, weights: Self::Quads, x: i32) -> Self::Nibbles;
+    /// As [`dot_bytes_of`](Dots::dot_bytes_of).
+    #[inline(always)]
+    unsafe fn dot_nibbles_of<const W: usize>(
+        sums: &mut [Self::Nibbles; W],
+        weights: [Self::Quads; W],
+        x: *const i32,
+    ) {
+        // SAFETY: the caller's.
+        let x = unsafe { x.read_unaligned() };
+        for w in 0..W {
+            // SAFETY: the caller's.
+            sums[w] = unsafe { Self::dot_nibbles(sums[w], weights[w], x) };
+        }
+    }
     unsafe fn nibbles_end(sums: Self::Nibbles) -> Self;
 
     /// `first` in all lanes.
     unsafe fn sixes_begin(first: i32) -> Self::Sixes;
     unsafe fn dot_sixes(sums: Self::Sixes, weights: Self::Quads, x: i32) -> Self::Sixes;
+    /// As [`dot_bytes_of`](Dots::dot_bytes_of).
+    #[inline(always)]
+    unsafe fn dot_sixes_of<const W: usize>(
+        sums: &mut [Self::Sixes; W],
+        weights: [Self::Quads; W],
+        x: *const i32,
+    ) {
+        // SAFETY: the caller's.
+        let x = unsafe { x.read_unaligned() };
+        for w in 0..W {
+            // SAFETY: the caller's.
+            sums[w] = unsafe { Self::dot_sixes(sums[w], weights[w], x) };
+        }
+    }
     unsafe fn sixes_end(sums: Self::Sixes) -> Self;
+
+    /// The largest lane; none is negative or NaN.
+    #[inline(always)]
+    unsafe fn largest_lane(self) -> f32 {
+        // SAFETY: the caller's.
+        unsafe { lanes(self) }.into_iter().fold(0.0, |max, x| if x > max { x } else { max })
+    }
+    /// The sum of all lanes, in any order.
+    #[inline(always)]
+    unsafe fn sum_of_lanes(self) -> f32 {
+        // SAFETY: the caller's.
+        unsafe { lanes(self) }.into_iter().sum()
+    }
 
     /// Stores the lowest byte of every number's bits.
     unsafe fn store_low_bytes(self, to: *mut i8);
+}
+
+/// The lanes of a vector, and zeros.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn lanes<V: Vector>(x: V) -> [f32; 16] {
+    let mut lanes = [0.0; 16];
+    // SAFETY: room for the widest vector.
+    unsafe { x.store(lanes.as_mut_ptr()) };
+    lanes
 }
 
 /// Sums of products of bf16, two at a time, for [`LANES`](Vector::LANES) outputs, as `VDPBF16PS` defines them (Intel's
