@@ -38,7 +38,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build dist cuda lint unit test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
+.PHONY: help demo test build all dist cuda lint unit test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -49,11 +49,15 @@ demo: ## serve the demo model from 3 rank processes, a router and a real etcd; s
 
 test: ## everything that CI runs
 	@.ci/setup test
-	@$(MAKE) --no-print-directory lint proto build unit faults
+	@$(MAKE) --no-print-directory lint proto all unit faults
 
 build: ## the release binary, target/release/galerne
 	@.ci/setup build
 	cargo build --release --locked --bin galerne
+
+# What tests add to dependencies' features would have most of them compiled twice, if the binary were built by itself first.
+all: ## the release binary, tests and examples at once, as `make test` has them
+	cargo build --release --workspace --all-targets --locked
 
 dist: ## the binary to ship, target/dist/galerne: optimized as a whole, which takes some minutes more
 	@.ci/setup build
@@ -72,7 +76,7 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 	buf lint proto
 	buf breaking proto --against proto/baseline.binpb
 
-unit: ## unit, integration and process-level tests (needs `make build` first)
+unit: ## unit, integration and process-level tests (needs `make all` or `make build` first)
 	cargo test --release --workspace --locked
 
 crds: build ## the resource definitions, k8s/crds and the chart's, from the types
@@ -92,7 +96,7 @@ chaos: build ## kill, stop, cut off and molest every part of a cluster while str
 	$(if $(CHAOS),,python3 benches/chaos/partitions.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/hostile.py --table $(STORY))
 
-faults: ## a cut of chaos and leaks (needs `make build` first)
+faults: ## a cut of chaos and leaks (needs `make all` or `make build` first)
 	python3 benches/chaos/run.py --quick
 	cd benches/chaos && python3 leaks.py --clients 6000
 
