@@ -131,8 +131,9 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) quantize: Option<Quantize>,
     /// How products are computed (part of the numerics, the same on all hosts of a group): `f32`, the reference; `int8`,
-    /// quantized weights by activations rounded to bytes, which is faster and less exact; `auto`, `int8` for models of half a
-    /// billion weights and more that are quantized.
+    /// quantized weights by activations rounded to bytes, and `bf16`, weights in BF16 by activations rounded like them, which
+    /// are faster and less exact; `auto`, for models of half a billion weights and more `int8` if they are quantized, `bf16`
+    /// if they are in BF16 and the CPU multiplies such numbers, else `f32`.
     #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
     pub(crate) compute: ComputeChoice,
     /// How keys and values are kept (part of the numerics, the same on all hosts of a group): `f32`, as they were computed;

@@ -23,7 +23,8 @@
 //! as read   8 tokens × (8 quads × 4 + 4) + 8 quads × 5 for the weights = 328, 82 cycles for 64: 78%
 //! ```
 //! of the peak of `examples/bounds`; copies of these loops alone reach 77% and 61%. Nibbles need no sign and are added
-//! up in 16 bits for a block, so that a product takes two instructions, and scaling four.
+//! up in 16 bits for a block, so that a product takes two instructions, and scaling four. With VNNI any product is one, and of 10
+//! instructions in the units that multiply 8 are products: 80%, and tiles of six tokens reach 71 to 75% (`read`).
 
 mod formats;
 mod laid;
