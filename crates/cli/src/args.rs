@@ -48,6 +48,9 @@ pub(crate) struct EtcdAccessArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "etcd_cert")]
     etcd_key: Option<PathBuf>,
+    /// Name that the certificates of etcd's members are made for, where it is not the host of their endpoints.
+    #[arg(long, value_name = "NAME", requires = "etcd_ca")]
+    etcd_tls_name: Option<String>,
     /// User of etcd.
     #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
     etcd_user: Option<String>,
@@ -61,7 +64,7 @@ impl EtcdAccessArgs {
         let identity = self.etcd_cert.clone().zip(self.etcd_key.clone());
         let login = self.etcd_user.clone().zip(self.etcd_password_file.clone());
         EtcdAccess {
-            tls: self.etcd_ca.clone().map(|ca| EtcdTls { ca, identity }),
+            tls: self.etcd_ca.clone().map(|ca| EtcdTls { ca, identity, name: self.etcd_tls_name.clone() }),
             login: login.map(|(user, password_file)| EtcdLogin { user, password_file }),
         }
     }

@@ -23,6 +23,8 @@ pub struct EtcdTls {
     pub ca: PathBuf,
     /// Our own certificate and its key, if etcd wants to see one.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that the members' certificates are made for; without it, the hosts of their endpoints.
+    pub name: Option<String>,
 }
 
 /// A user of etcd.
@@ -82,7 +84,10 @@ impl EtcdAccess {
         let known: [(&str, &'static str); 10] = [
             ("UnknownIssuer", "no authority in --etcd-ca has made etcd's certificate"),
             ("BadSignature", "no authority in --etcd-ca has made etcd's certificate"),
-            ("not valid for name", "etcd's certificate must be made for the host of its endpoint"),
+            (
+                "not valid for name",
+                "etcd's certificate must be made for the host of its endpoint, or for the name of --etcd-tls-name",
+            ),
             ("InvalidContentType", open),
             ("tls handshake eof", open),
             ("fatal alert", certificate),
@@ -96,7 +101,7 @@ impl EtcdAccess {
 
     pub(crate) async fn read(&self) -> Result<Arc<Contents>, CoordError> {
         let mut contents = Contents::default();
-        if let Some(EtcdTls { ca, identity }) = &self.tls {
+        if let Some(EtcdTls { ca, identity, .. }) = &self.tls {
             let identity = identity.iter().flat_map(|(cert, key)| [cert, key]);
             for file in std::iter::once(ca).chain(identity) {
                 contents.tls.push(tokio::fs::read(file).await.map_err(|error| wrong(file, &error))?);
@@ -116,6 +121,9 @@ impl EtcdAccess {
             let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
             if let [cert, key] = identity {
                 tls = tls.identity(Identity::from_pem(cert, key));
+            }
+            if let Some(name) = self.tls.as_ref().and_then(|tls| tls.name.as_ref()) {
+                tls = tls.domain_name(name);
             }
             options = options.with_tls(tls);
         }

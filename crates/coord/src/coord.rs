@@ -197,6 +197,14 @@ impl Coord {
         Ok(fleet_of(&self.keys, &self.etcd.list(self.keys.groups()).await?))
     }
 
+    /// Makes sure that etcd answers and has a quorum, by a read of one key, however large the fleet is.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn answers(&self) -> Result<(), CoordError> {
+        self.etcd.probe(self.keys.groups()).await
+    }
+
     /// The fleet as it becomes. The first change is the first listing; while etcd is away, the last view
     /// stays. All callers share one watch. Must be called within a tokio runtime.
     pub fn watch_fleet(&self) -> watch::Receiver<Fleet> {

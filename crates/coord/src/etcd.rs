@@ -171,6 +171,11 @@ impl Etcd {
         Ok(Listing { kvs: answer.take_kvs(), revision })
     }
 
+    /// Asks for `key`, of which a quorum must know; it need not be there.
+    pub(crate) async fn probe(&self, key: &str) -> Result<(), CoordError> {
+        self.ask("read a key", |mut client| async move { client.get(key, None).await }).await.map(drop)
+    }
+
     /// The revision of a key below `prefix` that has changed at `revision` or later, whichever: asked of a quorum.
     pub(crate) async fn changed_since(&self, prefix: &str, revision: i64) -> Result<Option<i64>, CoordError> {
         let options = GetOptions::new().with_prefix().with_keys_only().with_limit(1);
@@ -412,7 +417,7 @@ mod tests {
         let authority = rcgen::generate_simple_self_signed(["etcd".to_owned()]).unwrap();
         let ca = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(ca.path(), authority.cert.pem()).unwrap();
-        let tls = crate::EtcdTls { ca: ca.path().to_owned(), identity: None };
+        let tls = crate::EtcdTls { ca: ca.path().to_owned(), identity: None, name: None };
         let access = EtcdAccess { tls: Some(tls), login: None };
         let failure = Etcd::connect(&[endpoint], &access, "/galerne/c/groups/", Duration::from_millis(300))
             .await

@@ -248,11 +248,14 @@ fn access_args(
     cluster_tls: Option<&ClusterFiles>,
     flag: &mut impl FnMut(&str, OsString),
 ) {
-    if let Some(EtcdTls { ca, identity }) = tls {
+    if let Some(EtcdTls { ca, identity, name }) = tls {
         flag("--etcd-ca", ca.into());
         if let Some((cert, key)) = identity {
             flag("--etcd-cert", cert.into());
             flag("--etcd-key", key.into());
+        }
+        if let Some(name) = name {
+            flag("--etcd-tls-name", name.into());
         }
     }
     if let Some(EtcdLogin { user, password_file }) = login {
@@ -330,7 +333,11 @@ pub(crate) mod tests {
         options.first.speculation = false;
         options.first.itl_target_ms = Some(30);
         options.first.device = Device::Cuda(2);
-        let tls = EtcdTls { ca: "e.ca".into(), identity: Some(("e.pem".into(), "e.key".into())) };
+        let tls = EtcdTls {
+            ca: "e.ca".into(),
+            identity: Some(("e.pem".into(), "e.key".into())),
+            name: Some("e".into()),
+        };
         let login = EtcdLogin { user: "u".into(), password_file: "e.pw".into() };
         options.first.etcd_access = EtcdAccess { tls: Some(tls), login: Some(login) };
         options.first.cluster_tls =
@@ -339,6 +346,7 @@ pub(crate) mod tests {
             ["--etcd-ca", "e.ca"],
             ["--etcd-cert", "e.pem"],
             ["--etcd-key", "e.key"],
+            ["--etcd-tls-name", "e"],
             ["--etcd-user", "u"],
             ["--etcd-password-file", "e.pw"],
             ["--cluster-ca", "c.ca"],

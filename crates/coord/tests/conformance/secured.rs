@@ -113,7 +113,7 @@ fn tls(authority: &Authority, asks: bool) -> Vec<String> {
 }
 
 fn with_tls(ca: &Authority, identity: Option<(PathBuf, PathBuf)>) -> EtcdAccess {
-    EtcdAccess { tls: Some(EtcdTls { ca: ca.ca(), identity }), login: None }
+    EtcdAccess { tls: Some(EtcdTls { ca: ca.ca(), identity, name: None }), login: None }
 }
 
 fn with_login(user: &str, password_file: PathBuf) -> EtcdAccess {
@@ -149,6 +149,9 @@ async fn etcd_is_believed_only_with_the_right_certificate() {
     }));
     let misnamed = etcd.connect(&with_tls(&ours, None), 4 * SHORT).await.err().unwrap().to_string();
     assert!(misnamed.contains("etcd's certificate must be made for the host of its endpoint"), "{misnamed}");
+    let mut by_name = with_tls(&ours, None);
+    by_name.tls.as_mut().unwrap().name = Some("elsewhere".into());
+    etcd.connect(&by_name, PATIENCE).await.unwrap().answers().await.unwrap();
 
     let plain = Etcd::start("http", Vec::new());
     plain.connect(&EtcdAccess::default(), PATIENCE).await.unwrap();

@@ -114,7 +114,7 @@ async fn look(cluster: Key, coord: Coord, scaler: Arc<Mutex<Scaler>>, news: Bell
         let is_silent = !records.has_changed().unwrap_or(false);
         let counted = records.borrow_and_update().clone();
         // That nobody comes is believed of routers that are there, and of an etcd that answers; until then nothing is decided.
-        if !asleep && (counted.is_empty() || (is_silent && coord.fleet().await.is_err())) {
+        if !asleep && (counted.is_empty() || (is_silent && coord.answers().await.is_err())) {
             continue;
         }
         let mut scaler = lock(&scaler);
