@@ -16,8 +16,14 @@ use crate::store::{Place, State};
 pub(crate) struct Write {
     pub(crate) manager: String,
     pub(crate) force: bool,
-    /// The status subresource.
-    pub(crate) status: bool,
+    /// The subresource that is written: the status, which has fields of its own, or the scale, which has not.
+    pub(crate) subresource: Option<&'static str>,
+}
+
+impl Write {
+    fn status(&self) -> bool {
+        self.subresource == Some("status")
+    }
 }
 
 /// How something is deleted.
@@ -168,16 +174,14 @@ impl State {
         mut after: Value,
         write: &Write,
     ) -> Result<Arc<Value>, Failure> {
-        separate(kind, before, &mut after, write.status);
+        separate(kind, before, &mut after, write.status());
         self.fill(kind, Some(before), &mut after);
         let fields = changed(&apply::fields_of(&after), before, &after);
         if fields.as_object().is_some_and(|fields| !fields.is_empty()) {
-            disown_all(&mut after, &fields, |entry| {
-                entry["manager"] != write.manager.as_str() || entry["operation"] != "Update"
-            });
-            let mut mine = owned(&after, &write.manager, "Update", write.status);
+            disown_all(&mut after, &fields, |entry| !is(entry, &write.manager, "Update", write.subresource));
+            let mut mine = owned(&after, &write.manager, "Update", write.subresource);
             apply::merge("", &mut mine, &fields);
-            own(&mut after, &write.manager, "Update", kind, write.status.then_some("status"), &mine);
+            own(&mut after, &write.manager, "Update", kind, write.subresource, &mine);
         }
         disown_gone(&mut after);
         self.finish(kind, before, after)
@@ -200,7 +204,7 @@ impl State {
         }
         let place = place(kind, namespace, name);
         let before = self.objects.get(&place).cloned();
-        if before.is_none() && write.status {
+        if before.is_none() && write.status() {
             return Err(Failure::not_found(&kind.plural, name));
         }
         if let Some(before) = &before {
@@ -211,18 +215,18 @@ impl State {
             // The status by its subresource, everything else without it.
             applied.retain(|field, _| match field.as_str() {
                 "apiVersion" | "kind" | "metadata" => true,
-                field => (field == "status") == write.status,
+                field => (field == "status") == write.status(),
             });
         }
         let fields = apply::fields_of(&applied);
         let mut after = before.as_deref().cloned().unwrap_or_else(|| json!({ "metadata": {} }));
         self.settle(&mut after, &applied, &fields, write)?;
-        let gone = apply::without(&owned(&after, &write.manager, "Apply", write.status), &fields);
+        let gone = apply::without(&owned(&after, &write.manager, "Apply", write.subresource), &fields);
         let others = others(&after, write);
         apply::remove(&mut after, &apply::without(&gone, &others));
         apply::merge("", &mut after, &applied);
         self.fill(kind, before.as_deref(), &mut after);
-        own(&mut after, &write.manager, "Apply", kind, write.status.then_some("status"), &fields);
+        own(&mut after, &write.manager, "Apply", kind, write.subresource, &fields);
         let Some(before) = before else {
             self.born(kind, namespace, name, &mut after);
             self.checked(kind, name, None, &mut after)?;
@@ -231,7 +235,7 @@ impl State {
             }
             return Ok(self.commit(&place, Some(after)));
         };
-        separate(kind, &before, &mut after, write.status);
+        separate(kind, &before, &mut after, write.status());
         self.finish(kind, &before, after)
     }
 
@@ -245,7 +249,7 @@ impl State {
     ) -> Result<(), Failure> {
         let entries = after["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
         let mut conflicts = Vec::new();
-        for entry in entries.iter().filter(|entry| !is(entry, &write.manager, "Apply", write.status)) {
+        for entry in entries.iter().filter(|entry| !is(entry, &write.manager, "Apply", write.subresource)) {
             let shared = apply::common(fields, &entry["fieldsV1"]);
             if shared == json!({}) {
                 continue;
@@ -259,7 +263,7 @@ impl State {
         }
         if !conflicts.is_empty() {
             let wanted = changed(fields, after, applied);
-            disown_all(after, &wanted, |entry| !is(entry, &write.manager, "Apply", write.status));
+            disown_all(after, &wanted, |entry| !is(entry, &write.manager, "Apply", write.subresource));
         }
         Ok(())
     }
@@ -416,17 +420,17 @@ fn merge_patch(target: &mut Value, patch: &Value) {
     }
 }
 
-fn is(entry: &Value, manager: &str, operation: &str, status: bool) -> bool {
+fn is(entry: &Value, manager: &str, operation: &str, subresource: Option<&str>) -> bool {
     entry["manager"] == manager
         && entry["operation"] == operation
-        && (entry["subresource"] == "status") == status
+        && entry["subresource"].as_str() == subresource
 }
 
 /// The fields that `manager` owns.
-fn owned(object: &Value, manager: &str, operation: &str, status: bool) -> Value {
+fn owned(object: &Value, manager: &str, operation: &str, subresource: Option<&str>) -> Value {
     let mut entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
     entries
-        .find(|entry| is(entry, manager, operation, status))
+        .find(|entry| is(entry, manager, operation, subresource))
         .map_or_else(|| json!({}), |entry| entry["fieldsV1"].clone())
 }
 
@@ -434,7 +438,7 @@ fn owned(object: &Value, manager: &str, operation: &str, status: bool) -> Value 
 fn others(object: &Value, write: &Write) -> Value {
     let entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
     let mut all = json!({});
-    for entry in entries.filter(|entry| !is(entry, &write.manager, "Apply", write.status)) {
+    for entry in entries.filter(|entry| !is(entry, &write.manager, "Apply", write.subresource)) {
         apply::merge("", &mut all, &entry["fieldsV1"]);
     }
     all
@@ -448,13 +452,13 @@ fn own(
     subresource: Option<&str>,
     fields: &Value,
 ) {
-    let before = owned(object, manager, operation, subresource.is_some());
+    let before = owned(object, manager, operation, subresource);
     let mut entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
-    let known = entries.iter().any(|entry| is(entry, manager, operation, subresource.is_some()));
+    let known = entries.iter().any(|entry| is(entry, manager, operation, subresource));
     if known && before == *fields {
         return;
     }
-    entries.retain(|entry| !is(entry, manager, operation, subresource.is_some()));
+    entries.retain(|entry| !is(entry, manager, operation, subresource));
     let mut entry = json!({
         "manager": manager,
         "operation": operation,

@@ -103,7 +103,7 @@ fn keep(state: &mut State, owner: &Value, named: bool) {
     let status = json!({ "status": {
         "observedGeneration": meta["generation"], "replicas": all.len(), "readyReplicas": ready, "availableReplicas": ready,
     } });
-    let _ = state.merge(&owners, &namespace, &name, &status, &Write { status: true, ..write });
+    let _ = state.merge(&owners, &namespace, &name, &status, &Write { subresource: Some("status"), ..write });
 }
 
 fn is_ready(pod: &Value) -> bool {

@@ -1,6 +1,7 @@
 //! As much of a Kubernetes API server as the operator's tests need, in memory: HTTP, resource versions and conflicts, server-side
 //! apply with owned fields, watches with bookmarks and an end of history, status and scale subresources, finalizers, owner
-//! references, evictions against budgets, defaults of the kinds that the operator makes, and custom resources by their definitions.
+//! references, evictions against budgets, defaults of the kinds that the operator makes, custom resources by their definitions, and
+//! what there is of a version of an API group.
 //!
 //! It is a test's other half and must not be what makes the test pass: `tests/facts.rs` holds its answers against what the API's
 //! documentation says, and the operator's suite runs against a real API server as well. What it does not do: authentication,

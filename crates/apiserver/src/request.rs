@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::selector::Selector;
 
+/// The group and version of a path that asks what there is of them.
+pub(crate) fn group_version(path: &str) -> Option<(&str, &str)> {
+    let (group, version) = path.trim_matches('/').strip_prefix("apis/")?.split_once('/')?;
+    (!version.contains('/')).then_some((group, version))
+}
+
 /// The parts of a path: `/api/v1/…` or `/apis/GROUP/VERSION/…`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Target {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::change::{Deletion, Write};
 use crate::kinds::{self, Kind};
-use crate::request::{Query, Target};
+use crate::request::{self, Query, Target};
 use crate::status::Failure;
 use crate::store::{State, Store};
 use crate::watch::{metadata_of, watch};
@@ -36,6 +36,9 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    if let Some((group, version)) = request::group_version(uri.path()) {
+        return resources(&store.current(), group, version);
+    }
     let Some(target) = Target::parse(uri.path()) else {
         return Failure::not_found("path", uri.path()).into_response();
     };
@@ -68,6 +71,20 @@ async fn answer(
         Ok((code, object)) => (code, Json(&*object)).into_response(),
         Err(failure) => failure.into_response(),
     }
+}
+
+/// What there is of a version of an API group.
+fn resources(state: &State, group: &str, version: &str) -> Response {
+    let kinds = state.kinds.iter().filter(|kind| kind.group == group && kind.version == version);
+    let verbs = ["create", "delete", "get", "list", "patch", "update", "watch"];
+    let resource = |kind: &Arc<Kind>| json!({ "name": kind.plural, "singularName": kind.kind.to_lowercase(), "kind": kind.kind, "namespaced": kind.namespaced, "verbs": verbs });
+    let resources: Vec<Value> = kinds.map(resource).collect();
+    if resources.is_empty() {
+        return Failure::not_found("the server could not find the requested resource", "").into_response();
+    }
+    let of = format!("{group}/{version}");
+    Json(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": of, "resources": resources }))
+        .into_response()
 }
 
 struct Request {
@@ -106,8 +123,9 @@ impl Request {
             ("", false) => agent.split('/').next().unwrap_or_default(),
             (manager, _) => manager,
         };
-        let status = self.target.subresource.as_deref() == Some("status");
-        Write { manager: manager.to_owned(), force: self.query.says("force"), status }
+        let subresource =
+            ["status", "scale"].into_iter().find(|of| self.target.subresource.as_deref() == Some(of));
+        Write { manager: manager.to_owned(), force: self.query.says("force"), subresource }
     }
 
     fn media(&self) -> &str {

@@ -320,6 +320,20 @@ async fn pods_end_gracefully_and_budgets_hold_them() {
 }
 
 #[tokio::test]
+async fn a_group_tells_what_there_is_of_a_version() {
+    let server = ApiServer::start().await.unwrap();
+    let (code, list) = get(&server, "/apis/apps/v1").await;
+    assert_eq!(
+        (code, &list["kind"], &list["groupVersion"]),
+        (200, &json!("APIResourceList"), &json!("apps/v1"))
+    );
+    let names =
+        list["resources"].as_array().unwrap().iter().map(|resource| resource["name"].as_str().unwrap());
+    assert!(names.collect::<Vec<_>>().contains(&"statefulsets"), "{list}");
+    assert_eq!(get(&server, "/apis/cert-manager.io/v1").await.0, 404);
+}
+
+#[tokio::test]
 async fn a_status_is_written_by_itself_and_generations_count_specs() {
     let server = ApiServer::start().await.unwrap();
     let sets = "/apis/apps/v1/namespaces/n/statefulsets";
@@ -339,6 +353,13 @@ async fn a_status_is_written_by_itself_and_generations_count_specs() {
         ask(&server, Method::PATCH, &format!("{path}/scale"), MERGE, json!({ "spec": { "replicas": 2 } }))
             .await;
     assert_eq!(scale["spec"]["replicas"], 2);
+    // Who scales owns the number, under the subresource's name.
+    let (_, after) = get(&server, &path).await;
+    let owners = after["metadata"]["managedFields"].as_array().unwrap().iter();
+    let owners: Vec<&Value> =
+        owners.filter(|entry| !entry["fieldsV1"]["f:spec"]["f:replicas"].is_null()).collect();
+    assert_eq!(owners.len(), 1);
+    assert_eq!((&owners[0]["subresource"], &owners[0]["operation"]), (&json!("scale"), &json!("Update")));
     // Most of a StatefulSet's spec is for ever.
     let (code, _) =
         ask(&server, Method::PATCH, &path, MERGE, json!({ "spec": { "serviceName": "y" } })).await;
