@@ -50,6 +50,9 @@ const MATRIX: &[&[&str]] = &[
         "operator.env[0].value=one",
         "serviceAccount.annotations.note=yes",
         "tls.mode=secret",
+        "etcd.tlsSecret=etcd-client",
+        "rbac.certificates=true",
+        "rbac.podGroups=false",
     ],
 ];
 
@@ -211,6 +214,7 @@ fn wrong_values_are_refused_with_their_name() {
         ("networkPolicies.apiServer.ports={0}", "/networkPolicies/apiServer/ports/0"),
         ("metrics.rules.errorsPercent=0", "/metrics/rules/errorsPercent"),
         ("tls.mode=maybe", "/tls/mode"),
+        ("etcd.tlsSecret=Not_A_Name", "/etcd/tlsSecret"),
     ] {
         let said = chart(&[setting]).err();
         assert!(said.as_ref().is_some_and(|said| said.contains(name)), "{setting}: {said:?}");

@@ -40,7 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
     ("load", &["workload", "wire", "tls"]),
     ("apiserver", &[]),
-    ("operator", &["types", "autoscale", "wire", "coord"]),
+    ("operator", &["types", "autoscale", "wire", "tls", "coord"]),
     (
         "cli",
         &[

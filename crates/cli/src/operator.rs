@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use galerne_operator::run::{Options, run};
 
-use crate::args::{self, EtcdAccessArgs};
+use crate::args::{self, ClusterTlsArgs, EtcdAccessArgs};
 
 /// Looks after the GalerneClusters of a Kubernetes cluster: the one that it runs in, or that KUBECONFIG names.
 ///
@@ -31,6 +31,9 @@ pub(crate) struct OperatorCommand {
     /// How the clusters' etcds are spoken to, where they speak TLS or want to know who asks.
     #[command(flatten)]
     etcd: EtcdAccessArgs,
+    /// With what clusters are spoken to that have certificates, as one of them.
+    #[command(flatten)]
+    cluster: ClusterTlsArgs,
 }
 
 #[derive(Subcommand)]
@@ -61,6 +64,7 @@ impl OperatorCommand {
             identity: self.identity.unwrap_or_else(|| args::host_name(std::net::Ipv4Addr::LOCALHOST.into())),
             image: self.image,
             etcd: self.etcd.access(),
+            cluster_tls: self.cluster.files(),
             admin,
         };
         run(client, options, args::shutdown_on_signal()?).await?;

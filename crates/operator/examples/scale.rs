@@ -50,6 +50,7 @@ async fn operate() {
         identity: "scale".into(),
         image: "galerne:scale".into(),
         etcd: galerne_coord::EtcdAccess::default(),
+        cluster_tls: None,
         admin: None,
     };
     let stop = CancellationToken::new();

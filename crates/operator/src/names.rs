@@ -10,10 +10,14 @@ pub const RETIRER: &str = "galerne-operator-retire";
 pub const CLUSTER: &str = "galerne.dev/cluster";
 /// Label: the group that something is of.
 pub const GROUP: &str = "galerne.dev/group";
-/// Label: what part of a cluster something is: `group`, `router` or `etcd`.
+/// Label: what part of a cluster something is: `group`, `router`, `etcd`, `preload` or `certificate`.
 pub const PART: &str = "galerne.dev/part";
 /// Label: the version of a group's pods.
 pub const REVISION: &str = "galerne.dev/revision";
+/// Annotation of the routers' Deployment: how many of them spec.router.replicas said when that was last heeded.
+pub const REPLICAS: &str = "galerne.dev/replicas";
+/// Annotation of a pod that brings a version to a node: which node.
+pub const NODE: &str = "galerne.dev/node";
 /// Annotation: hash of what was applied.
 pub const HASH: &str = "galerne.dev/hash";
 /// Annotation of a group's StatefulSet: since when it is to end, in Unix seconds, and why: `1764254000 the version is old`.
@@ -47,6 +51,16 @@ pub fn pods_service(cluster: &str) -> String {
 /// The routers' Deployment and PodDisruptionBudget.
 pub fn router(cluster: &str) -> String {
     format!("{cluster}-router")
+}
+
+/// The pod that brings a version to a node.
+pub fn preload(cluster: &str, node: &str, revision: &str) -> String {
+    format!("{cluster}-preload-{}", hash(format!("{node} {revision}").as_bytes()))
+}
+
+/// The Certificate that cert-manager is asked for, and its secret.
+pub fn certificate(cluster: &str) -> String {
+    format!("{cluster}-tls")
 }
 
 /// The managed etcd's StatefulSet and Service.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use galerne_operator::api::{ClusterStatus, GalerneClusterSpec, GroupPhase, GroupStatus, Rollout, Trial};
 use galerne_operator::names;
-use galerne_operator::plan::{Seen, plan, validate};
+use galerne_operator::plan::{About, Seen, plan, status, validate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ fn what_is_seen_and_asked_becomes_steps() {
             since,
             ..GroupStatus::default()
         });
-        let rollout = Rollout { revision: "new".into(), trial, message: String::new() };
+        let rollout = Rollout { revision: "new".into(), trial, ..Rollout::default() };
         let last =
             ClusterStatus { groups: groups.collect(), rollout: Some(rollout), ..ClusterStatus::default() };
         let planned: Vec<String> =
@@ -71,6 +71,22 @@ fn what_cannot_be_is_told() {
     };
     let refused = validate(&spec(json!({ "virtualShards": 3 })), "r".into(), None).unwrap_err().to_string();
     assert!(refused.contains("3 virtual shards cannot be shared by 2 ranks"), "{refused}");
+    let cannot = |field: &str, value: Value| {
+        let mut wrong = serde_json::to_value(spec(json!({}))).unwrap();
+        wrong[field] = value;
+        validate(&serde_json::from_value(wrong).unwrap(), "r".into(), None).unwrap_err().to_string()
+    };
+    assert_eq!(cannot("tls", json!({})), "spec.tls has either secret or issuer");
+    let open = cannot("etcd", json!({ "endpoints": ["https://e:1"] }));
+    assert_eq!(
+        open,
+        "spec.etcd.tls must name a secret with ca.crt: https://e:1 is to be spoken to under TLS"
+    );
+    let both =
+        cannot("etcd", json!({ "endpoints": ["https://e:1", "http://f:1"], "tls": { "secret": "s" } }));
+    assert!(both.ends_with("begin with https://, and http://f:1 does not"), "{both}");
+    let managed = cannot("etcd", json!({ "managed": {}, "tls": { "secret": "s" } }));
+    assert!(managed.ends_with("a managed etcd has the certificate of spec.tls"), "{managed}");
     let asked = validate(&spec(json!({})), "r".into(), Some(9)).unwrap();
     assert_eq!(asked.wanted, 1, "what the load wants is bounded by min and max");
 }
@@ -96,4 +112,39 @@ fn what_somebody_has_set_goes_before_what_the_load_wants() {
         assert_eq!(wanted(json!({ "min": 1, "max": 6, "replicas": replicas }), load), expected);
     }
     assert_eq!(wanted(json!({ "min": 0, "max": 6 }), Some(0)), 0);
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_in_a_sentence() {
+    let spec = json!({
+        "model": { "name": "m", "path": "m" }, "router": { "noAuth": true },
+        "etcd": { "managed": {} }, "storage": { "hostPath": "/models" },
+    });
+    let spec: GalerneClusterSpec = serde_json::from_value(spec).expect("a spec");
+    let asked = validate(&spec, "new".into(), None).expect("a spec that can be");
+    let degraded = |seen: Value| {
+        let seen: Seen = serde_json::from_value(seen).expect("what is seen");
+        let last = ClusterStatus::default();
+        let planned = plan(&asked, &seen, &last);
+        let about = About { generation: None, model: "m", selector: String::new(), autoscale: None };
+        let told = status(&asked, &seen, &planned, about, &last);
+        let degraded = told.conditions.iter().find(|condition| condition.type_ == "Degraded").expect("it");
+        (degraded.reason.clone(), degraded.message.clone())
+    };
+    let router = "demo-router-x: secret \"keys\" not found";
+    let (reason, says) = degraded(json!({ "fleetKnown": true, "routerTrouble": router }));
+    assert_eq!(
+        (reason.as_str(), says.as_str()),
+        ("RouterFails", "router demo-router-x: secret \"keys\" not found")
+    );
+    let (reason, says) = degraded(json!({ "lacks": "name one with its --cluster-ca" }));
+    assert_eq!(reason, "NoEtcd");
+    assert!(says.ends_with("those that do go on: name one with its --cluster-ca"), "{says}");
+    let failed =
+        json!({ "pod": "p", "node": "a", "revision": "new", "phase": "Failed", "message": "no space left" });
+    let old = json!({ "revision": "old", "serving": true, "ranksReady": 1, "ranksLiving": 1, "epoch": 5 });
+    let (reason, says) =
+        degraded(json!({ "fleetKnown": true, "preloads": [failed], "groups": { "0": old } }));
+    assert_eq!(reason, "PreloadFails");
+    assert_eq!(says, "version new cannot be brought to node a, which is tried again: no space left");
 }

@@ -4,6 +4,7 @@ mod download;
 mod fetch;
 mod inspect;
 mod manifest;
+mod preload;
 mod verify;
 
 use clap::{Args, Subcommand};
@@ -19,6 +20,7 @@ pub(crate) struct ModelCommand {
 enum Action {
     Fetch(fetch::Fetch),
     Inspect(inspect::Inspect),
+    Preload(preload::Preload),
     Verify(verify::Verify),
 }
 
@@ -28,6 +30,7 @@ impl ModelCommand {
         match self.action {
             Action::Fetch(fetch) => fetch.run(),
             Action::Inspect(inspect) => inspect.run(),
+            Action::Preload(preload) => preload.run(),
             Action::Verify(verify) => verify.run(),
         }
     }

@@ -11,14 +11,16 @@ pub mod parts;
 mod status;
 
 pub use crd::crd_yaml;
-pub use status::{AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
+pub use status::{
+    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, PreloadPhase, PreloadStatus, Rollout, Trial,
+};
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use parts::{
     DeviceSpec, EtcdSpec, GroupsSpec, ModelSpec, NumericsSpec, PlacementSpec, RouterSpec, SlaSpec, Storage,
-    UpdateSpec,
+    TlsSpec, UpdateSpec,
 };
 
 /// API group of all that is ours; also the prefix of labels and annotations.
@@ -87,6 +89,10 @@ pub const API_GROUP: &str = "galerne.dev";
     "!has(self.model.hub) || !has(self.storage.claim) || !has(self.storage.readOnly) || !self.storage.readOnly",
     "spec.model.hub is fetched into spec.storage, which must not be readOnly: name what is there already with spec.model.path"
 ))]
+#[x_kube(validation = (
+    "has(self.tls) == has(oldSelf.tls) || has(self.update) && has(self.update.strategy) && self.update.strategy == 'Recreate'",
+    "spec.tls comes or goes with spec.update.strategy Recreate only: who speaks TLS and who does not cannot serve side by side"
+))]
 pub struct GalerneClusterSpec {
     /// Image of the galerne binary; by default the operator's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,6 +129,9 @@ pub struct GalerneClusterSpec {
     pub router: RouterSpec,
     /// Where ranks and routers meet.
     pub etcd: EtcdSpec,
+    /// Mutual TLS between routers, leaders and ranks, and with a managed etcd. Without it they speak in the open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
     /// Where pods of groups may run.
     #[serde(default)]
     pub placement: PlacementSpec,

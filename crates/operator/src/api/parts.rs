@@ -186,6 +186,42 @@ pub struct RouterSpec {
     pub args: Vec<String>,
 }
 
+/// Mutual TLS within the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "has(self.secret) != has(self.issuer)",
+    "spec.tls names the secret that holds the certificate, or the issuer of which cert-manager is to get one"
+))]
+pub struct TlsSpec {
+    /// Secret with a certificate for the name `galerne` that servers and clients may show (`tls.crt`, `tls.key`), and with those of
+    /// the authorities that are believed (`ca.crt`). When it changes pods read it again; nothing is restarted.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    /// Issuer of cert-manager, one that tells its authority's certificate, as those of kind CA and Vault do: a Certificate of it is
+    /// made, and renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<IssuerRef>,
+}
+
+/// An issuer of cert-manager.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// `Issuer`, which is in the cluster's namespace, `ClusterIssuer`, or a kind of others.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(default = "issuer_kind")]
+    pub kind: String,
+    /// API group of that kind.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default = "issuer_group")]
+    pub group: String,
+}
+
 /// Where ranks and routers meet.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -193,14 +229,37 @@ pub struct RouterSpec {
     "has(self.endpoints) != has(self.managed)",
     "spec.etcd names the endpoints of an etcd, or asks for a managed one for trials"
 ))]
+#[x_kube(validation = (
+    "!has(self.endpoints) || self.endpoints.all(endpoint, endpoint.startsWith('https://') == has(self.tls))",
+    "endpoints of spec.etcd that begin with https:// need spec.etcd.tls, and with it all of them do"
+))]
+#[x_kube(validation = (
+    "!has(self.tls) || has(self.endpoints)",
+    "spec.etcd.tls is for spec.etcd.endpoints: a managed etcd has the certificate of spec.tls"
+))]
 pub struct EtcdSpec {
-    /// Endpoints, e.g. `http://etcd.infra:2379`.
-    #[schemars(length(min = 1, max = 16))]
+    /// Endpoints, e.g. `http://etcd.infra:2379`, or `https://…` with spec.etcd.tls.
+    #[schemars(length(min = 1, max = 16), inner(length(max = 300)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<String>>,
     /// One member in a pod of its own, for trials: while it is away, no group can form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub managed: Option<ManagedEtcd>,
+    /// TLS with the endpoints. The operator has files of its own (`--etcd-ca`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<EtcdTlsSpec>,
+}
+
+/// TLS with etcd.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EtcdTlsSpec {
+    /// Secret with the certificates of etcd's authority (`ca.crt`), and the one to show to etcd (`tls.crt`, `tls.key`).
+    #[schemars(length(min = 1, max = 253))]
+    pub secret: String,
+    /// Show none: this etcd asks for none, and the secret has none.
+    #[serde(default)]
+    pub anonymous: bool,
 }
 
 /// An etcd for trials.
@@ -258,6 +317,9 @@ pub struct UpdateSpec {
     /// Start nothing new and end nothing old of a version until this is taken back.
     #[serde(default)]
     pub paused: bool,
+    /// Where an old group has to go before a new one has a place, bring the new version's weights and image to its nodes first.
+    #[serde(default = "yes")]
+    pub preload: bool,
     /// What the first group of a version must do before it gets requests.
     #[serde(default)]
     pub canary: CanarySpec,
@@ -266,7 +328,7 @@ pub struct UpdateSpec {
 impl Default for UpdateSpec {
     fn default() -> Self {
         let (strategy, canary) = (Strategy::default(), CanarySpec::default());
-        Self { strategy, max_surge: 1, max_unavailable: 0, paused: false, canary }
+        Self { strategy, max_surge: 1, max_unavailable: 0, paused: false, preload: true, canary }
     }
 }
 
@@ -353,6 +415,14 @@ fn canary_ms() -> u32 {
 
 fn yes() -> bool {
     true
+}
+
+fn issuer_kind() -> String {
+    "Issuer".to_owned()
+}
+
+fn issuer_group() -> String {
+    "cert-manager.io".to_owned()
 }
 
 fn etcd_image() -> String {

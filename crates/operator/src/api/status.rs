@@ -133,6 +133,35 @@ pub struct Rollout {
     /// What was seen, or why it failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Nodes to which it is brought before the groups go that are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub preloads: Vec<PreloadStatus>,
+}
+
+/// A version's weights and image, on their way to a node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PreloadStatus {
+    /// The node.
+    pub node: String,
+    /// How far they are.
+    pub phase: PreloadPhase,
+    /// What they wait for, or why they cannot be brought there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How far a version is on its way to a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+pub enum PreloadPhase {
+    /// Under way.
+    #[default]
+    Loading,
+    /// There.
+    Done,
+    /// It could not be brought there, and is tried again.
+    Failed,
 }
 
 /// How the first group of a version did.

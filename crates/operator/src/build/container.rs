@@ -26,6 +26,7 @@ impl Site<'_> {
         let mut args = vec![command.to_owned()];
         args.push(format!("--etcd={}", self.etcd_endpoints().join(",")));
         args.push(format!("--cluster={}", self.in_etcd()));
+        args.extend(self.access_args());
         args.push(format!("--model={}", self.model_path()));
         args.push(format!("--model-name={}", self.cluster.spec.model.name));
         args

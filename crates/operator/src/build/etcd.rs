@@ -35,7 +35,8 @@ impl Site<'_> {
     }
 
     fn etcd_set(&self, managed: &ManagedEtcd) -> StatefulSet {
-        let client = format!("http://0.0.0.0:{CLIENT_PORT}");
+        let scheme = if self.etcd_has_cluster_tls() { "https" } else { "http" };
+        let client = format!("{scheme}://0.0.0.0:{CLIENT_PORT}");
         let advertised = self.etcd_endpoints().join(",");
         let command = [
             "etcd",
@@ -46,20 +47,20 @@ impl Site<'_> {
             "--advertise-client-urls",
             &advertised,
         ];
+        let command = command.map(str::to_owned).into_iter().chain(self.etcd_tls_args());
+        let (volumes, mounts): (Vec<_>, Vec<_>) = self.cluster_files().into_iter().unzip();
+        let data_mount =
+            VolumeMount { name: "data".into(), mount_path: DATA.into(), ..VolumeMount::default() };
         let container = Container {
             name: "etcd".into(),
             image: Some(managed.image.clone()),
-            command: Some(command.map(str::to_owned).into()),
+            command: Some(command.collect()),
             ports: Some(vec![ContainerPort {
                 name: Some("client".into()),
                 container_port: CLIENT_PORT,
                 ..ContainerPort::default()
             }]),
-            volume_mounts: Some(vec![VolumeMount {
-                name: "data".into(),
-                mount_path: DATA.into(),
-                ..VolumeMount::default()
-            }]),
+            volume_mounts: Some([data_mount].into_iter().chain(mounts).collect()),
             security_context: Some(restricted()),
             ..Container::default()
         };
@@ -78,7 +79,7 @@ impl Site<'_> {
                     metadata: Some(ObjectMeta { labels: Some(self.labels("etcd")), ..ObjectMeta::default() }),
                     spec: Some(PodSpec {
                         containers: vec![container],
-                        volumes: Some(vec![data]),
+                        volumes: Some([data].into_iter().chain(volumes).collect()),
                         security_context: Some(restricted_pod()),
                         automount_service_account_token: Some(false),
                         enable_service_links: Some(false),

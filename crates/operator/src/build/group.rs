@@ -11,9 +11,10 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::json;
 
 use super::container::restricted_pod;
-use super::{Kind, Manifest, Site, manifest, select};
+use super::{Kind, Manifest, Site, hashed, manifest, select};
 use crate::api::parts::DeviceKind;
 use crate::names;
 
@@ -27,9 +28,11 @@ const SHARED_MEMORY_MAX: &str = "1Gi";
 const HOST_KEY: &str = "kubernetes.io/hostname";
 
 /// What a group is made of: its StatefulSet comes last, so that its pods find the rest there.
-pub fn group_objects(site: &Site<'_>, number: u32, revision: &str) -> [Manifest; 2] {
+pub fn group_objects(site: &Site<'_>, number: u32, revision: &str) -> Vec<Manifest> {
     let budget = manifest(Kind::PodDisruptionBudget, &site.group_budget(number));
-    [budget, manifest(Kind::StatefulSet, &site.group_set(number, revision))]
+    let set = manifest(Kind::StatefulSet, &site.group_set(number, revision));
+    let Some(gangs) = site.gangs.filter(|_| site.hosts() > 1) else { return vec![budget, set] };
+    vec![budget, site.gang(gangs, number), site.in_gang(&set)]
 }
 
 impl Site<'_> {
@@ -70,6 +73,26 @@ impl Site<'_> {
         }
     }
 
+    /// Says that the pods of a group find places together or not at all.
+    fn gang(&self, api_version: &str, number: u32) -> Manifest {
+        let mut labels = self.labels("group");
+        labels.insert(names::GROUP.to_owned(), names::group(number));
+        let name = names::group_object(&self.name(), number);
+        let policy = json!({ "gang": { "minCount": self.hosts() } });
+        let body =
+            json!({ "metadata": self.meta(name.clone(), labels), "spec": { "schedulingPolicy": policy } });
+        hashed(Kind::PodGroup, name, (api_version, "PodGroup"), body)
+    }
+
+    /// `set`, with pods of the gang that is called like it. That is no part of its version: where Kubernetes learns of gangs, groups
+    /// that stand stay.
+    fn in_gang(&self, set: &Manifest) -> Manifest {
+        let mut body = set.body.clone();
+        body["metadata"]["annotations"].as_object_mut().map(|noted| noted.remove(names::HASH));
+        body["spec"]["template"]["spec"]["schedulingGroup"] = json!({ "podGroupName": set.name });
+        hashed(Kind::StatefulSet, set.name.clone(), ("apps/v1", "StatefulSet"), body)
+    }
+
     fn group_set(&self, number: u32, revision: &str) -> StatefulSet {
         let mut labels = self.labels("group");
         labels.insert(names::GROUP.to_owned(), names::group(number));
@@ -98,12 +121,14 @@ impl Site<'_> {
         labels.insert(names::GROUP.to_owned(), names::group(number));
         labels.insert(names::REVISION.to_owned(), revision.to_owned());
         let placement = &spec.placement;
+        let files = self.access_files().into_iter().map(|(volume, _)| volume);
+        let volumes = [self.models_volume()].into_iter().chain(files);
         PodTemplateSpec {
             metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
             spec: Some(PodSpec {
                 init_containers: self.fetch_container().map(|fetch| vec![fetch]),
                 containers: vec![self.worker(number)],
-                volumes: Some([self.models_volume()].into_iter().chain(self.shared_memory()).collect()),
+                volumes: Some(volumes.chain(self.shared_memory()).collect()),
                 affinity: self.affinity(number),
                 node_selector: Some(placement.node_selector.clone()).filter(|selector| !selector.is_empty()),
                 tolerations: Some(placement.tolerations.clone())
@@ -142,11 +167,13 @@ impl Site<'_> {
         args.push("--stay-when-drained".into());
         args.extend(spec.worker_args.iter().cloned());
         let mut worker = Container { resources: Some(self.resources()), ..self.container("worker", args) };
-        worker.volume_mounts.get_or_insert_default().extend(self.shared_memory().map(|volume| VolumeMount {
+        let shared = self.shared_memory().map(|volume| VolumeMount {
             name: volume.name,
             mount_path: SHARED_MEMORY.into(),
             ..VolumeMount::default()
-        }));
+        });
+        let files = self.access_files().into_iter().map(|(_, mount)| mount);
+        worker.volume_mounts.get_or_insert_default().extend(files.chain(shared));
         worker
     }
 

@@ -8,7 +8,9 @@ mod container;
 mod etcd;
 mod group;
 mod owned;
+mod preload;
 mod router;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +50,10 @@ pub enum Kind {
     Service,
     /// `policy/v1`: nobody but the operator ends a group.
     PodDisruptionBudget,
+    /// `cert-manager.io/v1`: the cluster's certificate, if cert-manager is to make it.
+    Certificate,
+    /// `scheduling.k8s.io`: the pods of a group find places together or not at all, if Kubernetes can do that.
+    PodGroup,
 }
 
 /// What is built from: a cluster, and what the operator itself was told.
@@ -56,6 +62,8 @@ pub struct Site<'a> {
     pub cluster: &'a GalerneCluster,
     /// Image of the galerne binary, where the cluster names none.
     pub image: &'a str,
+    /// API version of PodGroups, if Kubernetes has them.
+    pub gangs: Option<&'a str>,
 }
 
 impl Site<'_> {
@@ -82,7 +90,8 @@ impl Site<'_> {
         let endpoints = self.cluster.spec.etcd.endpoints.clone();
         endpoints.unwrap_or_else(|| {
             let namespace = self.cluster.namespace().unwrap_or_default();
-            vec![format!("http://{}.{namespace}:{}", names::etcd(&self.name()), etcd::CLIENT_PORT)]
+            let scheme = if self.etcd_has_cluster_tls() { "https" } else { "http" };
+            vec![format!("{scheme}://{}.{namespace}:{}", names::etcd(&self.name()), etcd::CLIENT_PORT)]
         })
     }
 
@@ -116,7 +125,8 @@ impl Site<'_> {
 
     /// Everything of the cluster but its groups.
     pub fn shared_objects(&self) -> Vec<Manifest> {
-        let mut objects = vec![manifest(Kind::Service, &self.pods_service())];
+        let mut objects: Vec<Manifest> = self.certificate().into_iter().collect();
+        objects.push(manifest(Kind::Service, &self.pods_service()));
         objects.extend(self.router_objects());
         if let Some(managed) = &self.cluster.spec.etcd.managed {
             objects.extend(self.etcd_objects(managed));
@@ -150,10 +160,24 @@ fn select(labels: BTreeMap<String, String>) -> LabelSelector {
 
 /// `object` as it is applied, with its hash.
 fn manifest<K: Resource<DynamicType = ()> + Serialize>(kind: Kind, object: &K) -> Manifest {
-    let mut body = serde_json::to_value(object).expect("an object of Kubernetes is JSON");
+    let body = serde_json::to_value(object).expect("an object of Kubernetes is JSON");
+    hashed(kind, object.name_any(), (&K::api_version(&()), &K::kind(&())), body)
+}
+
+/// The same for one that is JSON already, of this API version and kind.
+fn hashed(kind: Kind, name: String, of: (&str, &str), mut body: Value) -> Manifest {
     let hash = names::hash(body.to_string().as_bytes());
-    body["apiVersion"] = K::api_version(&()).into();
-    body["kind"] = K::kind(&()).into();
+    (body["apiVersion"], body["kind"]) = (of.0.into(), of.1.into());
     body["metadata"]["annotations"][names::HASH] = hash.clone().into();
-    Manifest { kind, name: object.name_any(), hash, body }
+    Manifest { kind, name, hash, body }
+}
+
+impl Manifest {
+    /// The same without a number of pods, which is somebody else's to set.
+    #[must_use]
+    pub fn without_replicas(&self) -> Self {
+        let mut other = self.clone();
+        other.body["spec"].as_object_mut().map(|spec| spec.remove("replicas"));
+        other
+    }
 }

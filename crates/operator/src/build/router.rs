@@ -63,8 +63,11 @@ impl Site<'_> {
             max_surge: Some(IntOrString::Int(1)),
             max_unavailable: Some(IntOrString::Int(0)),
         };
+        let mut metadata = self.meta(names::router(&self.name()), self.labels("router"));
+        let asked = (names::REPLICAS.to_owned(), self.cluster.spec.router.replicas.to_string());
+        metadata.annotations = Some([asked].into());
         Deployment {
-            metadata: self.meta(names::router(&self.name()), self.labels("router")),
+            metadata,
             spec: Some(DeploymentSpec {
                 replicas: Some(self.cluster.spec.router.replicas.into()),
                 selector: select(self.selector("router")),
@@ -83,7 +86,8 @@ impl Site<'_> {
         let spec = &self.cluster.spec.router;
         let mut args = self.common_args("router");
         args.extend(PORTS.map(|(name, port)| format!("--{name}=0.0.0.0:{port}")));
-        let (mut volumes, mut mounts) = (vec![self.models_volume()], Vec::new());
+        let (mut volumes, mut mounts): (Vec<_>, Vec<_>) = self.access_files().into_iter().unzip();
+        volumes.insert(0, self.models_volume());
         let mut files = |name: &str, secret: &str| {
             let path = format!("/etc/galerne/{name}");
             let (volume, mount) = secret_files(name, secret, &path);

@@ -1,21 +1,36 @@
 //! How the version that is asked for comes in.
 
-use super::{Asked, GroupSeen, REFORM_S_MAX, Seen};
+use super::status::cut;
+use super::{Asked, GroupSeen, PreloadSeen, REFORM_S_MAX, Seen};
 use crate::api::parts::{OnFailure, Strategy};
-use crate::api::{ClusterStatus, Rollout, Trial};
+use crate::api::{ClusterStatus, PreloadStatus, Rollout, Trial};
 
 /// How the version comes in, by what is known so far. A verdict stays for as long as the version is asked for.
 pub(super) fn rollout(asked: &Asked, seen: &Seen, last: &ClusterStatus) -> Rollout {
     let known = last.rollout.clone().filter(|rollout| rollout.revision == asked.revision);
     let rollout = known.unwrap_or_else(|| Rollout { revision: asked.revision.clone(), ..Rollout::default() });
+    let rollout = Rollout { preloads: preloads(asked, seen), ..rollout };
     if rollout.trial != Trial::Pending || !seen.fleet_known {
         return rollout;
     }
-    let verdict = seen.trial.as_ref().filter(|trial| trial.revision == asked.revision);
-    match verdict.map(|trial| (trial.trial, trial.message.clone())).or_else(|| look(asked, seen)) {
+    let tried = seen.trial.as_ref().filter(|trial| trial.revision == asked.revision);
+    let told = || tried.map(|trial| (trial.trial, trial.message.clone()));
+    let verdict = told().filter(|(trial, _)| *trial != Trial::Pending);
+    // One that could not be asked to the end says why, and is no verdict.
+    match verdict.or_else(|| look(asked, seen)).or_else(told) {
         Some((trial, message)) => Rollout { trial, message, ..rollout },
         None => rollout,
     }
+}
+
+fn preloads(asked: &Asked, seen: &Seen) -> Vec<PreloadStatus> {
+    let of_it = seen.preloads.iter().filter(|preload| preload.revision == asked.revision);
+    let told = of_it.map(|PreloadSeen { node, phase, message, .. }| PreloadStatus {
+        node: node.clone(),
+        phase: *phase,
+        message: cut(message),
+    });
+    told.collect()
 }
 
 /// A verdict for which no prompt is needed.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::api::Trial;
+use crate::api::{PreloadPhase, Trial};
 
 /// One cluster, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -18,8 +18,14 @@ pub struct Seen {
     pub groups: BTreeMap<u32, GroupSeen>,
     /// Routers that are ready.
     pub routers_ready: u32,
+    /// A router that fails, and why; or what one waits for where none is ready.
+    pub router_trouble: Option<String>,
     /// Whether some node has the resource that ranks need; unknown if nodes cannot be seen.
     pub resource_offered: Option<bool>,
+    /// What is being brought to nodes.
+    pub preloads: Vec<PreloadSeen>,
+    /// What somebody has to do before the operator can speak to etcd.
+    pub lacks: Option<String>,
     /// How a trial went that was run since the status was written.
     pub trial: Option<TrialSeen>,
 }
@@ -78,10 +84,30 @@ pub struct PodSeen {
     pub phase: PodPhase,
     /// Why, as far as Kubernetes or its last container tells.
     pub message: String,
+    /// Its node, once it has one.
+    pub node: String,
     /// Its node takes no more pods: somebody wants it empty.
     pub node_leaving: bool,
     /// Its node is gone, or has not been heard of for long.
     pub node_lost: bool,
+}
+
+/// A pod that brings a version to a node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PreloadSeen {
+    /// Its name.
+    pub pod: String,
+    /// The node.
+    pub node: String,
+    /// The version.
+    pub revision: String,
+    /// How far it is.
+    pub phase: PreloadPhase,
+    /// Since when it has been there, or when it failed, in Unix seconds.
+    pub since: i64,
+    /// What it waits for, or why it failed.
+    pub message: String,
 }
 
 /// What a pod is doing.

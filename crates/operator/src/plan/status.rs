@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{Asked, Plan, Seen};
-use crate::api::{AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Rollout, Trial};
+use crate::api::{
+    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, PreloadPhase, PreloadStatus, Rollout, Trial,
+};
 use crate::names;
 
 /// Bytes of a message, at most: what containers say at their end may be long.
@@ -133,7 +135,7 @@ fn available(asked: &Asked, status: &ClusterStatus) -> Verdict<'static> {
 
 fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'static> {
     let verdict = |holds, reason, message| Verdict { kind: "Progressing", holds, reason, message };
-    let Rollout { trial, message, revision } = status.rollout.clone().unwrap_or_default();
+    let Rollout { trial, message, revision, preloads } = status.rollout.clone().unwrap_or_default();
     let old = seen
         .groups
         .values()
@@ -150,12 +152,16 @@ fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'s
         );
     }
     if old > 0 {
-        let updated = status.groups_updated;
-        return verdict(
-            true,
-            "Updating",
-            format!("{updated} of {} groups are of version {revision}", asked.wanted),
-        );
+        let mut says =
+            format!("{} of {} groups are of version {revision}", status.groups_updated, asked.wanted);
+        if let Some(PreloadStatus { node, .. }) = preloads.iter().find(|it| it.phase == PreloadPhase::Loading)
+        {
+            says += &format!(", which is brought to node {node}");
+        }
+        if trial == Trial::Pending && !message.is_empty() {
+            says += &format!("; it is tried again: {message}");
+        }
+        return verdict(true, "Updating", says);
     }
     let moving =
         status.groups.iter().find(|group| !matches!(group.phase, GroupPhase::Ready | GroupPhase::Degraded));
@@ -197,12 +203,20 @@ fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'stat
     if let Some((group, reason)) = bad.into_iter().find_map(|(phase, reason)| Some((first(phase)?, reason))) {
         return verdict(true, reason, format!("group {}: {}", group.name, group.message));
     }
+    if let Some(trouble) = &seen.router_trouble {
+        return verdict(true, "RouterFails", format!("router {trouble}"));
+    }
     if !seen.fleet_known {
-        return verdict(
-            true,
-            "NoEtcd",
-            "etcd cannot be asked which groups serve; those that do go on".into(),
-        );
+        let says = "etcd cannot be asked which groups serve; those that do go on";
+        let says = seen.lacks.as_ref().map_or_else(|| says.to_owned(), |lacks| format!("{says}: {lacks}"));
+        return verdict(true, "NoEtcd", says);
+    }
+    let Rollout { revision, preloads, .. } = status.rollout.clone().unwrap_or_default();
+    if let Some(failed) = preloads.iter().find(|preload| preload.phase == PreloadPhase::Failed) {
+        let PreloadStatus { node, message, .. } = failed;
+        let says =
+            format!("version {revision} cannot be brought to node {node}, which is tried again: {message}");
+        return verdict(true, "PreloadFails", says);
     }
     // A pod that finds no place says why; one that pulls its image says nothing yet.
     if let Some(group) = first(GroupPhase::Pending) {
@@ -211,7 +225,7 @@ fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'stat
     verdict(false, "AsExpected", "nothing is amiss".into())
 }
 
-fn cut(message: &str) -> String {
+pub(super) fn cut(message: &str) -> String {
     let end = message.char_indices().map(|(place, _)| place).find(|place| *place >= MESSAGE_BYTES_MAX);
     message[..end.unwrap_or(message.len())].to_owned()
 }

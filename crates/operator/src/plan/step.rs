@@ -21,6 +21,10 @@ pub enum Step {
     Try(u32),
     /// Tell routers that it may have requests.
     Release(u32),
+    /// Bring what the version is made of to a node, in a pod of its own.
+    Preload(String),
+    /// Delete such a pod, by its name.
+    Unload(String),
     /// Decide that it is to end.
     Retire(u32, String),
     /// Ask it to take nothing new and to end.
@@ -63,6 +67,7 @@ pub fn plan(asked: &Asked, seen: &Seen, last: &ClusterStatus) -> Plan {
     planner.retire(&groups);
     planner.create();
     planner.try_out();
+    planner.unload();
     let Planner { rollout, steps, deadlines, .. } = planner;
     let again = deadlines.into_iter().map(|deadline| (deadline - seen.now).max(1)).min();
     Plan { groups, rollout, steps, again_after_s: again }
@@ -75,17 +80,17 @@ impl Plan {
     }
 }
 
-struct Planner<'a> {
-    asked: &'a Asked,
-    seen: &'a Seen,
+pub(super) struct Planner<'a> {
+    pub(super) asked: &'a Asked,
+    pub(super) seen: &'a Seen,
     rollout: Rollout,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// When something that is waited for has taken too long, in Unix seconds.
-    deadlines: Vec<i64>,
+    pub(super) deadlines: Vec<i64>,
 }
 
 impl<'a> Planner<'a> {
-    fn groups(&self) -> impl Iterator<Item = (u32, &'a GroupSeen)> + use<'a> {
+    pub(super) fn groups(&self) -> impl Iterator<Item = (u32, &'a GroupSeen)> + use<'a> {
         self.seen.groups.iter().map(|(number, group)| (*number, group))
     }
 
@@ -94,12 +99,12 @@ impl<'a> Planner<'a> {
         self.is_new(group) && !group.displaced()
     }
 
-    fn is_new(&self, group: &GroupSeen) -> bool {
+    pub(super) fn is_new(&self, group: &GroupSeen) -> bool {
         group.revision.as_ref() == Some(&self.asked.revision)
     }
 
     /// True once `since` is longer ago than `most_s`; until then it is looked at again.
-    fn overdue(&mut self, since: i64, most_s: i64) -> bool {
+    pub(super) fn overdue(&mut self, since: i64, most_s: i64) -> bool {
         let deadline = since + most_s;
         if self.seen.now < deadline {
             self.deadlines.push(deadline);
@@ -176,7 +181,8 @@ impl<'a> Planner<'a> {
         });
         for (number, group) in staying {
             let alike = if self.is_good(group) { &mut good } else { &mut rest };
-            let Some((why, at_once)) = self.reason(group, judged.get(&number), *alike > wanted) else {
+            let too_many = *alike > wanted;
+            let Some((why, at_once)) = self.reason(group, judged.get(&number), too_many) else {
                 continue;
             };
             if group.available() && !at_once && available <= floor {
@@ -184,7 +190,9 @@ impl<'a> Planner<'a> {
             }
             available -= usize::from(group.available());
             *alike -= 1;
-            self.steps.push(Step::Retire(number, why));
+            if self.has_preloaded(group, too_many) {
+                self.steps.push(Step::Retire(number, why));
+            }
         }
     }
 
@@ -215,7 +223,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Groups beyond those wanted that may be there: at least one where none can be missed.
-    fn surge(&self) -> u32 {
+    pub(super) fn surge(&self) -> u32 {
         let update = &self.asked.update;
         let all_needed = self.asked.wanted <= update.max_unavailable.into() || update.max_unavailable == 0;
         if update.max_surge == 0 && all_needed { 1 } else { update.max_surge.into() }

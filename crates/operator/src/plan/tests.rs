@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::validate::wanted;
-use super::{Asked, GroupSeen, Plan, PodPhase, PodSeen, Retired, Seen, Step, TrialSeen, plan};
+use super::{Asked, GroupSeen, Plan, PodPhase, PodSeen, PreloadSeen, Retired, Seen, Step, TrialSeen, plan};
 use crate::api::parts::{CanarySpec, GroupsSpec, OnFailure, Strategy as Order, UpdateSpec};
-use crate::api::{ClusterStatus, GroupStatus, Trial};
+use crate::api::{ClusterStatus, GroupStatus, PreloadPhase, Trial};
 use crate::names;
 
 /// Kubernetes, etcd and their groups, as far as the planner can tell.
@@ -84,6 +84,15 @@ impl World {
                 self.seen.groups.remove(&number);
             }
         }
+        for place in 0..self.seen.preloads.len() {
+            let fate = self.below(if trouble { 4 } else { 2 });
+            let preload = &mut self.seen.preloads[place];
+            match (preload.phase, fate) {
+                (PreloadPhase::Loading, 0) => preload.phase = PreloadPhase::Done,
+                (PreloadPhase::Loading, 3) => preload.phase = PreloadPhase::Failed,
+                _ => {}
+            }
+        }
         if trouble {
             self.seen.fleet_known = !self.chance(15);
             if self.chance(10) {
@@ -125,8 +134,18 @@ impl World {
 
     /// What no step may ever do.
     fn check(&self, step: &Step) {
+        if let Step::Preload(node) = step {
+            let there =
+                self.seen.preloads.iter().any(|it| it.node == *node && it.revision == self.asked.revision);
+            assert!(!there, "the version is on node {node}, or on its way");
+        }
         let available = self.seen.groups.values().filter(|group| group.available()).count();
         let Asked { wanted, update, .. } = &self.asked;
+        if let Step::Retire(number, why) = step
+            && why == "its version is old"
+        {
+            self.check_preloaded(&self.seen.groups[number]);
+        }
         match step {
             Step::Retire(number, why) if self.seen.groups[number].available() => {
                 let floor = match wanted {
@@ -157,6 +176,25 @@ impl World {
         }
     }
 
+    /// Where it makes room for the next one, that one's version is there.
+    fn check_preloaded(&self, group: &GroupSeen) {
+        let Asked { wanted, update, revision, .. } = &self.asked;
+        let in_turn = update.max_surge > 0 || *wanted <= update.max_unavailable.into();
+        let rest = |group: &&GroupSeen| {
+            group.stays() && (group.revision.as_ref() != Some(revision) || group.displaced())
+        };
+        let surplus = self.seen.groups.values().filter(rest).count() > *wanted as usize;
+        if in_turn || surplus || !group.available() || group.displaced() {
+            return;
+        }
+        let pods = group.pods.iter().filter(|pod| !pod.node_lost && !pod.node.is_empty());
+        for pod in pods {
+            let done = |it: &PreloadSeen| it.node == pod.node && it.phase == PreloadPhase::Done;
+            let there = self.seen.preloads.iter().any(|it| done(it) && it.revision == *revision);
+            assert!(there, "{pod:?} is to make room, and what comes is not on its node");
+        }
+    }
+
     fn take(&mut self, step: Step) {
         let now = self.seen.now;
         let groups = &mut self.seen.groups;
@@ -168,13 +206,25 @@ impl World {
             Step::Create(number) => {
                 let group = groups.entry(number).or_default();
                 (group.revision, group.created) = (Some(self.asked.revision.clone()), now);
-                group.pods = vec![PodSeen::default()];
+                group.pods = vec![PodSeen { node: format!("n{}", number % 3), ..PodSeen::default() }];
             }
             Step::Try(number) => {
                 let revision = groups[&number].revision.clone().expect("a group that is tried has a version");
                 let trial = if self.bad.contains(&revision) { Trial::Failed } else { Trial::Passed };
                 self.seen.trial = Some(TrialSeen { revision, trial, message: "tried".into() });
             }
+            Step::Preload(node) => {
+                let revision = self.asked.revision.clone();
+                let pod = format!("{revision}-{node}");
+                self.seen.preloads.push(PreloadSeen {
+                    pod,
+                    node,
+                    revision,
+                    since: now,
+                    ..PreloadSeen::default()
+                });
+            }
+            Step::Unload(pod) => self.seen.preloads.retain(|preload| preload.pod != pod),
             Step::Release(number) => groups.get_mut(&number).expect("a group").held = false,
             Step::Retire(number, why) => {
                 groups.get_mut(&number).expect("a group").retired = Some(Retired { since: now, why });
@@ -241,8 +291,14 @@ fn live(group: &mut GroupSeen, fate: u32, lost: bool) {
 
 fn asked() -> Asked {
     let canary = CanarySpec { enabled: true, answer_ms_max: 1000, on_failure: OnFailure::Pause };
-    let update =
-        UpdateSpec { strategy: Order::Rolling, max_surge: 1, max_unavailable: 0, paused: false, canary };
+    let update = UpdateSpec {
+        strategy: Order::Rolling,
+        max_surge: 1,
+        max_unavailable: 0,
+        paused: false,
+        preload: true,
+        canary,
+    };
     Asked {
         wanted: 2,
         ranks: 1,
@@ -253,6 +309,7 @@ fn asked() -> Asked {
         start_s: 600,
         digest: None,
         resource: None,
+        preload: true,
     }
 }
 

@@ -3,7 +3,7 @@
 use galerne_types::Shards;
 
 use crate::api::GalerneClusterSpec;
-use crate::api::parts::{CanarySpec, GroupsSpec, UpdateSpec};
+use crate::api::parts::{CanarySpec, EtcdSpec, GroupsSpec, TlsSpec, UpdateSpec};
 
 /// What is asked for, as the planner needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Asked {
     pub digest: Option<String>,
     /// Resource of which each rank needs one.
     pub resource: Option<String>,
+    /// Whether what a version is made of can be brought to a node before its group is there.
+    pub preload: bool,
 }
 
 impl Asked {
@@ -41,6 +43,7 @@ impl Asked {
             start_s: 0,
             digest: None,
             resource: None,
+            preload: false,
         }
     }
 }
@@ -54,6 +57,29 @@ pub struct Invalid(pub String);
 pub(super) fn wanted(groups: &GroupsSpec, load: Option<u32>) -> u32 {
     let least = groups.min.into();
     groups.replicas.map(u32::from).or(load).unwrap_or(least).min(groups.max.into()).max(least)
+}
+
+/// What cannot be about certificates.
+fn wrong_tls(spec: &GalerneClusterSpec) -> Option<String> {
+    if let Some(TlsSpec { secret, issuer }) = &spec.tls
+        && secret.is_some() == issuer.is_some()
+    {
+        return Some("spec.tls has either secret or issuer".into());
+    }
+    let EtcdSpec { endpoints, managed, tls } = &spec.etcd;
+    if managed.is_some() && tls.is_some() {
+        return Some(
+            "spec.etcd.tls is for spec.etcd.endpoints: a managed etcd has the certificate of spec.tls".into(),
+        );
+    }
+    let mut endpoints = endpoints.iter().flatten();
+    let other = endpoints.find(|endpoint| endpoint.starts_with("https://") != tls.is_some())?;
+    Some(match tls {
+        None => format!("spec.etcd.tls must name a secret with ca.crt: {other} is to be spoken to under TLS"),
+        Some(_) => {
+            format!("with spec.etcd.tls all of spec.etcd.endpoints begin with https://, and {other} does not")
+        }
+    })
 }
 
 /// Checks `spec`; `revision` is the version that it describes and `load` how many groups the load wants, if that is known.
@@ -78,6 +104,9 @@ pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) 
     let CanarySpec { answer_ms_max: 1.., .. } = spec.update.canary else {
         return Err(Invalid("spec.update.canary.answerMsMax must not be 0".to_owned()));
     };
+    if let Some(wrong) = wrong_tls(spec) {
+        return Err(Invalid(wrong));
+    }
     let (min, max) = (spec.groups.min, spec.groups.max);
     if min > max {
         return Err(Invalid(format!("spec.groups.min ({min}) is above spec.groups.max ({max})")));
@@ -92,5 +121,7 @@ pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) 
         start_s: spec.start_seconds.into(),
         digest: spec.model.digest.clone(),
         resource: spec.device.resource.clone(),
+        // A pod's own storage begins empty.
+        preload: spec.update.preload && spec.storage.ephemeral.is_none(),
     })
 }

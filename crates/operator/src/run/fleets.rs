@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::bell::Bell;
+use super::credentials::{Credentials, Way};
 use super::index::Key;
 
 /// How long etcd may take to answer.
@@ -19,20 +20,22 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// The fleets of all clusters.
 pub(crate) struct Fleets {
-    access: EtcdAccess,
+    credentials: Arc<Credentials>,
     /// Hears of clusters whose fleets have changed.
     changed: Bell,
     open: Mutex<Open>,
 }
 
-/// Where a cluster's fleet is: endpoints, and its name there.
-pub(crate) type Place = (Vec<String>, String);
+/// An etcd: its endpoints, and how it is spoken to.
+pub(crate) type At = (Vec<String>, Way);
+/// Where a cluster's fleet is: an etcd, and its name there.
+pub(crate) type Place = (At, String);
 
 #[derive(Default)]
 struct Open {
     clusters: BTreeMap<Key, Followed>,
-    /// By their endpoints; as many as clusters need.
-    etcds: BTreeMap<Vec<String>, Etcd>,
+    /// As many as clusters need.
+    etcds: BTreeMap<At, Etcd>,
 }
 
 struct Followed {
@@ -78,8 +81,8 @@ impl Reach {
 }
 
 impl Fleets {
-    pub(crate) fn new(access: EtcdAccess, changed: Bell) -> Arc<Self> {
-        Arc::new(Self { access, changed, open: Mutex::default() })
+    pub(crate) fn new(credentials: Arc<Credentials>, changed: Bell) -> Arc<Self> {
+        Arc::new(Self { credentials, changed, open: Mutex::default() })
     }
 
     /// The cluster's fleet, as far as etcd has shown it already. The first question begins to follow it.
@@ -91,7 +94,8 @@ impl Fleets {
         open.close(cluster);
         let etcd = open.etcds.entry(place.0.clone()).or_insert_with(|| {
             let (sender, clusters) = watch::channel(Reached::Asked);
-            let connector = tokio::spawn(connect(self.access.clone(), place.0.clone(), sender));
+            let (endpoints, way) = place.0.clone();
+            let connector = tokio::spawn(connect(self.credentials.access(way), endpoints, sender));
             Etcd { clusters, connector: connector.abort_handle() }
         });
         let (sender, view) = watch::channel(Reach::Asked);
@@ -114,12 +118,12 @@ impl Fleets {
 
 impl Open {
     fn close(&mut self, cluster: &Key) {
-        let Some(Followed { place: (endpoints, _), follower, .. }) = self.clusters.remove(cluster) else {
+        let Some(Followed { place: (at, _), follower, .. }) = self.clusters.remove(cluster) else {
             return;
         };
         follower.abort();
-        if !self.clusters.values().any(|other| other.place.0 == endpoints)
-            && let Some(Etcd { connector, .. }) = self.etcds.remove(&endpoints)
+        if !self.clusters.values().any(|other| other.place.0 == at)
+            && let Some(Etcd { connector, .. }) = self.etcds.remove(&at)
         {
             connector.abort();
         }

@@ -8,18 +8,20 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::PassError;
+use super::extras::Meta;
 use super::fleets::View;
 use super::index::Key;
 use super::metrics::Metrics;
 use super::observe::Shown;
-use super::shown::Made;
+use super::shown::{Made, Preload};
 use crate::api::{ClusterStatus, GalerneCluster};
 use crate::build::{Kind, Manifest, Site, group_objects};
 use crate::names;
@@ -37,21 +39,37 @@ impl Hands {
         Api::namespaced(self.client.clone(), &cluster.0)
     }
 
-    /// Applies `manifest`, if it is not what is there already.
+    /// Applies `manifest`, if it is not what is there already; without its number of pods, where that has become another's to set.
     pub(crate) async fn keep(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
-        match self.shown.made(manifest.kind).of(cluster).remove(&manifest.name) {
+        let made = self.shown.made(manifest.kind).of(cluster).remove(&manifest.name);
+        let rescaled =
+            made.as_ref().filter(|made| made.is_rescaled(manifest)).map(|_| manifest.without_replicas());
+        let manifest = rescaled.as_ref().unwrap_or(manifest);
+        match made {
             Some(made) if made.deleting => Ok(()),
             Some(made) if made.hash == manifest.hash => self.mend(cluster, manifest, &made).await,
             _ => self.apply(cluster, manifest).await,
         }
     }
 
-    /// Keeps a group that stands: its budget, and its StatefulSet, if that is of the version of the spec. It is not brought to
-    /// another one.
+    /// Keeps a group that stands: its StatefulSet as it was made, if that is of the version of the spec, and what belongs to it. It
+    /// is not brought to another version, nor into a gang if it was made without one.
     pub(crate) async fn keep_group(&self, at: &At<'_>, number: u32, set: &Made) -> Result<(), PassError> {
-        let [budget, manifest] = group_objects(at.site, number, at.revision);
-        self.keep(at.cluster, &budget).await?;
-        if set.hash == manifest.hash { self.mend(at.cluster, &manifest, set).await } else { Ok(()) }
+        let is_it = |objects: &[Manifest]| objects.last().is_some_and(|made| made.hash == set.hash);
+        let mut objects = group_objects(at.site, number, at.revision);
+        if !is_it(&objects) && at.site.gangs.is_some() {
+            objects = group_objects(&Site { gangs: None, ..*at.site }, number, at.revision);
+        }
+        if !is_it(&objects) {
+            objects.truncate(1); // the budget, which is the same for all
+        }
+        for manifest in &objects {
+            match manifest.kind {
+                Kind::StatefulSet => self.mend(at.cluster, manifest, set).await?,
+                _ => self.keep(at.cluster, manifest).await?,
+            }
+        }
+        Ok(())
     }
 
     /// Applies `manifest` again, if somebody has changed what it says.
@@ -67,33 +85,43 @@ impl Hands {
     async fn apply(&self, cluster: &Key, manifest: &Manifest) -> Result<(), PassError> {
         match manifest.kind {
             Kind::StatefulSet => {
-                self.apply_as(cluster, manifest, |set: &StatefulSet| Made::of(&set.metadata)).await
+                self.apply_as(self.api::<StatefulSet>(cluster), cluster, manifest, made).await
             }
-            Kind::Deployment => self.apply_as(cluster, manifest, Made::of_deployment).await,
-            Kind::Service => {
-                self.apply_as(cluster, manifest, |service: &Service| Made::of(&service.metadata)).await
+            Kind::Deployment => {
+                self.apply_as(self.api(cluster), cluster, manifest, Made::of_deployment).await
             }
+            Kind::Service => self.apply_as(self.api::<Service>(cluster), cluster, manifest, made).await,
             Kind::PodDisruptionBudget => {
-                self.apply_as(cluster, manifest, |budget: &PodDisruptionBudget| Made::of(&budget.metadata))
-                    .await
+                self.apply_as(self.api::<PodDisruptionBudget>(cluster), cluster, manifest, made).await
             }
+            Kind::Certificate | Kind::PodGroup => match self.extra_api(cluster, manifest.kind) {
+                Some(api) => self.apply_as(api, cluster, manifest, made).await,
+                None => Ok(()), // it went, and what needs it says so
+            },
         }
+    }
+
+    /// Objects of a kind that not every Kubernetes has, if this one does.
+    fn extra_api(&self, cluster: &Key, kind: Kind) -> Option<Api<Meta>> {
+        let resource = match kind {
+            Kind::Certificate => self.shown.certificates.resource(),
+            Kind::PodGroup => self.shown.pod_groups.resource(),
+            _ => None,
+        };
+        resource.map(|resource| Api::namespaced_with(self.client.clone(), &cluster.0, &resource))
     }
 
     async fn apply_as<K>(
         &self,
+        api: Api<K>,
         cluster: &Key,
         manifest: &Manifest,
         read: fn(&K) -> Made,
     ) -> Result<(), PassError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned
-            + Serialize,
+        K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     {
-        let (api, name) = (self.api::<K>(cluster), &manifest.name);
+        let (kind, name) = (format!("{:?}", manifest.kind), &manifest.name);
         let params = PatchParams::apply(names::MANAGER).force();
         let mut written = api.patch(name, &params, &Patch::Apply(&manifest.body)).await;
         if written.as_ref().is_err_and(is_invalid) {
@@ -112,8 +140,8 @@ impl Hands {
                 Err(_) => written, // the first one tells more
             };
         }
-        let written = written.map_err(PassError::writes("apply", K::kind(&()), name))?;
-        self.metrics.wrote("apply", &K::kind(&()));
+        let written = written.map_err(PassError::writes("apply", &*kind, name))?;
+        self.metrics.wrote("apply", &kind);
         let made = Made { fresh: true, ..read(&written) };
         self.shown.made(manifest.kind).put(cluster, written.meta(), made);
         Ok(())
@@ -122,39 +150,49 @@ impl Hands {
     /// Deletes something that we have made; what is gone already is gone.
     pub(crate) async fn delete(&self, cluster: &Key, kind: Kind, name: &str) -> Result<(), PassError> {
         match kind {
-            Kind::StatefulSet => self.delete_as::<StatefulSet>(cluster, name).await,
-            Kind::Deployment => self.delete_as::<Deployment>(cluster, name).await,
-            Kind::Service => self.delete_as::<Service>(cluster, name).await,
-            Kind::PodDisruptionBudget => self.delete_as::<PodDisruptionBudget>(cluster, name).await,
+            Kind::StatefulSet => self.delete_as(self.api::<StatefulSet>(cluster), kind, name).await,
+            Kind::Deployment => self.delete_as(self.api::<Deployment>(cluster), kind, name).await,
+            Kind::Service => self.delete_as(self.api::<Service>(cluster), kind, name).await,
+            Kind::PodDisruptionBudget => {
+                self.delete_as(self.api::<PodDisruptionBudget>(cluster), kind, name).await
+            }
+            Kind::Certificate | Kind::PodGroup => match self.extra_api(cluster, kind) {
+                Some(api) => self.delete_as(api, kind, name).await,
+                None => Ok(()),
+            },
         }?;
         self.shown.made(kind).deleted(cluster, name);
         Ok(())
     }
 
-    async fn delete_as<K>(&self, cluster: &Key, name: &str) -> Result<(), PassError>
+    async fn delete_as<K>(&self, api: Api<K>, kind: Kind, name: &str) -> Result<(), PassError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned,
+        K: Clone + std::fmt::Debug + DeserializeOwned,
     {
-        self.delete_with::<K>(cluster, name, &DeleteParams::background()).await
+        self.delete_with(api, &format!("{kind:?}"), name, &DeleteParams::background()).await
     }
 
-    async fn delete_with<K>(&self, cluster: &Key, name: &str, params: &DeleteParams) -> Result<(), PassError>
+    async fn delete_with<K>(
+        &self,
+        api: Api<K>,
+        kind: &str,
+        name: &str,
+        params: &DeleteParams,
+    ) -> Result<(), PassError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned,
+        K: Clone + std::fmt::Debug + DeserializeOwned,
     {
-        match self.api::<K>(cluster).delete(name, params).await {
+        match api.delete(name, params).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
             result => {
-                self.metrics.wrote("delete", &K::kind(&()));
-                result.map(drop).map_err(PassError::writes("delete", K::kind(&()), name))
+                self.metrics.wrote("delete", kind);
+                result.map(drop).map_err(PassError::writes("delete", kind, name))
             }
         }
+    }
+
+    async fn delete_pod(&self, cluster: &Key, name: &str, params: &DeleteParams) -> Result<(), PassError> {
+        self.delete_with(self.api::<Pod>(cluster), "Pod", name, params).await
     }
 
     /// Writes a cluster's status.
@@ -204,26 +242,62 @@ impl Hands {
                 }
                 Ok(())
             }
+            Step::Preload(node) => self.preload(cluster, &site.preload(node, revision)).await,
+            Step::Unload(pod) => {
+                // Nobody waits for it: what it has read it has read.
+                let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+                self.delete_pod(cluster, pod, &now).await?;
+                self.shown.preloads.deleted(cluster, pod);
+                Ok(())
+            }
             Step::Retire(number, why) => self.retire(cluster, &site.group_object(*number), why).await,
             Step::Drain(number) => Ok(etcd()?.drain(&group(number), *drain).await?),
             Step::Delete(number) => {
                 let name = site.group_object(*number);
                 self.delete(cluster, Kind::PodDisruptionBudget, &name).await?;
-                self.delete(cluster, Kind::StatefulSet, &name).await
+                self.delete(cluster, Kind::StatefulSet, &name).await?;
+                if self.shown.pod_groups.made.of(cluster).contains_key(&name) {
+                    self.delete(cluster, Kind::PodGroup, &name).await?;
+                }
+                Ok(())
             }
             Step::Forget(number) => Ok(etcd()?.drained(&group(number)).await?),
             Step::Replace(_, pod) => {
                 let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-                self.delete_with::<Pod>(cluster, pod, &now).await
+                self.delete_pod(cluster, pod, &now).await
             }
             Step::Restart(number, _) => {
                 let pods = self.shown.pods.of(cluster);
                 for (pod, _) in pods.into_iter().filter(|(_, pod)| pod.group == *number) {
-                    self.delete_with::<Pod>(cluster, &pod, &DeleteParams::default()).await?;
+                    self.delete_pod(cluster, &pod, &DeleteParams::default()).await?;
                 }
                 Ok(())
             }
             Step::Try(_) => Ok(()),
+        }
+    }
+
+    async fn preload(&self, cluster: &Key, pod: &Pod) -> Result<(), PassError> {
+        let name = pod.name_any();
+        let created = self.api::<Pod>(cluster).create(&PostParams::default(), pod).await;
+        self.metrics.wrote("create", "Pod");
+        match created {
+            // Of this very version and node: the watch will tell.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            // A quota, say: it has failed like one that was made, and is tried again like one.
+            Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_invalid() => {
+                self.shown.preloads.put(
+                    cluster,
+                    &refused_meta(&name),
+                    Preload::refused(pod, &status.message),
+                );
+                Ok(())
+            }
+            Err(error) => Err(PassError::writes("create", "Pod", name)(error)),
+            Ok(pod) => {
+                self.shown.preloads.put(cluster, pod.meta(), Preload::of(&pod));
+                Ok(())
+            }
         }
     }
 
@@ -253,6 +327,16 @@ pub(crate) struct At<'a> {
     /// How long running answers may take to finish.
     pub(crate) drain: Duration,
     pub(crate) view: Option<&'a View>,
+}
+
+/// Of a pod that there is not: its name, and a uid that nothing else has.
+fn refused_meta(name: &str) -> ObjectMeta {
+    let uid = format!("refused {}", jiff::Timestamp::now());
+    ObjectMeta { name: Some(name.to_owned()), uid: Some(uid), ..ObjectMeta::default() }
+}
+
+fn made<K: Resource>(object: &K) -> Made {
+    Made::of(object.meta())
 }
 
 fn is_invalid(error: &kube::Error) -> bool {

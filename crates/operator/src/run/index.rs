@@ -12,6 +12,8 @@ pub(crate) type Key = (String, String);
 
 /// Everything of one kind that belongs to a cluster.
 pub(crate) struct Index<V> {
+    /// What is in it, for the log.
+    pub(crate) what: &'static str,
     state: Mutex<State<V>>,
     ready: watch::Sender<bool>,
 }
@@ -31,9 +33,9 @@ struct Entry<V> {
 }
 
 impl<V: Clone + PartialEq> Index<V> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(what: &'static str) -> Self {
         let state = State { clusters: BTreeMap::new(), gone: BTreeSet::new(), listed: None };
-        Self { state: Mutex::new(state), ready: watch::Sender::new(false) }
+        Self { what, state: Mutex::new(state), ready: watch::Sender::new(false) }
     }
 
     /// All of a cluster, by name.
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_write_is_seen_at_once_and_a_late_watch_does_not_undo_it() {
-        let (index, key) = (Index::new(), ("n".to_owned(), "c".to_owned()));
+        let (index, key) = (Index::new("things"), ("n".to_owned(), "c".to_owned()));
         assert!(index.put(&key, &meta("a", "1", "5"), "old"));
         assert!(index.put(&key, &meta("a", "1", "7"), "ours"));
         assert!(!index.put(&key, &meta("a", "1", "6"), "late"));
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_a_listing_does_not_show_is_gone() {
-        let (index, key) = (Index::new(), ("n".to_owned(), "c".to_owned()));
+        let (index, key) = (Index::new("things"), ("n".to_owned(), "c".to_owned()));
         index.put(&key, &meta("a", "1", "1"), 1);
         index.put(&key, &meta("b", "2", "2"), 2);
         index.listing();

@@ -2,7 +2,9 @@
 
 mod admin;
 mod bell;
+mod credentials;
 mod error;
+mod extras;
 mod fleets;
 mod hands;
 mod index;
@@ -21,6 +23,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use galerne_coord::EtcdAccess;
+use galerne_tls::{ClusterFiles, TlsError};
 use k8s_openapi::api::core::v1::{Event as CoreEvent, Node};
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -33,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::GalerneCluster;
 use crate::names;
 use bell::Bell;
+use credentials::Credentials;
 use fleets::Fleets;
 use hands::Hands;
 use lease::Candidate;
@@ -60,6 +64,8 @@ pub struct Options {
     pub image: String,
     /// How the clusters' etcds are spoken to.
     pub etcd: EtcdAccess,
+    /// Files with which clusters that have certificates are spoken to, as one of them.
+    pub cluster_tls: Option<ClusterFiles>,
     /// Where metrics and health are asked for.
     pub admin: Option<TcpListener>,
 }
@@ -70,13 +76,18 @@ pub enum OperatorError {
     /// Another one may act now: this process must end, and may begin anew.
     #[error("the lease {LEASE} is lost: another operator may act now")]
     LeaseLost,
+    /// A file is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Looks after clusters until `stop`, whenever this operator holds the lease.
 ///
 /// # Errors
-/// [`OperatorError::LeaseLost`] when it has held the lease and does not any more.
+/// [`OperatorError::LeaseLost`] when it has held the lease and does not any more; [`OperatorError::Tls`] at once if its files
+/// are no certificates.
 pub async fn run(client: Client, options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
+    let credentials = Arc::new(Credentials::load(options.etcd, options.cluster_tls)?);
     let metrics = Arc::new(Metrics::default());
     let admin = options
         .admin
@@ -94,7 +105,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
         client,
         metrics: metrics.clone(),
         image: options.image,
-        etcd: options.etcd,
+        credentials: credentials.clone(),
     };
     let mut namespaces: Vec<Option<String>> = options.namespaces.into_iter().map(Some).collect();
     if namespaces.is_empty() {
@@ -103,6 +114,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
     let acting = join_all(namespaces.into_iter().map(|namespace| act(&site, namespace)));
     let result = tokio::select! {
         _ = acting => Ok(()),
+        () = credentials.keep_fresh() => Ok(()),
         () = candidate.hold(&stop) => if stop.is_cancelled() { Ok(()) } else { Err(OperatorError::LeaseLost) },
     };
     metrics.leads(false);
@@ -118,12 +130,12 @@ struct Site {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     image: String,
-    etcd: EtcdAccess,
+    credentials: Arc<Credentials>,
 }
 
 /// Looks after the clusters of a namespace, or of all, until it is dropped.
 async fn act(site: &Site, namespace: Option<String>) {
-    let Site { client, recorder, metrics, image, etcd } = site;
+    let Site { client, recorder, metrics, image, credentials } = site;
     let bell = Bell::default();
     let sees_nodes = watches::may_list(&Api::<Node>::all(client.clone())).await;
     let sees_events = watches::may_list(&watches::api::<CoreEvent>(client, namespace.as_deref())).await;
@@ -133,7 +145,8 @@ async fn act(site: &Site, namespace: Option<String>) {
     let context = Arc::new(Context {
         scalers,
         hands: Hands { client: client.clone(), shown: shown.clone(), metrics: metrics.clone() },
-        fleets: Fleets::new(etcd.clone(), bell.clone()),
+        fleets: Fleets::new(credentials.clone(), bell.clone()),
+        credentials: credentials.clone(),
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         image: image.clone(),

@@ -10,18 +10,20 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 
 use super::bell::Bell;
+use super::credentials::{Credentials, Way};
 use super::error::PassError;
+use super::extras;
 use super::fleets::{Fleets, Reach, View};
 use super::hands::{At, Hands};
 use super::index::Key;
 use super::metrics::Metrics;
 use super::observe::Shown;
 use super::scalers::{Passed, Scalers};
-use super::trial;
-use crate::api::{AutoscaleStatus, ClusterStatus, GalerneCluster};
+use super::trial::{self, Caller};
+use crate::api::{AutoscaleStatus, ClusterStatus, GalerneCluster, Trial};
 use crate::build::{Kind, Site};
 use crate::names;
-use crate::plan::{About, Asked, Plan, Seen, Step, TrialSeen, plan, refused, status, validate};
+use crate::plan::{About, Asked, Invalid, Plan, Seen, Step, TrialSeen, plan, refused, status, validate};
 use crate::scale::Order;
 
 /// A cluster is looked at again after so long, whatever has happened.
@@ -39,6 +41,7 @@ pub(crate) struct Context {
     pub(crate) hands: Hands,
     pub(crate) shown: Arc<Shown>,
     pub(crate) fleets: Arc<Fleets>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) scalers: Scalers,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -81,8 +84,10 @@ impl Context {
             (false, false) => self.hands.finalize(cluster, true).await?,
             (_, true) => {}
         }
-        let site = Site { cluster, image: &self.image };
-        let place = (site.etcd_endpoints(), site.in_etcd());
+        let gangs = self.shown.gangs();
+        let site = Site { cluster, image: &self.image, gangs: gangs.as_deref() };
+        let way = Way::of(&cluster.spec);
+        let place = ((site.etcd_endpoints(), way), site.in_etcd());
         let reach = self.fleets.reach(&key, &place);
         let view = reach.view();
         let now = Timestamp::now().as_second();
@@ -90,16 +95,17 @@ impl Context {
         let order = Order::of(&cluster.spec);
         // Until it is decided anew, what was decided before this operator began holds.
         let scaled = order.as_ref().and_then(|_| self.scalers.told(&key).or(last.autoscale.clone()));
-        let mut asked = match validate(&cluster.spec, site.revision(), scaled.as_ref().map(|it| it.groups)) {
-            Ok(asked) => asked,
-            Err(invalid) if !ending => {
-                self.tell(&key, cluster, &last, refused(&invalid.0, now, cluster.metadata.generation, &last))
-                    .await?;
-                return Ok(Action::requeue(AGAIN));
-            }
-            Err(_) => Asked::nothing(),
+        let checked = validate(&cluster.spec, site.revision(), scaled.as_ref().map(|it| it.groups));
+        let lacks = self.shown.lacks(&cluster.spec).filter(|_| !ending);
+        let mut asked = match (checked, lacks) {
+            (Ok(asked), None) => asked,
+            (Err(_), _) if ending => Asked::nothing(),
+            (Err(Invalid(why)), _) => return self.refuse(&key, cluster, &last, &why, AGAIN).await,
+            // Nobody tells of a kind that Kubernetes learns.
+            (Ok(_), Some(why)) => return self.refuse(&key, cluster, &last, why, extras::LOOK_INTERVAL).await,
         };
         let (mut seen, look_at) = self.see(&key, &asked, view, now);
+        seen.lacks = self.credentials.lacks(way).map(str::to_owned);
         if ending {
             asked.wanted = 0;
             seen.fleet_known = true; // if etcd has not been reached nobody can be asked to drain, and it ends all the same
@@ -137,6 +143,20 @@ impl Context {
         Ok(Action::requeue(again.map_or(AGAIN, |again| again.min(AGAIN))))
     }
 
+    /// Says what cannot be; what runs goes on.
+    async fn refuse(
+        &self,
+        key: &Key,
+        cluster: &GalerneCluster,
+        last: &ClusterStatus,
+        why: &str,
+        again: Duration,
+    ) -> Result<Action, PassError> {
+        let now = Timestamp::now().as_second();
+        self.tell(key, cluster, last, refused(why, now, cluster.metadata.generation, last)).await?;
+        Ok(Action::requeue(again))
+    }
+
     fn see(&self, key: &Key, asked: &Asked, view: Option<&View>, now: i64) -> (Seen, Option<i64>) {
         let fleet = view.map(|view| view.fleet.borrow());
         let (mut seen, look_at) = self.shown.seen(key, fleet.as_deref(), asked.resource.as_deref(), now);
@@ -160,7 +180,7 @@ impl Context {
             for manifest in &wanted {
                 self.hands.keep(key, manifest).await?;
             }
-            for kind in [Kind::StatefulSet, Kind::Service] {
+            for kind in [Kind::StatefulSet, Kind::Service, Kind::Certificate] {
                 let made = self
                     .shown
                     .made(kind)
@@ -169,7 +189,7 @@ impl Context {
                     .filter(|(_, made)| made.group.is_none() && !made.deleting);
                 for (name, _) in made {
                     if !wanted.iter().any(|manifest| manifest.kind == kind && manifest.name == name) {
-                        self.hands.delete(key, kind, &name).await?; // an etcd that is not managed any more
+                        self.hands.delete(key, kind, &name).await?; // an etcd that is not managed any more, a certificate that is another's
                     }
                 }
             }
@@ -184,7 +204,7 @@ impl Context {
         }
         for step in &planned.steps {
             if let Step::Try(number) = step {
-                self.try_out(key, *number, asked, view);
+                self.try_out(key, *number, asked, view, site.cluster.spec.tls.is_some());
                 continue;
             }
             tracing::info!(namespace = key.0, cluster = key.1, ?step, "a step");
@@ -195,7 +215,7 @@ impl Context {
     }
 
     /// Puts fixed prompts to a group, in the background: how it went is seen in the next pass.
-    fn try_out(self: &Arc<Self>, key: &Key, number: u32, asked: &Asked, view: Option<&View>) {
+    fn try_out(self: &Arc<Self>, key: &Key, number: u32, asked: &Asked, view: Option<&View>, has_tls: bool) {
         let Some(view) = view.cloned() else { return };
         let mut memory = self.memory();
         let memory_of = memory.entry(key.clone()).or_default();
@@ -207,26 +227,34 @@ impl Context {
         let (context, key) = (self.clone(), key.clone());
         let (revision, most) = (asked.revision.clone(), asked.update.canary.answer_ms_max);
         tokio::spawn(async move {
-            let verdict = trial::run(&view, number, Duration::from_millis(most.into())).await;
-            let verdict = match verdict {
-                Ok((trial, message)) => {
-                    Some((revision.clone(), Some(TrialSeen { revision, trial, message })))
-                }
+            let way = if has_tls { Caller::Tls(context.credentials.client()) } else { Caller::Open };
+            let verdict = trial::run(&view, number, Duration::from_millis(most.into()), way).await;
+            let told = |trial, message| {
+                let revision = revision.clone();
+                context.tried(&key, Some((revision.clone(), Some(TrialSeen { revision, trial, message }))));
+            };
+            match verdict {
+                Ok((trial, message)) => told(trial, message),
                 Err(lost) => {
                     tracing::warn!(
                         group = names::group(number),
                         lost,
                         "a trial ended early; there will be another one"
                     );
+                    told(Trial::Pending, lost);
                     tokio::time::sleep(TRIAL_PAUSE).await;
-                    None
+                    context.tried(&key, None);
                 }
-            };
-            if let Some(memory) = context.memory().get_mut(&key) {
-                memory.trial = verdict;
             }
-            context.bell.ring(key);
         });
+    }
+
+    /// Notes how a trial went, or that there may be another one.
+    fn tried(&self, key: &Key, verdict: Option<(String, Option<TrialSeen>)>) {
+        if let Some(memory) = self.memory().get_mut(key) {
+            memory.trial = verdict;
+        }
+        self.bell.ring(key.clone());
     }
 
     /// Tells people what they should know.
@@ -243,7 +271,15 @@ impl Context {
             Step::Replace(_, pod) => {
                 (EventType::Warning, "PodReplaced", format!("the node of pod {pod} is lost"))
             }
-            Step::Hold(_) | Step::Try(_) | Step::Release(_) | Step::Drain(_) | Step::Forget(_) => return,
+            Step::Preload(node) => {
+                (EventType::Normal, "Preload", format!("the next version is brought to node {node}"))
+            }
+            Step::Unload(_)
+            | Step::Hold(_)
+            | Step::Try(_)
+            | Step::Release(_)
+            | Step::Drain(_)
+            | Step::Forget(_) => return,
         };
         self.say(cluster, type_, reason, note).await;
     }

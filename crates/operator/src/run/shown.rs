@@ -1,5 +1,6 @@
 //! What is kept of the objects that the watches show.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -8,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 use super::index::Key;
+use crate::api::PreloadPhase;
 use crate::build::{Manifest, is_owned};
 use crate::names;
 use crate::plan::{PodPhase, Retired};
@@ -25,6 +27,10 @@ pub(crate) struct Made {
     pub(crate) deleting: bool,
     /// A Deployment's pods that are ready.
     pub(crate) ready: u32,
+    /// Somebody sets the number of its pods by its scale, and owns it.
+    pub(crate) scaled: bool,
+    /// How many pods the spec said when that was last heeded.
+    pub(crate) replicas: String,
     /// The fields that we own by having applied them, as JSON.
     pub(crate) fields: Arc<str>,
     /// This is what came of our own apply: what is not ours of it now, the server gives to somebody else whenever we apply.
@@ -36,7 +42,26 @@ pub(crate) struct Made {
 pub(crate) struct PodShown {
     pub(crate) group: u32,
     pub(crate) node: Option<String>,
+    pub(crate) state: PodState,
+}
+
+/// What a pod is doing, and why, as far as it tells.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodState {
+    /// Pods of a StatefulSet have the names of those before them.
+    uid: String,
     pub(crate) phase: PodPhase,
+    pub(crate) message: String,
+}
+
+/// Of a pod that brings a version to a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Preload {
+    pub(crate) node: String,
+    pub(crate) revision: String,
+    pub(crate) phase: PreloadPhase,
+    /// When it was made, or failed, in Unix seconds.
+    pub(crate) since: i64,
     pub(crate) message: String,
 }
 
@@ -74,9 +99,17 @@ impl Made {
             retired: noted(names::RETIRED).map(retired),
             deleting: meta.deletion_timestamp.is_some(),
             ready: 0,
+            scaled: scaled(meta),
+            replicas: noted(names::REPLICAS).unwrap_or_default().to_owned(),
             fields: applied(meta).unwrap_or_default().into(),
             fresh: false,
         }
+    }
+
+    /// Whether the number of its pods is another's to set: an autoscaler's, or whoever's that scales, until the spec says another
+    /// number than it did when it was scaled.
+    pub(crate) fn is_rescaled(&self, manifest: &Manifest) -> bool {
+        self.scaled && manifest.body["metadata"]["annotations"][names::REPLICAS] == *self.replicas
     }
 
     /// Whether somebody has changed what `manifest` says, since it was applied.
@@ -102,6 +135,15 @@ fn applied(meta: &ObjectMeta) -> Option<String> {
     ours.fields_v1.as_ref().map(|fields| fields.0.to_string())
 }
 
+/// Whether somebody owns the number of pods by the scale subresource, as autoscalers and `kubectl scale` do.
+fn scaled(meta: &ObjectMeta) -> bool {
+    let mut entries = meta.managed_fields.iter().flatten();
+    entries.any(|entry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:spec"]["f:replicas"]);
+        entry.subresource.as_deref() == Some("scale") && fields.is_some_and(|owned| !owned.is_null())
+    })
+}
+
 /// Reads what [`names::RETIRED`] says.
 fn retired(noted: &str) -> Retired {
     let (since, why) = noted.split_once(' ').unwrap_or((noted, ""));
@@ -112,35 +154,81 @@ impl PodShown {
     /// `None` for a pod of no group.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let group = pod.labels().get(names::GROUP).and_then(|name| names::group_number(name))?;
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Some(Self { group, node, state: PodState::of(pod) })
+    }
+}
+
+impl PodState {
+    pub(crate) fn of(pod: &Pod) -> Self {
         let status = pod.status.as_ref();
-        let containers = status.into_iter().flat_map(|status| {
-            let (first, then) = (&status.init_container_statuses, &status.container_statuses);
-            first.iter().flatten().chain(then.iter().flatten())
-        });
-        let containers: Vec<&ContainerStatus> = containers.collect();
-        let failing = containers.iter().find_map(|container| failure(container));
-        let waits = containers.iter().find_map(|container| container.state.as_ref()?.waiting.as_ref());
-        let unscheduled = status.and_then(|status| {
-            let mut conditions = status.conditions.iter().flatten();
-            conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
-        });
+        let failing = containers(pod).find_map(failure);
         let runs = status.and_then(|status| status.phase.as_deref()) == Some("Running")
-            && containers
-                .iter()
+            && containers(pod)
                 .all(|container| container.state.as_ref().is_some_and(|state| state.waiting.is_none()));
         let (phase, message) = match failing {
             _ if pod.metadata.deletion_timestamp.is_some() => (PodPhase::Ending, String::new()),
             Some(message) => (PodPhase::Failing, message),
             None if runs => (PodPhase::Running, String::new()),
-            None => {
-                let place = unscheduled.and_then(|condition| condition.message.clone());
-                let image = waits.and_then(|waits| waits.message.clone());
-                (PodPhase::Waiting, place.or(image).unwrap_or_default())
-            }
+            None => (PodPhase::Waiting, waits_for(pod).unwrap_or_default()),
         };
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        Some(Self { group, node, phase, message })
+        Self { uid: pod.uid().unwrap_or_default(), phase, message }
     }
+
+    /// One that waits and does not say for what waits for its volumes, if somebody says so.
+    pub(crate) fn explain(&mut self, unmounted: &BTreeMap<String, String>) {
+        if self.phase == PodPhase::Waiting && self.message.is_empty() {
+            self.message = unmounted.get(&self.uid).cloned().unwrap_or_default();
+        }
+    }
+}
+
+impl Preload {
+    /// One that could not even be made.
+    pub(crate) fn refused(pod: &Pod, why: &str) -> Self {
+        let since = jiff::Timestamp::now().as_second();
+        Self { phase: PreloadPhase::Failed, since, message: why.to_owned(), ..Self::of(pod) }
+    }
+
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let noted = |name: &str| pod.annotations().get(name).cloned().unwrap_or_default();
+        let status = pod.status.clone().unwrap_or_default();
+        let made = pod.creation_timestamp().map_or(0, |time| time.0.as_second());
+        let ended = containers(pod).find_map(|container| {
+            let ended = container.state.as_ref()?.terminated.as_ref()?;
+            ended.finished_at.as_ref().filter(|_| ended.exit_code != 0)
+        });
+        let (phase, message) = match status.phase.as_deref() {
+            Some("Succeeded") => (PreloadPhase::Done, String::new()),
+            // Its last words, or kubelet's: that it took too long, say.
+            Some("Failed") => {
+                let words = containers(pod).find_map(failure);
+                (PreloadPhase::Failed, words.or(status.message).unwrap_or_default())
+            }
+            _ => (PreloadPhase::Loading, waits_for(pod).unwrap_or_default()),
+        };
+        let since = ended.map_or(made, |ended| ended.0.as_second());
+        let revision = pod.labels().get(names::REVISION).cloned().unwrap_or_default();
+        Self { node: noted(names::NODE), revision, phase, since, message }
+    }
+}
+
+/// A pod's containers as kubelet tells of them, in their order.
+fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(|status| {
+        let (first, then) = (&status.init_container_statuses, &status.container_statuses);
+        first.iter().flatten().chain(then.iter().flatten())
+    })
+}
+
+/// What a pod that does not run yet waits for: a place, or an image.
+fn waits_for(pod: &Pod) -> Option<String> {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let unscheduled =
+        conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let place = unscheduled.and_then(|condition| condition.message.clone());
+    let mut waiting = containers(pod).filter_map(|container| container.state.as_ref()?.waiting.as_ref());
+    place.or_else(|| waiting.next()?.message.clone())
 }
 
 /// Why a container fails again and again, if it does: in its own last words, if it had any.
@@ -202,6 +290,16 @@ pub(crate) fn refusal(event: &Event) -> Option<(String, String)> {
     tells.then(|| about.name.clone()).flatten().map(|name| (name, why))
 }
 
+/// Why a volume of a pod cannot be mounted, as kubelet tells in an event: the pod's name and uid, and what is amiss with a secret,
+/// say.
+pub(crate) fn unmounted(event: &Event) -> Option<(String, String, String)> {
+    let about = &event.involved_object;
+    let tells = event.reason.as_deref() == Some("FailedMount") && about.kind.as_deref() == Some("Pod");
+    let message = event.message.clone().unwrap_or_default();
+    let (name, uid) = about.name.clone().zip(about.uid.clone()).filter(|_| tells)?;
+    Some((name, uid, message))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -219,7 +317,7 @@ mod tests {
             json!([{ "type": "PodScheduled", "status": "False", "message": "0/3 nodes are available" }]);
         let shown = pod(&json!({ "phase": "Pending", "conditions": unscheduled }));
         assert_eq!(
-            (shown.group, shown.phase, shown.message.as_str()),
+            (shown.group, shown.state.phase, shown.state.message.as_str()),
             (3, PodPhase::Waiting, "0/3 nodes are available")
         );
 
@@ -232,9 +330,16 @@ mod tests {
             }] })
         };
         let shown = pod(&container(&waits, &last));
-        assert_eq!((shown.phase, shown.message.as_str()), (PodPhase::Failing, "galerne: no such model"));
+        assert_eq!(
+            (shown.state.phase, shown.state.message.as_str()),
+            (PodPhase::Failing, "galerne: no such model")
+        );
         let shown = pod(&container(&json!({ "running": {} }), &last));
-        assert_eq!((shown.phase, shown.message.as_str()), (PodPhase::Running, ""), "it runs again");
+        assert_eq!(
+            (shown.state.phase, shown.state.message.as_str()),
+            (PodPhase::Running, ""),
+            "it runs again"
+        );
     }
 
     #[test]
@@ -262,5 +367,28 @@ mod tests {
             (object.as_str(), why.as_str()),
             ("demo-g0", "pods \"demo-g0-0\" is forbidden: exceeded quota")
         );
+    }
+
+    #[test]
+    fn kubelet_tells_why_a_pod_has_no_volumes() {
+        let event = |uid: &str| {
+            let event = json!({
+                "metadata": {}, "reason": "FailedMount",
+                "involvedObject": { "kind": "Pod", "name": "demo-g0-0", "uid": uid },
+                "message": "MountVolume.SetUp failed for volume \"cluster-tls\" : secret \"ours\" not found",
+            });
+            unmounted(&serde_json::from_value(event).unwrap()).unwrap()
+        };
+        let said = |uid: &str| {
+            let (name, uid, why) = event(uid);
+            assert_eq!(name, "demo-g0-0");
+            let meta = json!({ "name": name, "uid": "1", "labels": { "galerne.dev/group": "g0" } });
+            let waits = json!({ "metadata": meta, "status": { "phase": "Pending" } });
+            let mut state = PodState::of(&serde_json::from_value(waits).unwrap());
+            state.explain(&[(uid, why)].into());
+            state.message
+        };
+        assert!(said("1").ends_with("secret \"ours\" not found"));
+        assert_eq!(said("0"), "", "that was another pod of this name");
     }
 }

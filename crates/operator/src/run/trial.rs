@@ -1,8 +1,11 @@
 //! What the first group of a version must do before it gets requests: answer fixed prompts in time, and with the tokens that a
 //! group of the same numerics gives, if there is one.
 
+use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use galerne_tls::Client;
 use galerne_types::{Fleet, Group, GroupId};
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
@@ -14,8 +17,9 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
+use super::credentials::NO_CERTIFICATE;
 use super::fleets::View;
 use crate::api::Trial;
 use crate::names;
@@ -29,6 +33,15 @@ const ANSWER_TOKENS: u32 = 16;
 /// How long a leader may take to be reached.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How leaders are called.
+#[derive(Clone, Copy)]
+pub(super) enum Caller<'a> {
+    /// In the open.
+    Open,
+    /// Under TLS, if the operator has a certificate.
+    Tls(Option<&'a Arc<Client>>),
+}
+
 /// Why there are no answers.
 enum Unanswered {
     /// The group's own fault, as far as one can tell.
@@ -41,20 +54,30 @@ enum Unanswered {
 ///
 /// # Errors
 /// When it could not be asked to the end, which says nothing of its version.
-pub(super) async fn run(view: &View, number: u32, most: Duration) -> Result<(Trial, String), String> {
+pub(super) async fn run(
+    view: &View,
+    number: u32,
+    most: Duration,
+    caller: Caller<'_>,
+) -> Result<(Trial, String), String> {
     let fleet = view.fleet.borrow().clone();
-    match compare(&fleet, &GroupId(names::group(number)), most).await {
+    match compare(&fleet, &GroupId(names::group(number)), most, caller).await {
         Ok(message) => Ok((Trial::Passed, message)),
         Err(Unanswered::Wrong(message)) => Ok((Trial::Failed, message)),
         Err(Unanswered::Lost(message)) => Err(message),
     }
 }
 
-async fn compare(fleet: &Fleet, id: &GroupId, most: Duration) -> Result<String, Unanswered> {
+async fn compare(
+    fleet: &Fleet,
+    id: &GroupId,
+    most: Duration,
+    caller: Caller<'_>,
+) -> Result<String, Unanswered> {
     let serving = fleet.groups.get(id).and_then(|group| Some((group, group.serving()?)));
     let (group, health) = serving.ok_or_else(|| Unanswered::Lost("it does not serve any more".into()))?;
     let began = Instant::now();
-    let answers = ask(group, most).await?;
+    let answers = ask(group, most, caller).await?;
     let said = format!("{PROMPTS} prompts in {:.1?}, tokens {}", began.elapsed(), digest(&answers));
     let alike = |other: &&Group| {
         let serves =
@@ -65,7 +88,7 @@ async fn compare(fleet: &Fleet, id: &GroupId, most: Duration) -> Result<String, 
     let Some((name, reference)) = reference else {
         return Ok(format!("{said}; no group has its numerics, to compare with"));
     };
-    match ask(reference, most).await {
+    match ask(reference, most, caller).await {
         Ok(expected) if expected == answers => Ok(format!("{said}, as those of group {name}")),
         Ok(expected) => {
             let theirs = digest(&expected);
@@ -87,15 +110,12 @@ fn digest(answers: &[Vec<u32>]) -> String {
 }
 
 /// The greedy answers to all prompts, one after the other.
-async fn ask(group: &Group, most: Duration) -> Result<Vec<Vec<u32>>, Unanswered> {
+async fn ask(group: &Group, most: Duration, caller: Caller<'_>) -> Result<Vec<Vec<u32>>, Unanswered> {
     let (Some(health), Some((epoch, record))) = (group.serving(), group.epoch.as_ref()) else {
         return Err(Unanswered::Lost("it does not serve any more".into()));
     };
     let lost = |error: String| Unanswered::Lost(format!("its leader: {error}"));
-    let endpoint = Endpoint::from_shared(format!("http://{}", health.leader))
-        .map_err(|error| lost(error.to_string()))?;
-    let channel =
-        endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| lost(error.to_string()))?;
+    let channel = connect(&health.leader, caller).await.map_err(lost)?;
     let (asks, asked) = mpsc::channel(1);
     let mut request = Request::new(ReceiverStream::new(asked));
     show_secret(&mut request, &record.secret).map_err(|status| lost(status.message().to_owned()))?;
@@ -113,6 +133,29 @@ async fn ask(group: &Group, most: Duration) -> Result<Vec<Vec<u32>>, Unanswered>
         answers.push(timeout(most, answer(&mut news, number)).await.map_err(late)??);
     }
     Ok(answers)
+}
+
+async fn connect(leader: &str, caller: Caller<'_>) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{leader}")).map_err(|error| error.to_string())?;
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+    let connected = match caller {
+        Caller::Open => timeout(CONNECT_TIMEOUT, endpoint.connect()).await,
+        Caller::Tls(Some(client)) => {
+            timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(client.dialer())).await
+        }
+        Caller::Tls(None) => return Err(NO_CERTIFICATE.into()),
+    };
+    let connected = connected.map_err(|_| format!("no connection within {CONNECT_TIMEOUT:?}"))?;
+    connected.map_err(|error| root_cause(&error))
+}
+
+/// What is at the bottom of an error.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// One answer, to its end.

@@ -17,9 +17,10 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::bell::Bell;
+use super::extras::{self, Extra};
 use super::index::{Index, Key};
 use super::observe::{Shown, nobody};
-use super::shown::{self, Made, NodeShown, PodShown};
+use super::shown::{self, Made, NodeShown, PodShown, PodState, Preload};
 use crate::names;
 
 /// Starts all watches; they go on until the set is dropped.
@@ -57,8 +58,25 @@ pub(crate) fn start(
     let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, PodShown::of(pod)?));
     all.spawn(follow(watch(pods, groups), to, bell.clone(), |shown| &shown.pods, read));
 
+    let routers = watcher::Config::default().labels(&format!("{}=router", names::PART));
+    let (pods, to) = (api::<Pod>(client, namespace), shown.clone());
+    let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, PodState::of(pod)));
+    all.spawn(follow(watch(pods, routers), to, bell.clone(), |shown| &shown.routers, read));
+
+    let preloads = watcher::Config::default().labels(&format!("{}=preload", names::PART));
+    let (pods, to) = (api::<Pod>(client, namespace), shown.clone());
+    let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, Preload::of(pod)));
+    all.spawn(follow(watch(pods, preloads), to, bell.clone(), |shown| &shown.preloads, read));
+
+    let extras: [fn(&Shown) -> &Extra; 2] = [|shown| &shown.certificates, |shown| &shown.pod_groups];
+    for extra in extras {
+        let namespace = namespace.map(str::to_owned);
+        all.spawn(extras::follow(client.clone(), namespace, shown.clone(), bell.clone(), extra));
+    }
+
     if shown.sees_events {
         all.spawn(follow_refusals(api(client, namespace), shown.clone(), bell.clone()));
+        all.spawn(follow_unmounted(api(client, namespace), shown.clone(), bell.clone()));
     }
 
     if shown.sees_nodes {
@@ -84,6 +102,17 @@ async fn follow_refusals(events: Api<CoreEvent>, shown: Arc<Shown>, bell: Bell) 
     follow(watch(events, refusals), shown, bell, |shown| &shown.refusals, read).await;
 }
 
+/// Follows what kubelets say when they cannot mount the volumes of pods. Those that are not ours are nobody's.
+async fn follow_unmounted(events: Api<CoreEvent>, shown: Arc<Shown>, bell: Bell) {
+    let unmounted = watcher::Config::default().fields("involvedObject.kind=Pod,reason=FailedMount");
+    let read = |event: &CoreEvent| {
+        let (pod, uid, why) = shown::unmounted(event)?;
+        let cluster = pod.rsplit_once("-router-").or_else(|| pod.rsplit_once("-g"))?.0.to_owned();
+        Some(((event.namespace()?, cluster), (uid, why)))
+    };
+    follow(watch(events, unmounted), shown, bell, |shown| &shown.unmounted, read).await;
+}
+
 /// A kind in one namespace, or in all.
 pub(crate) fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
     client: &Client,
@@ -96,14 +125,14 @@ pub(crate) fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>
 }
 
 /// Follows one kind: `read` says whose an object is, and what of it is kept.
-async fn follow<K, V>(
+pub(crate) async fn follow<K, V>(
     events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send,
     shown: Arc<Shown>,
     bell: Bell,
-    index: fn(&Shown) -> &Index<V>,
+    index: impl for<'a> Fn(&'a Shown) -> &'a Index<V> + Send,
     read: impl Fn(&K) -> Option<(Key, V)> + Send,
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     V: Clone + PartialEq,
 {
     let events = events.default_backoff();
@@ -128,7 +157,7 @@ async fn follow<K, V>(
             }
             Ok(Event::InitDone) => index.complete().into_iter().for_each(|cluster| bell.ring(cluster)),
             Err(error) => {
-                tracing::warn!(%error, kind = %K::kind(&()), "a watch broke; what it has shown stays");
+                tracing::warn!(%error, of = index.what, "a watch broke; what it has shown stays");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use galerne_operator::api::{GalerneCluster, GroupPhase};
+use galerne_operator::api::{GalerneCluster, GroupPhase, PreloadPhase};
 use galerne_types::{Fleet, Group, GroupId};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -20,7 +20,7 @@ use crate::world::{World, store};
 /// A moment in which an operator that had something to do would have begun.
 const MOMENT: Duration = Duration::from_millis(700);
 
-fn condition<'a>(cluster: &'a GalerneCluster, kind: &str) -> (&'a str, &'a str) {
+pub(crate) fn condition<'a>(cluster: &'a GalerneCluster, kind: &str) -> (&'a str, &'a str) {
     let status = cluster.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
     let found = status.iter().find(|condition| condition.type_ == kind);
     found.map_or(("", ""), |condition| (&condition.status, &condition.message))
@@ -328,4 +328,84 @@ pub(crate) async fn a_cluster_that_sleeps_is_woken_and_tells_its_number(world: &
         1,
         "what somebody has set holds, and the number is told all the same"
     );
+}
+
+pub(crate) async fn routers_are_others_to_scale_until_the_spec_says_another_number(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let routers = world.api::<Deployment>();
+    let replicas = async || routers.get("demo-router").await.unwrap().spec.unwrap().replicas.unwrap();
+    assert_eq!(replicas().await, 1);
+    // As an HPA does it.
+    let scaler =
+        PatchParams { field_manager: Some("kube-controller-manager".into()), ..PatchParams::default() };
+    let scale = async |count: i32| {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": count } }));
+        routers.patch_scale("demo-router", &scaler, &patch).await.unwrap();
+    };
+    scale(3).await;
+    // Neither another look, nor a change of something else, nor another operator takes it back.
+    world.patch(json!({ "drainSeconds": 2 })).await;
+    world.settled(2).await;
+    world.patch(json!({ "router": { "args": ["--hold-s-max=7"] } })).await;
+    let told = async || {
+        let template = routers.get("demo-router").await.unwrap().spec.unwrap().template.spec.unwrap();
+        template.containers[0].args.clone()?.contains(&"--hold-s-max=7".to_owned()).then_some(())
+    };
+    world.eventually("told", told).await;
+    assert_eq!(replicas().await, 3);
+    world.stop_operator().await;
+    world.start_operator("two");
+    world.patch(json!({ "drainSeconds": 3 })).await;
+    world.settled(2).await;
+    assert_eq!(replicas().await, 3);
+    // Who changes the field itself has no right to it.
+    let somebody = PatchParams { field_manager: Some("somebody".into()), ..PatchParams::default() };
+    routers
+        .patch("demo-router", &somebody, &Patch::Merge(json!({ "spec": { "replicas": 5 } })))
+        .await
+        .unwrap();
+    let mended = async || (replicas().await == 1).then_some(());
+    world.eventually("mended", mended).await;
+
+    scale(4).await;
+    world.patch(json!({ "router": { "replicas": 2 } })).await;
+    let heeded = async || (replicas().await == 2).then_some(());
+    world.eventually("heeded", heeded).await;
+}
+
+pub(crate) async fn where_there_is_no_room_a_version_is_brought_to_nodes_first(world: &World) {
+    let mut spec = world.spec();
+    spec["update"] = json!({ "maxSurge": 0, "maxUnavailable": 1, "canary": { "enabled": false } });
+    world.create(spec).await;
+    let before = world.settled(2).await.status.unwrap();
+    let kept = gapless(world, 2);
+    world.patch(json!({ "image": BROKEN })).await;
+    let fails = |cluster: &GalerneCluster| {
+        let (status, message) = condition(cluster, "Degraded");
+        status == "True" && message.contains(LAST_WORDS)
+    };
+    let failing = world.until("told that the version does not get there", fails).await.status.unwrap();
+    let preloads = failing.rollout.unwrap().preloads;
+    assert_eq!(preloads.len(), 1, "one group after the other: {preloads:?}");
+    assert_eq!((preloads[0].phase, &preloads[0].node), (PreloadPhase::Failed, &world.nodes[0]));
+    assert!(!kept.is_finished(), "a group went for a version that cannot take its place");
+    kept.abort();
+
+    world.patch(json!({ "image": "galerne:good" })).await;
+    let updated = |cluster: &GalerneCluster| {
+        let status = cluster.status.clone().unwrap_or_default();
+        let all = status.groups_updated == 2 && status.groups_total == 2;
+        all && status.groups[0].revision != before.groups[0].revision
+    };
+    world.until("updated", updated).await;
+    let events = world.api::<Event>().list(&ListParams::default()).await.unwrap();
+    let brought = events.iter().filter(|event| event.reason.as_deref() == Some("Preload"));
+    assert!(brought.count() >= 1, "people are told");
+    let pods = world.api::<Pod>();
+    let gone = async || {
+        let selected = ListParams::default().labels("galerne.dev/part=preload");
+        pods.list(&selected).await.unwrap().items.is_empty().then_some(())
+    };
+    world.eventually("gone, what brought it", gone).await;
 }

@@ -107,7 +107,12 @@ impl Host {
             });
             free.extend(open.then_some(name));
         }
-        let Some(node) = free.first() else { return };
+        let wanted = wanted_node(pod);
+        let node = match &wanted {
+            Some(wanted) => free.into_iter().find(|name| *name == wanted),
+            None => free.into_iter().next(),
+        };
+        let Some(node) = node else { return };
         let target = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name_any() },
             "target": { "apiVersion": "v1", "kind": "Node", "name": node } });
         let url = Pod::url_path(&(), pod.namespace().as_deref());
@@ -122,9 +127,20 @@ impl Host {
         if container.image.as_deref() == Some(BROKEN) {
             let ended = json!({ "exitCode": 1, "message": LAST_WORDS, "reason": "Error" });
             let waits = json!({ "reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container" });
+            let mut ended = ended;
+            ended["finishedAt"] =
+                pod.metadata.creation_timestamp.clone().map(|time| time.0.to_string()).into();
             let status = json!({ "name": container.name, "ready": false, "restartCount": 3, "image": BROKEN, "imageID": "",
                 "state": { "waiting": waits }, "lastState": { "terminated": ended } });
-            return tell(&self.pods, pod, json!({ "phase": "Running", "containerStatuses": [status] })).await;
+            let phase = if preloads(pod) { "Failed" } else { "Running" };
+            let mut status = json!({ "phase": phase, "containerStatuses": [status] });
+            if preloads(pod) {
+                status["containerStatuses"][0]["state"] = json!({ "terminated": ended });
+            }
+            return tell(&self.pods, pod, status).await;
+        }
+        if preloads(pod) && matches!(self.containers, Containers::Played) {
+            return tell(&self.pods, pod, json!({ "phase": "Succeeded" })).await;
         }
         self.processes += 1;
         let (pod, pods) = (pod.clone(), self.pods.clone());
@@ -151,13 +167,25 @@ impl Host {
     }
 }
 
+/// Whether a pod brings a version to a node.
+fn preloads(pod: &Pod) -> bool {
+    pod.labels().get("galerne.dev/part").is_some_and(|part| part == "preload")
+}
+
+/// The node that a pod must run on, if it says one.
+fn wanted_node(pod: &Pod) -> Option<String> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    terms.first()?.match_fields.as_ref()?.first()?.values.as_ref()?.first().cloned()
+}
+
 /// Says that a pod runs and is ready.
 pub(crate) async fn ready(pods: &Api<Pod>, pod: &Pod) {
     let ready = json!({ "type": "Ready", "status": "True" });
     tell(pods, pod, json!({ "phase": "Running", "conditions": [ready] })).await;
 }
 
-async fn tell(pods: &Api<Pod>, pod: &Pod, status: serde_json::Value) {
+pub(crate) async fn tell(pods: &Api<Pod>, pod: &Pod, status: serde_json::Value) {
     let patch = Patch::Merge(json!({ "status": status }));
     pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await.ok();
 }

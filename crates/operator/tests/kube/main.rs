@@ -3,12 +3,16 @@
 //! Ranks are played: pods need no kubelet that runs containers, only one that says what it would do. `make test-e2e` runs the real
 //! processes.
 
+#[path = "../../../tls/tests/tls/authority.rs"]
+mod authority;
 mod cases;
+mod extras;
 mod kubelet;
 mod live;
 mod processes;
 mod ranks;
 mod scaled;
+mod secured;
 mod streams;
 mod world;
 
@@ -42,4 +46,25 @@ cases! {
     watches_that_break_are_taken_up_again,
     of_two_operators_one_acts,
     a_cluster_that_sleeps_is_woken_and_tells_its_number,
+    routers_are_others_to_scale_until_the_spec_says_another_number,
+    where_there_is_no_room_a_version_is_brought_to_nodes_first,
+}
+
+macro_rules! extras {
+    ($($case:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            let world = World::played(stringify!($case)).await;
+            // A real cluster has these kinds, or has them not.
+            if world.ours.is_some() {
+                tokio::time::timeout(CASE_TIMEOUT, extras::$case(&world)).await.expect("the case ends in time");
+            }
+            world.end().await;
+        })*
+    };
+}
+
+extras! {
+    a_certificate_is_asked_for_where_there_is_cert_manager,
+    groups_are_gangs_where_kubernetes_can_do_that,
 }

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use kube::{Api, ResourceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use crate::authority::Authority;
 use crate::kubelet;
 
 /// A container that has ended is started again after so long.
@@ -26,6 +27,8 @@ pub(crate) struct Processes {
     binary: PathBuf,
     /// gRPC addresses of routers, by their pods.
     pub(crate) routers: Arc<Mutex<BTreeMap<String, String>>>,
+    /// Folders that stand for secrets, by the secrets' names.
+    pub(crate) secrets: BTreeMap<String, PathBuf>,
 }
 
 impl Processes {
@@ -33,7 +36,7 @@ impl Processes {
         let test = std::env::current_exe().expect("this test's path");
         let binary = test.ancestors().nth(2).expect("target/release").join("galerne");
         assert!(binary.exists(), "{} is missing: run `make build` first", binary.display());
-        Self { binary, routers: Arc::default() }
+        Self { binary, routers: Arc::default(), secrets: BTreeMap::new() }
     }
 
     /// Runs a pod's container again and again, and says when it is ready; its process ends with SIGTERM when this is dropped.
@@ -42,12 +45,15 @@ impl Processes {
             pod.spec.as_ref().and_then(|spec| spec.containers.first().cloned()).unwrap_or_default();
         let router = container.name == "router";
         let (http, grpc) = (free_port(), free_port());
-        let arguments = arguments(pod, &container, &http, &grpc);
+        let arguments = self.arguments(pod, &container, &http, &grpc);
         let _listed = router.then(|| Listed::new(self, pod.name_any(), grpc));
+        if container.name == "preload" {
+            let done = self.start(&arguments).0.wait().await.expect("an end").success();
+            let phase = if done { "Succeeded" } else { "Failed" };
+            return kubelet::tell(pods, pod, serde_json::json!({ "phase": phase })).await;
+        }
         loop {
-            let mut command = Command::new(&self.binary);
-            command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).env("GALERNE_LOG", "error");
-            let mut process = Process(command.spawn().expect("a process"));
+            let mut process = self.start(&arguments);
             if let Some(path) = ready_path(&container) {
                 until_ready(&http, path).await;
             }
@@ -55,6 +61,41 @@ impl Processes {
             process.0.wait().await.ok();
             tokio::time::sleep(RESTART_PAUSE).await;
         }
+    }
+}
+
+impl Processes {
+    fn start(&self, arguments: &[String]) -> Process {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).env("GALERNE_LOG", "error");
+        Process(command.spawn().expect("a process"))
+    }
+
+    /// The container's arguments, as they are on this machine: its volumes are folders, and all pods share its addresses.
+    fn arguments(&self, pod: &Pod, container: &Container, http: &str, grpc: &str) -> Vec<String> {
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
+        let folder = |volume: &Volume| {
+            let secret = volume.secret.as_ref().and_then(|secret| secret.secret_name.as_ref());
+            let folder = secret.map(|name| self.secrets[name].display().to_string());
+            folder.or_else(|| Some(volume.host_path.as_ref()?.path.clone()))
+        };
+        let mounts = container.volume_mounts.iter().flatten().filter_map(|mount| {
+            let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
+            Some((mount.mount_path.clone(), folder(volume)?))
+        });
+        let mounts: Vec<(String, String)> = mounts.collect();
+        let local = |argument: &String| {
+            let argument = argument.replace("$(POD_NAME)", &pod.name_any()).replace("$(POD_IP)", "127.0.0.1");
+            match argument.split_once('=').map_or(argument.as_str(), |(name, _)| name) {
+                "--http" => format!("--http={http}"),
+                "--grpc" => format!("--grpc={grpc}"),
+                "--admin" => "--admin=off".to_owned(),
+                _ => mounts
+                    .iter()
+                    .fold(argument, |argument, (inside, outside)| argument.replace(inside, outside)),
+            }
+        };
+        container.args.iter().flatten().map(local).collect()
     }
 }
 
@@ -84,28 +125,6 @@ impl Drop for Listed<'_> {
     fn drop(&mut self) {
         self.0.routers.lock().expect("no panic").remove(&self.1);
     }
-}
-
-/// The container's arguments, as they are on this machine: its volumes are folders, and all pods share its addresses.
-fn arguments(pod: &Pod, container: &Container, http: &str, grpc: &str) -> Vec<String> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    let mounts = container.volume_mounts.iter().flatten().filter_map(|mount| {
-        let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
-        Some((mount.mount_path.clone(), volume.host_path.as_ref()?.path.clone()))
-    });
-    let mounts: Vec<(String, String)> = mounts.collect();
-    let local = |argument: &String| {
-        let argument = argument.replace("$(POD_NAME)", &pod.name_any()).replace("$(POD_IP)", "127.0.0.1");
-        match argument.split_once('=').map_or(argument.as_str(), |(name, _)| name) {
-            "--http" => format!("--http={http}"),
-            "--grpc" => format!("--grpc={grpc}"),
-            "--admin" => "--admin=off".to_owned(),
-            _ => {
-                mounts.iter().fold(argument, |argument, (inside, outside)| argument.replace(inside, outside))
-            }
-        }
-    };
-    container.args.iter().flatten().map(local).collect()
 }
 
 /// Where the container is asked whether it is ready, if it is.
@@ -144,17 +163,32 @@ pub(crate) struct Etcd {
 
 impl Etcd {
     pub(crate) fn start() -> Self {
+        Self::start_with("http", &[])
+    }
+
+    /// One that shows a certificate of `authority` and wants to see one.
+    pub(crate) fn start_under_tls(authority: &Authority) -> Self {
+        let (cert, key) = authority.issue(&["127.0.0.1"]);
+        let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
+        let ca = file("trusted-ca-file", &authority.ca());
+        Self::start_with(
+            "https",
+            &[file("cert-file", &cert), file("key-file", &key), ca, "--client-cert-auth".into()],
+        )
+    }
+
+    fn start_with(scheme: &str, flags: &[String]) -> Self {
         let program = root().join(".cache/bin/etcd");
         assert!(program.exists(), "{} is missing: run `make test`, which fetches it", program.display());
         let data = tempfile::tempdir().expect("a folder");
-        let (client, peer) = (format!("http://{}", free_port()), format!("http://{}", free_port()));
+        let (client, peer) = (format!("{scheme}://{}", free_port()), format!("http://{}", free_port()));
         let mut command = Command::new(program);
         command
             .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "error", "--data-dir"])
             .arg(data.path());
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("test={peer}")]);
+        command.args(["--initial-cluster", &format!("test={peer}")]).args(flags);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
         Self { endpoint: client, _process: Process(process), _data: data }
     }

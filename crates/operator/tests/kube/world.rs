@@ -8,6 +8,7 @@ use galerne_coord::{Coord, EtcdAccess};
 use galerne_operator::api::{GalerneCluster, crd_yaml};
 use galerne_operator::names;
 use galerne_operator::run::{OperatorError, Options, run};
+use galerne_tls::ClusterFiles;
 use galerne_types::RouterRecord;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -31,6 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Its name is unique, because a real cluster is shared by all cases.
 const CLUSTER: &str = "demo";
 
+/// What the operator shows, and whom it believes.
+#[derive(Clone, Default)]
+pub(crate) struct Trust {
+    pub(crate) etcd: EtcdAccess,
+    pub(crate) cluster: Option<ClusterFiles>,
+}
+
 /// An operator that runs, and what stops it.
 type Running = (CancellationToken, JoinHandle<Result<(), OperatorError>>);
 
@@ -43,6 +51,7 @@ pub(crate) struct World {
     /// The API server, if it is ours.
     pub(crate) ours: Option<ApiServer>,
     etcd: String,
+    pub(crate) trust: std::sync::Mutex<Trust>,
     operator: std::sync::Mutex<Option<Running>>,
     /// Where the operator that was started last tells its numbers.
     admin: std::sync::Mutex<String>,
@@ -56,15 +65,20 @@ impl World {
         let store = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let etcd = format!("http://{}", store.local_addr().expect("an address"));
         tokio::spawn(galerne_coord::embedded::serve(store, std::future::pending()));
-        Self::new(case, etcd, Containers::Played).await
+        Self::new(case, etcd, Trust::default(), Containers::Played).await
     }
 
     /// One in which containers are processes, which meet in `etcd`.
     pub(crate) async fn real(case: &str, etcd: &Etcd, processes: Processes) -> Self {
-        Self::new(case, etcd.endpoint.clone(), Containers::Real(processes)).await
+        Self::new(case, etcd.endpoint.clone(), Trust::default(), Containers::Real(processes)).await
     }
 
-    async fn new(case: &str, etcd: String, containers: Containers) -> Self {
+    /// The same under TLS.
+    pub(crate) async fn secured(case: &str, etcd: &Etcd, trust: Trust, processes: Processes) -> Self {
+        Self::new(case, etcd.endpoint.clone(), trust, Containers::Real(processes)).await
+    }
+
+    async fn new(case: &str, etcd: String, trust: Trust, containers: Containers) -> Self {
         let namespace = format!("galerne-{}", case.replace('_', "-")).chars().take(60).collect::<String>();
         let (client, ours) = if std::env::var_os("KUBECONFIG").is_some() {
             (Client::try_default().await.expect("the cluster that KUBECONFIG names"), None)
@@ -76,7 +90,7 @@ impl World {
         let controllers = ours.as_ref().map(|ours| Controllers::start(ours.store.clone()));
         prepare(&client, &namespace, ours.is_none()).await;
         let (endpoints, name) = ([etcd.clone()], names::in_etcd(&namespace, CLUSTER));
-        let coord = connect(&endpoints, &name).await;
+        let coord = connect(&trust.etcd, &endpoints, &name).await;
         let nodes = ["a", "b"].map(|letter| format!("{namespace}-{letter}"));
         for node in &nodes {
             add_node(&client, node).await;
@@ -90,6 +104,7 @@ impl World {
             nodes,
             ours,
             etcd,
+            trust: std::sync::Mutex::new(trust),
             operator,
             admin: std::sync::Mutex::default(),
             _controllers: controllers,
@@ -104,12 +119,14 @@ impl World {
         let admin = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         admin.set_nonblocking(true).expect("a listener");
         *self.admin.lock().expect("no panic") = admin.local_addr().expect("an address").to_string();
+        let trust = self.trust.lock().expect("no panic").clone();
         let options = Options {
             namespaces: vec![self.namespace.clone()],
             lease_namespace: self.namespace.clone(),
             identity: identity.into(),
             image: "galerne:test".into(),
-            etcd: EtcdAccess::default(),
+            etcd: trust.etcd,
+            cluster_tls: trust.cluster,
             admin: Some(TcpListener::from_std(admin).expect("a listener")),
         };
         let stop = CancellationToken::new();
@@ -257,9 +274,9 @@ impl World {
 }
 
 /// A store that was started a moment ago.
-async fn connect(endpoints: &[String], name: &str) -> Coord {
+async fn connect(access: &EtcdAccess, endpoints: &[String], name: &str) -> Coord {
     loop {
-        if let Ok(coord) = Coord::connect(endpoints, name, Duration::from_secs(5)).await {
+        if let Ok(coord) = Coord::connect_as(access, endpoints, name, Duration::from_secs(5)).await {
             return coord;
         }
         tokio::time::sleep(LOOK).await;
