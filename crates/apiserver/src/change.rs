@@ -315,7 +315,7 @@ impl State {
             after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
         }
         if let Some(schema) = &kind.schema {
-            schema.check(after).map_err(|why| Failure::invalid(&kind.kind, name, &why))?;
+            schema.check(after, before).map_err(|why| Failure::invalid(&kind.kind, name, &why))?;
         }
         if let (Some(twice), "Service") = (twice(&after["spec"]["ports"]), &*kind.kind) {
             let why = format!("spec.ports: Duplicate value: {twice:?}");

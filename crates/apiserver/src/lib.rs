@@ -5,9 +5,10 @@
 //!
 //! It is a test's other half and must not be what makes the test pass: `tests/facts.rs` holds its answers against what the API's
 //! documentation says, and the operator's suite runs against a real API server as well. What it does not do: authentication,
-//! admission, CEL rules, JSON patches, strategic merges.
+//! admission, JSON patches, strategic merges, and of CEL what our rules do not say.
 
 mod apply;
+mod cel;
 mod change;
 mod collect;
 mod controllers;

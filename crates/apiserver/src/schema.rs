@@ -1,35 +1,102 @@
-//! Custom resources by their schemas: unknown fields go, defaults come, and the rest must fit. CEL rules are not evaluated.
+//! Custom resources by their schemas: unknown fields go, defaults come, and the rest must fit and keep to its rules.
 
 use std::collections::BTreeMap;
 
 use regex::Regex;
 use serde_json::Value;
 
-/// `openAPIV3Schema`, and its patterns, which are dear to make.
+use crate::cel::Expr;
+
+/// `openAPIV3Schema`, and its patterns and rules, which are dear to make.
 #[derive(Debug)]
 pub(crate) struct Schema {
     root: Value,
     patterns: BTreeMap<String, Regex>,
+    rules: BTreeMap<String, Result<Expr, String>>,
 }
 
 impl Schema {
     pub(crate) fn new(root: Value) -> Self {
-        let mut patterns = BTreeMap::new();
-        collect(&root, &mut patterns);
-        Self { root, patterns }
+        let mut made = Self { patterns: BTreeMap::new(), rules: BTreeMap::new(), root: Value::Null };
+        made.collect(&root);
+        Self { root, ..made }
     }
 
-    /// Prunes, defaults and checks `object`.
+    /// Prunes, defaults and checks `object`, which takes the place of `before`, if there was one.
     ///
     /// # Errors
     /// What does not fit, and where.
-    pub(crate) fn check(&self, object: &mut Value) -> Result<(), String> {
+    pub(crate) fn check(&self, object: &mut Value, before: Option<&Value>) -> Result<(), String> {
         for (field, value) in object.as_object_mut().into_iter().flatten() {
             if let Some(schema) = self.root["properties"].get(field).filter(|_| field != "metadata") {
                 settle(schema, value);
             }
         }
-        self.fits(&self.root, object, "")
+        self.fits(&self.root, object, "")?;
+        let mut broken = Vec::new();
+        self.broken(&self.root, object, before, "", &mut broken);
+        if broken.is_empty() { Ok(()) } else { Err(broken.join(", ")) }
+    }
+
+    /// The rules that `value` does not keep; those about a change are for what was there before.
+    fn broken(
+        &self,
+        schema: &Value,
+        value: &Value,
+        before: Option<&Value>,
+        place: &str,
+        broken: &mut Vec<String>,
+    ) {
+        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+            let text = rule["rule"].as_str().unwrap_or_default();
+            let mut wrong = |what: &str| broken.push(format!("{place}: Invalid value: {what}"));
+            let parsed = match self.rules.get(text) {
+                Some(Ok(parsed)) => parsed,
+                Some(Err(error)) => {
+                    wrong(&format!("the rule {text:?} is none: {error}"));
+                    continue;
+                }
+                None => continue,
+            };
+            let mut scope = vec![("self", value)];
+            match before {
+                Some(before) => scope.push(("oldSelf", before)),
+                None if parsed.names("oldSelf") => continue,
+                None => {}
+            }
+            match parsed.holds(&scope) {
+                Ok(true) => {}
+                Ok(false) => wrong(rule["message"].as_str().unwrap_or(text)),
+                Err(error) => wrong(&format!("the rule {text:?} cannot be evaluated: {error}")),
+            }
+        }
+        for (field, inner) in value.as_object().into_iter().flatten() {
+            let schema = schema["properties"].get(field).unwrap_or(&schema["additionalProperties"]);
+            let before = before.and_then(|before| before.get(field));
+            self.broken(schema, inner, before, &format!("{place}.{field}"), broken);
+        }
+        // Items of most lists have no predecessors.
+        for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+            self.broken(&schema["items"], item, None, &format!("{place}[{index}]"), broken);
+        }
+    }
+
+    /// Takes in all patterns and rules of a schema. A pattern that is none fits nothing.
+    fn collect(&mut self, schema: &Value) {
+        if let Some(pattern) = schema["pattern"].as_str()
+            && let Ok(regex) = Regex::new(pattern)
+        {
+            self.patterns.insert(pattern.to_owned(), regex);
+        }
+        let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+        for rule in rules.filter_map(|rule| rule["rule"].as_str()) {
+            self.rules.insert(rule.to_owned(), Expr::parse(rule));
+        }
+        let inner = schema["properties"].as_object().into_iter().flat_map(|properties| properties.values());
+        let inner = inner.chain([&schema["items"], &schema["additionalProperties"]]);
+        for schema in inner.filter(|inner| inner.is_object()) {
+            self.collect(schema);
+        }
     }
 
     /// Whether `value`, which is at `place`, fits.
@@ -82,20 +149,6 @@ impl Schema {
         }
         Ok(())
     }
-}
-
-/// All patterns of a schema. One that is none fits nothing.
-fn collect(schema: &Value, patterns: &mut BTreeMap<String, Regex>) {
-    if let Some(pattern) = schema["pattern"].as_str()
-        && let Ok(regex) = Regex::new(pattern)
-    {
-        patterns.insert(pattern.to_owned(), regex);
-    }
-    let inner = schema["properties"].as_object().into_iter().flat_map(|properties| properties.values());
-    inner
-        .chain([&schema["items"], &schema["additionalProperties"]])
-        .filter(|inner| inner.is_object())
-        .for_each(|inner| collect(inner, patterns));
 }
 
 /// Removes what the schema does not know, and adds what it has defaults for.

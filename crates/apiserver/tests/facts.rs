@@ -371,7 +371,11 @@ async fn custom_resources_keep_to_their_schemas() {
     let server = ApiServer::start().await.unwrap();
     let schema = json!({ "type": "object", "required": ["spec"], "properties": {
         "spec": { "type": "object", "required": ["a"], "properties": {
-            "a": { "type": "integer", "minimum": 1 }, "b": { "type": "string", "default": "x" } } },
+            "a": { "type": "integer", "minimum": 1 }, "b": { "type": "string", "default": "x" } },
+            "x-kubernetes-validations": [
+                { "rule": "!has(self.b) || self.a < 9 || self.b != 'x'", "message": "an x is below 9" },
+                { "rule": "self.a >= oldSelf.a", "message": "a only grows" },
+            ] },
         "status": { "type": "object", "properties": { "n": { "type": "integer" } } } } });
     let scale = json!({ "specReplicasPath": ".spec.a", "statusReplicasPath": ".status.n" });
     let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
@@ -392,4 +396,14 @@ async fn custom_resources_keep_to_their_schemas() {
         post(&server, toys, json!({ "metadata": { "name": "u" }, "spec": { "a": 0 } })).await;
     assert_eq!((code, &status["reason"]), (422, &json!("Invalid")));
     assert_eq!(get(&server, &format!("{toys}/t/scale")).await.1["spec"]["replicas"], 2);
+    // Rules are asked with the defaults; one about a change only where something changes, the scale subresource included.
+    let (code, status) =
+        post(&server, toys, json!({ "metadata": { "name": "v" }, "spec": { "a": 9 } })).await;
+    assert_eq!(
+        (code, status["message"].as_str().unwrap().contains("spec: Invalid value: an x is below 9")),
+        (422, true)
+    );
+    let scale = json!({ "spec": { "replicas": 1 } });
+    let (code, status) = ask(&server, Method::PATCH, &format!("{toys}/t/scale"), MERGE, scale).await;
+    assert_eq!((code, status["message"].as_str().unwrap().contains("a only grows")), (422, true));
 }

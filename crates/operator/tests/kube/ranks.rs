@@ -1,14 +1,25 @@
 //! A pod's ranks, played: they register, form, say that they serve, and end when they are drained.
 
+use std::time::Duration;
+
 use galerne_coord::{Coord, Registration};
 use galerne_types::{
     Compute, Epoch, GroupId, Health, KvDtype, Loss, LossKind, ModelCard, RankId, RankRecord, RankState,
     Shards,
 };
 
+/// Pause before a registration is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Plays the one rank of `pod` until its group is drained, and then waits to be ended.
 pub(crate) async fn play(coord: Coord, pod: String, group: String, process: u32) {
-    let registration = coord.register(rank(&pod, &group, process)).await.expect("a registration");
+    // A machine that stands still loses the lease before it is used: a process would be started again.
+    let registration = loop {
+        match coord.register(rank(&pod, &group, process)).await {
+            Ok(registration) => break registration,
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    };
     tokio::select! {
         () = serve(&registration, &group, process) => {}
         _ = registration.drained() => {}
