@@ -6,6 +6,8 @@ use std::time::Duration;
 use galerne_coord::{EtcdAccess, EtcdTls};
 use galerne_operator::api::{GalerneCluster, Trial};
 use galerne_tls::ClusterFiles;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::ListParams;
 use serde_json::json;
 
 use crate::authority::Authority;
@@ -89,7 +91,22 @@ async fn play(world: &World, processes: &Processes, member: ClusterFiles, renew:
             && rollout.trial == Trial::Passed
             && rollout.message.contains("as those of group")
     };
-    world.until("tried against the old version", tried).await;
+    let tried = world.until("tried against the old version", tried).await;
     world.settled(1).await;
     streams.more(1).await;
+    drop(streams);
+
+    // All groups go at once, but not before what comes is where they were.
+    let update = json!({ "strategy": "Recreate", "canary": { "enabled": true } });
+    world.patch(json!({ "workerArgs": ["--threads=1", "--kv-blocks=128"], "update": update })).await;
+    let before = tried.status.unwrap_or_default().rollout.unwrap_or_default().revision;
+    let updated = |cluster: &GalerneCluster| {
+        let rollout = cluster.status.clone().unwrap_or_default().rollout.unwrap_or_default();
+        rollout.trial == Trial::Passed && rollout.revision != before
+    };
+    world.until("updated", updated).await;
+    world.settled(1).await;
+    let events = world.api::<Event>().list(&ListParams::default()).await.expect("events");
+    assert!(events.iter().any(|event| event.reason.as_deref() == Some("Preload")), "people are told");
+    Streams::start(&router, 1).await.more(1).await;
 }
