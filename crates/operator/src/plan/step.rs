@@ -48,6 +48,8 @@ pub struct Plan {
     pub rollout: Rollout,
     /// What to do now, in this order; a step that fails ends the pass.
     pub steps: Vec<Step>,
+    /// Routers are left as they are: old groups serve that all go at once, and what comes may not understand them.
+    pub routers_stay: bool,
     /// Look again after so many seconds, if nothing else happens.
     pub again_after_s: Option<i64>,
 }
@@ -68,9 +70,11 @@ pub fn plan(asked: &Asked, seen: &Seen, last: &ClusterStatus) -> Plan {
     planner.create();
     planner.try_out();
     planner.unload();
+    let old = planner.groups().any(|(_, group)| group.available() && !planner.is_new(group));
+    let routers_stay = old && asked.update.strategy == Strategy::Recreate;
     let Planner { rollout, steps, deadlines, .. } = planner;
     let again = deadlines.into_iter().map(|deadline| (deadline - seen.now).max(1)).min();
-    Plan { groups, rollout, steps, again_after_s: again }
+    Plan { groups, rollout, steps, routers_stay, again_after_s: again }
 }
 
 impl Plan {

@@ -107,7 +107,7 @@ impl World {
     /// One pass, of which each step may fail. Tells whether it did nothing.
     fn pass(&mut self, failures: u32) -> bool {
         let planned = plan(&self.asked, &self.seen, &self.status);
-        let Plan { groups, rollout, steps, again_after_s } = planned;
+        let Plan { groups, rollout, steps, again_after_s, .. } = planned;
         let silent = steps.is_empty();
         for step in steps {
             self.check(&step);

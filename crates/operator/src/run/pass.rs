@@ -178,6 +178,10 @@ impl Context {
         if !ending {
             let wanted = site.shared_objects();
             for manifest in &wanted {
+                let there = || self.shown.made(manifest.kind).of(key).contains_key(&manifest.name);
+                if manifest.kind == Kind::Deployment && planned.routers_stay && there() {
+                    continue;
+                }
                 self.hands.keep(key, manifest).await?;
             }
             for kind in [Kind::StatefulSet, Kind::Service, Kind::Certificate] {

@@ -435,3 +435,25 @@ pub(crate) async fn where_there_is_no_room_a_version_is_brought_to_nodes_first(w
     };
     world.eventually("gone, what brought it", gone).await;
 }
+
+pub(crate) async fn what_goes_all_at_once_waits_for_what_comes(world: &World) {
+    world.create(world.spec()).await;
+    world.settled(2).await;
+    let routers = async || {
+        let template = world.api::<Deployment>().get("demo-router").await.unwrap().spec.unwrap().template;
+        template.spec.unwrap().containers[0].image.clone().unwrap_or_default()
+    };
+    let before = routers().await;
+    let kept = gapless(world, 2);
+    world.patch(json!({ "image": BROKEN, "update": { "strategy": "Recreate" } })).await;
+    let fails = |cluster: &GalerneCluster| condition(cluster, "Degraded").1.contains(LAST_WORDS);
+    world.until("told that the version does not get there", fails).await;
+    assert_eq!(routers().await, before, "they may not understand the groups that serve");
+    assert!(!kept.is_finished(), "groups went for a version that cannot take their place");
+    kept.abort();
+
+    world.patch(json!({ "image": "galerne:good" })).await;
+    world.settled(2).await;
+    let new = async || (routers().await == "galerne:good").then_some(());
+    world.eventually("new, the routers, too", new).await;
+}

@@ -48,6 +48,7 @@ cases! {
     a_cluster_that_sleeps_is_woken_and_tells_its_number,
     routers_are_others_to_scale_until_the_spec_says_another_number,
     where_there_is_no_room_a_version_is_brought_to_nodes_first,
+    what_goes_all_at_once_waits_for_what_comes,
 }
 
 macro_rules! extras {
