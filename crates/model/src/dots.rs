@@ -37,7 +37,7 @@ use galerne_checkpoint::Dtype;
 
 use self::formats::{Format, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use self::laid::Laid;
-use self::read::Read;
+use self::read::{One, Read};
 use crate::linear::Strided;
 use crate::packed::{BLOCK, PANEL, Packed, QUAD};
 use crate::quants::Scale;
@@ -89,7 +89,9 @@ pub(crate) unsafe fn dots(
 unsafe fn tiles<F: Format>(isa: Isa, tile: Tile, tokens: usize) {
     // SAFETY: the caller's.
     unsafe {
-        if tokens >= TOKENS_LAID_MIN && isa.lays_out() {
+        if tokens == 1 {
+            isa.run_dots(One::<F> { tile, format: PhantomData });
+        } else if tokens >= TOKENS_LAID_MIN && isa.lays_out() {
             isa.run_dots(Laid::<F> { tile, tokens, format: PhantomData });
         } else {
             isa.run_dots(Read::<F> { tile, tokens, format: PhantomData });

@@ -24,7 +24,28 @@ const TOKENS_IN_REGISTERS: usize = 6;
 /// Tokens of the largest tile of narrower vectors, which takes one at a time.
 const TOKENS_OF_NARROW: usize = 8;
 
-/// The micro-kernel.
+/// The micro-kernel for one token, which is compiled by itself: what others need of registers is not kept for them.
+pub(super) struct One<F> {
+    pub(super) tile: Tile,
+    pub(super) format: PhantomData<F>,
+}
+
+impl<F: Format> DotKernel for One<F> {
+    #[inline(always)]
+    unsafe fn run<V: Dots>(self) {
+        let Self { tile: Tile { start, panels, blocks, x, y }, format } = self;
+        for panel in 0..panels {
+            // SAFETY: within the panels, the rows of x and the rows of y, as the caller has promised.
+            unsafe {
+                let from = start.add(panel * F::LAYOUT.blocks(blocks));
+                let y = Strided { start: y.start.add(panel * PANEL), ..y };
+                Part::<F> { from, blocks, x, y, goes_on: false, reads: false, format }.tile::<V, 1>();
+            }
+        }
+    }
+}
+
+/// The micro-kernel for more.
 pub(super) struct Read<F> {
     pub(super) tile: Tile,
     pub(super) tokens: usize,
@@ -58,8 +79,8 @@ impl<F: Format> DotKernel for Read<F> {
                             scales: Strided { start: x.scales.start.add(first), ..x.scales },
                         };
                         let y = Strided { start: y.start.add(token * y.stride + panel * PANEL), ..y };
-                        let reads = token == 0 && tokens > 1;
-                        let part = Part::<F> { from, blocks, x, y, goes_on: first > 0, reads, format };
+                        let (goes_on, reads) = (first > 0, token == 0);
+                        let part = Part::<F> { from, blocks, x, y, goes_on, reads, format };
                         let left = tokens - token;
                         token += match if wide { tokens_together(left, most) } else { left } {
                             8.. if !wide => part.tile::<V, 8>(),
@@ -147,8 +168,10 @@ impl<F: Format> Part<F> {
                         let at = At { group, header: from, lane };
                         let products = products::<F, V, M, W>(at, part, x);
                         if !IN_REGISTERS {
-                            // Loaded no sooner than the products are done.
-                            compiler_fence(Ordering::SeqCst);
+                            if M > 1 {
+                                // Loaded no sooner than the products are done.
+                                compiler_fence(Ordering::SeqCst);
+                            }
                             load(&waiting, lane, &mut sums);
                         }
                         add::<F, V, M, W>(at, part, x, products, &mut sums);

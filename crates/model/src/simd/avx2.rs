@@ -119,12 +119,22 @@ impl Vector for __m256 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_bf16_of(from: *const [u16; 2], which: usize) -> Self {
-        // SAFETY: the caller's; 8 × 4 bytes.
-        let pairs = unsafe { _mm256_loadu_si256(from.cast()) };
-        _mm256_castsi256_ps(match which {
-            0 => _mm256_slli_epi32::<16>(pairs),
-            _ => _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed())),
-        })
+        // SAFETY: the caller's; 8 × 4 bytes. The second is masked as it is loaded: sixteen registers have no room for both.
+        unsafe {
+            if which == 0 {
+                return _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast())));
+            }
+            let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            let second: __m256;
+            asm!(
+                "vpand {second}, {mask}, ymmword ptr [{from}]",
+                second = lateout(ymm_reg) second,
+                mask = in(ymm_reg) mask,
+                from = in(reg) from,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+            second
+        }
     }
 
     #[inline]
