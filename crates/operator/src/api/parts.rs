@@ -48,8 +48,8 @@ pub struct NumericsSpec {
     #[schemars(range(min = 1, max = 128))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_shards: Option<u16>,
-    /// `f32`, `int8` or `auto`.
-    #[schemars(regex(pattern = "^(auto|f32|int8)$"))]
+    /// `f32`, `int8`, `bf16` or `auto`.
+    #[schemars(regex(pattern = "^(auto|f32|int8|bf16)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<String>,
     /// `f32`, `bf16` or `int8`.
