@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions, RouterTls};
 use galerne_telemetry::LogHandle;
-use galerne_tls::{Alpn, Server, ServerFiles};
+use galerne_tls::{Alpn, Server, ServerFiles, Way};
 use galerne_types::RouterRecord;
 use tokio::sync::watch;
 
@@ -83,7 +83,7 @@ impl FaceArgs {
             tls.grpc = Some(Server::load(files, Alpn::H2)?);
         }
         if let Some(files) = cluster.files() {
-            tls.cluster = Some(galerne_tls::cluster(&files)?.1);
+            tls.cluster = Way::Tls(galerne_tls::cluster(&files)?.1);
         }
         Ok(tls)
     }

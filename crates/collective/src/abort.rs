@@ -77,8 +77,8 @@ impl AbortHandle {
         state.cause.clone()
     }
 
-    /// The first cause wins; it is returned.
-    pub(crate) fn raise(&self, cause: CollectiveError) -> CollectiveError {
+    /// Ends the epoch for a reason. The first one wins; it is returned.
+    pub fn raise(&self, cause: CollectiveError) -> CollectiveError {
         let mut state = self.lock();
         let cause = state.cause.get_or_insert(cause).clone();
         // Before the bell: whoever it wakes looks here.

@@ -11,6 +11,7 @@ use galerne_types::{
 };
 use serde::Serialize;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::access::EtcdAccess;
 use crate::error::CoordError;
@@ -54,6 +55,16 @@ impl Coord {
     ) -> Result<Self, CoordError> {
         let keys = Keys::new(cluster)?;
         let etcd = Etcd::connect(endpoints, access, keys.groups(), timeout).await?;
+        Ok(Self { etcd, keys, fleet: Arc::default(), routers: Arc::default() })
+    }
+
+    /// Does the same over a channel that somebody else has made, to an etcd that wants to know nobody's name.
+    ///
+    /// # Errors
+    /// One sentence: what the channel says, or the name that is no name.
+    pub async fn over(channel: Channel, cluster: &str, timeout: Duration) -> Result<Self, CoordError> {
+        let keys = Keys::new(cluster)?;
+        let etcd = Etcd::over(channel, keys.groups(), timeout).await?;
         Ok(Self { etcd, keys, fleet: Arc::default(), routers: Arc::default() })
     }
 

@@ -7,11 +7,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use etcd_client::{
-    Client, ConnectOptions, GetOptions, KeyValue, Txn, TxnResponse, WatchOptions, WatchStream,
+    Channel as EtcdChannel, Client, ConnectOptions, GetOptions, KeyValue, Txn, TxnResponse, WatchOptions,
+    WatchStream,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::access::{Contents, EtcdAccess};
@@ -58,11 +60,24 @@ impl Etcd {
         let (access, with) = (Arc::new(access.clone()), access.read().await?);
         let client = make_patiently(endpoints, &access, &with, deadline).await?;
         let made = Arc::new(RwLock::new(Made { client, with }));
-        let etcd = Self { made, access, endpoints: endpoints.join(",").into() };
+        Self { made, access, endpoints: endpoints.join(",").into() }.tried(prefix, (deadline, timeout)).await
+    }
+
+    /// The same over a channel that somebody else has made.
+    pub(crate) async fn over(channel: Channel, prefix: &str, timeout: Duration) -> Result<Self, CoordError> {
+        let (access, deadline) = (Arc::new(EtcdAccess::default()), Instant::now() + timeout);
+        let (with, endpoints) = (access.read().await?, "the end of a channel");
+        let made = Client::from_channel(EtcdChannel::Tonic(channel), Some(options(timeout))).await;
+        let client = made.map_err(|error| failure(&error, &access, endpoints, "connect"))?;
+        let made = Arc::new(RwLock::new(Made { client, with }));
+        Self { made, access, endpoints: endpoints.into() }.tried(prefix, (deadline, timeout)).await
+    }
+
+    /// Makes sure that etcd answers.
+    async fn tried(self, prefix: &str, until: (Instant, Duration)) -> Result<Self, CoordError> {
         let read = |mut client: Client| async move { client.get(prefix, None).await };
-        etcd.call_until("connect", (deadline, timeout), |client| hedged(move || read(client.clone())))
-            .await?;
-        Ok(etcd)
+        self.call_until("connect", until, |client| hedged(move || read(client.clone()))).await?;
+        Ok(self)
     }
 
     fn client(&self) -> Client {
@@ -297,13 +312,7 @@ async fn make(
     with: &Contents,
     timeout: Duration,
 ) -> Result<Client, CoordError> {
-    let options = ConnectOptions::new()
-        .with_connect_timeout(DIAL_DEADLINE.min(timeout))
-        .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
-        // etcd takes pings on a connection without streams for an attack.
-        .with_keep_alive_while_idle(false)
-        .with_require_leader(true);
-    let made = Client::connect(endpoints, Some(access.apply(with, options)));
+    let made = Client::connect(endpoints, Some(access.apply(with, options(timeout))));
     match self::timeout(timeout, made).await {
         Ok(made) => made.map_err(|error| failure(&error, access, &endpoints.join(","), "connect")),
         Err(_) => {
@@ -311,6 +320,15 @@ async fn make(
             Err(CoordError::Unreachable { endpoints, what: "connect", reason })
         }
     }
+}
+
+fn options(timeout: Duration) -> ConnectOptions {
+    ConnectOptions::new()
+        .with_connect_timeout(DIAL_DEADLINE.min(timeout))
+        .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
+        // etcd takes pings on a connection without streams for an attack.
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true)
 }
 
 fn check_endpoint(endpoint: &str, scheme: &'static str) -> Result<(), CoordError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use galerne_dispatch::{BreakerState, Choice, Dispatcher, Ticket, Want};
-use galerne_tls::Client;
+use galerne_tls::Way;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
 use galerne_wire::show_secret;
@@ -51,8 +51,8 @@ struct State {
     lost: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
     digests: BTreeMap<String, String>,
-    /// How leaders are called, if not in the open.
-    tls: Option<Arc<Client>>,
+    /// How leaders are called.
+    way: Way,
 }
 
 /// To a leader, too: one stream for all requests of an epoch.
@@ -118,7 +118,7 @@ impl Groups {
     pub(crate) fn new(
         fleet: watch::Receiver<Fleet>,
         digests: BTreeMap<String, String>,
-        tls: Option<Arc<Client>>,
+        way: Way,
     ) -> Arc<Self> {
         let mut seen = fleet.clone();
         seen.mark_changed(); // so that the first question takes the fleet in
@@ -132,7 +132,7 @@ impl Groups {
             counted: BTreeMap::new(),
             lost: BTreeMap::new(),
             digests,
-            tls,
+            way,
         };
         let (rotation, began) = (watch::Sender::new(()), Instant::now());
         Arc::new(Self { state: Mutex::new(state), fleet, rotation, began })
@@ -427,11 +427,7 @@ impl State {
         if let Some(channel) = self.channels.get(leader) {
             return Ok(channel.clone());
         }
-        let endpoint = endpoint(leader)?;
-        let channel = match &self.tls {
-            None => endpoint.connect_lazy(),
-            Some(tls) => endpoint.connect_with_connector_lazy(tls.dialer()),
-        };
+        let channel = self.way.connect_lazy(&endpoint(leader)?);
         self.channels.insert(leader.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_telemetry::LogHandle;
-use galerne_tls::{Client, Server, TlsError, keep_fresh};
+use galerne_tls::{Server, TlsError, Way, keep_fresh};
 use galerne_types::{Fleet, RouterRecord, TokenId};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -71,8 +71,8 @@ pub struct RouterTls {
     pub http: Option<Arc<Server>>,
     /// For the gRPC face.
     pub grpc: Option<Arc<Server>>,
-    /// For calls to leaders.
-    pub cluster: Option<Arc<Client>>,
+    /// How leaders are called.
+    pub cluster: Way,
 }
 
 impl std::fmt::Debug for RouterTls {
@@ -80,7 +80,7 @@ impl std::fmt::Debug for RouterTls {
         let Self { http, grpc, cluster } = self;
         let mut shown = f.debug_struct("RouterTls");
         shown.field("http", &http.is_some()).field("grpc", &grpc.is_some());
-        shown.field("cluster", &cluster.is_some()).finish()
+        shown.field("cluster", &!matches!(cluster, Way::Open)).finish()
     }
 }
 
@@ -88,13 +88,16 @@ impl RouterTls {
     /// Reloads all certificates for ever.
     async fn keep(self) {
         let Self { http, grpc, cluster } = self;
+        if http.is_none() && grpc.is_none() && !matches!(cluster, Way::Tls(_)) {
+            return std::future::pending().await;
+        }
         let reload = move || {
             let faces = [&http, &grpc].into_iter().flatten();
             let mut changed = false;
             for face in faces {
                 changed |= face.reload()?;
             }
-            Ok::<_, TlsError>(changed | cluster.as_ref().map_or(Ok(false), |client| client.reload())?)
+            Ok::<_, TlsError>(changed | cluster.reload()?)
         };
         keep_fresh("certificates", reload).await;
     }

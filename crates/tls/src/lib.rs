@@ -15,6 +15,7 @@ mod fresh;
 mod pem;
 mod server;
 mod validity;
+mod way;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use client::{Client, ClientFiles, Dialer};
 pub use error::TlsError;
 pub use fresh::keep_fresh;
 pub use server::{Alpn, Server, ServerFiles};
+pub use way::{Dial, Dialling, Way};
 
 /// The name that certificates within a cluster are made for (a DNS name among their subject's alternative names).
 pub const CLUSTER_NAME: &str = "galerne";

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use galerne_tls::{Client, Server as TlsServer};
+use galerne_tls::{Server as TlsServer, Way};
 use tokio::net::TcpListener;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Server};
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
 }
 
 /// A connection to the rank at `address`, `IP:PORT`; says in words why there is none.
-pub(crate) async fn connect(address: &str, tls: Option<&Arc<Client>>) -> Result<Channel, String> {
+pub(crate) async fn connect(address: &str, way: &Way) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|error| format!("{address} is no address: {error}"))?;
     let endpoint = endpoint
@@ -48,9 +48,5 @@ pub(crate) async fn connect(address: &str, tls: Option<&Arc<Client>>) -> Result<
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true);
-    let connected = match tls {
-        None => endpoint.connect().await,
-        Some(tls) => endpoint.connect_with_connector(tls.dialer()).await,
-    };
-    connected.map_err(|error| format!("cannot connect to {address}: {error}"))
+    way.connect(&endpoint).await.map_err(|error| format!("cannot connect to {address}: {error}"))
 }

@@ -16,14 +16,17 @@ mod session;
 mod store;
 mod watch;
 
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
 use etcd_client::proto::{PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
+use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::time::{interval, timeout};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::error::CoordError;
 pub(crate) use service::Service;
@@ -65,6 +68,21 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the listener fails.
 pub async fn serve(listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), CoordError> {
+    serve_connections(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown).await
+}
+
+/// The same for connections that somebody else accepts.
+///
+/// # Errors
+/// When no more can be accepted.
+pub async fn serve_connections<C, E>(
+    connections: impl Stream<Item = Result<C, E>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), CoordError>
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
     let service = Service::new();
     let message_bytes_max = REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES;
     let kv = PbKvServer::new(service.clone()).max_decoding_message_size(message_bytes_max);
@@ -75,10 +93,7 @@ pub async fn serve(listener: TcpListener, shutdown: impl Future<Output = ()>) ->
         .add_service(PbLeaseServer::new(service.clone()))
         .add_service(PbWatchServer::new(service.clone()))
         .add_service(PbMaintenanceServer::new(service.clone()))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            service.stopped().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(connections, service.stopped().cancelled_owned());
     let expiry = async {
         let mut ticks = interval(EXPIRY_INTERVAL);
         loop {

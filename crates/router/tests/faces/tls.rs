@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use galerne_router::RouterTls;
-use galerne_tls::{Alpn, CLUSTER_NAME, Client, ClientFiles, ClusterFiles, Server, ServerFiles, cluster};
+use galerne_tls::{Alpn, CLUSTER_NAME, Client, ClientFiles, ClusterFiles, Server, ServerFiles, Way, cluster};
 use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::{FinishReason, FleetRequest, GenerateRequest, TokenIds, generate_request::Prompt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,7 +25,7 @@ fn faces(authority: &Authority, client_ca: Option<&Authority>) -> RouterTls {
     let (cert, key) = authority.issue(&["localhost"]);
     let files = ServerFiles { cert, key, client_ca: client_ca.map(Authority::ca) };
     let http = Some(Server::load(files.clone(), Alpn::Http1).unwrap());
-    RouterTls { http, grpc: Some(Server::load(files, Alpn::H2).unwrap()), cluster: None }
+    RouterTls { http, grpc: Some(Server::load(files, Alpn::H2).unwrap()), cluster: Way::Open }
 }
 
 fn named(address: &str) -> String {
@@ -103,7 +103,7 @@ async fn a_leader_that_is_not_of_the_cluster_is_not_asked() {
     let (_, client) = cluster(&ClusterFiles { ca: authority.ca(), cert, key }).unwrap();
     // It speaks in the open; that one under TLS answers is tried with real ranks.
     let mut leader = Leader::start(tokens(&[5], FinishReason::Stop)).await;
-    let tls = RouterTls { cluster: Some(client), ..RouterTls::default() };
+    let tls = RouterTls { cluster: Way::Tls(client), ..RouterTls::default() };
     let stage = Stage::secured(&leader, tls).await;
     let prompt = Some(Prompt::Tokens(TokenIds { ids: vec![1] }));
     let request = GenerateRequest { prompt, ..Default::default() };

@@ -8,6 +8,7 @@ use galerne_collective::{AbortHandle, CollectiveError};
 use galerne_types::limits::STEPS_IN_FLIGHT_MAX;
 use galerne_types::{Epoch, EpochRecord, Sampled, Step};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
@@ -19,6 +20,9 @@ use crate::error::WorkerError;
 
 /// A process that dies closes its streams one after the other.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether the collective knows more.
+const EXPLAIN_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The thread, and the queue of epochs that it works through.
 pub(crate) struct Compute {
@@ -63,13 +67,16 @@ pub(crate) struct Engaged {
 }
 
 impl Compute {
+    /// What others see of a thread that works the queue off.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Engagement>) {
+        let (engagements, queue) = mpsc::channel(1);
+        (Self { engagements, ended: CancellationToken::new(), pulse: Pulse::new() }, queue)
+    }
+
     /// Starts the thread.
     pub(crate) fn start(setup: Arc<Setup>, desk: Desk) -> Result<Self, WorkerError> {
-        let (engagements, mut queue) = mpsc::channel::<Engagement>(1);
-        let ended = CancellationToken::new();
-        let ends = ended.clone().drop_guard();
-        let pulse = Pulse::new();
-        let felt = pulse.clone();
+        let (compute, mut queue) = Self::new();
+        let (ends, felt) = (compute.ended().drop_guard(), compute.pulse());
         let body = move || {
             let _tells_of_a_panic = ends;
             let mut held: Option<Held> = None;
@@ -79,7 +86,7 @@ impl Compute {
             }
         };
         std::thread::Builder::new().name("compute".into()).spawn(body).map_err(WorkerError::Spawn)?;
-        Ok(Self { engagements, ended, pulse })
+        Ok(compute)
     }
 
     /// Begins the work of rank `rank` in an epoch. The thread must have let go of the one before.
@@ -133,10 +140,16 @@ impl Engaged {
         if !matches!(error, EpochError::Leader(_) | EpochError::Follower { .. }) {
             return error;
         }
-        let abort = self.abort.clone();
-        let cause = tokio::task::spawn_blocking(move || abort.wait(EXPLAIN_TIMEOUT)).await;
-        match cause {
-            Ok(Some(cause @ CollectiveError::Lost { .. })) => EpochError::Collective(cause),
+        let known = async {
+            loop {
+                match self.abort.cause() {
+                    Some(cause) => return cause,
+                    None => sleep(EXPLAIN_INTERVAL).await,
+                }
+            }
+        };
+        match timeout(EXPLAIN_TIMEOUT, known).await {
+            Ok(cause @ CollectiveError::Lost { .. }) => EpochError::Collective(cause),
             _ => error,
         }
     }

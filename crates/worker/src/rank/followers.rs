@@ -2,12 +2,11 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, Stream as _, StreamExt as _};
-use galerne_tls::Client;
+use galerne_tls::Way;
 use galerne_types::limits::{GRPC_MESSAGE_BYTES_MAX, STEPS_IN_FLIGHT_MAX};
 use galerne_types::{Epoch, EpochRecord, Step};
 use galerne_wire::{show_secret, v1};
@@ -54,10 +53,10 @@ impl Followers {
     }
 
     /// Opens a stream to every member but the first.
-    pub(crate) async fn open(record: &EpochRecord, tls: Option<&Arc<Client>>) -> Result<Self, EpochError> {
+    pub(crate) async fn open(record: &EpochRecord, way: &Way) -> Result<Self, EpochError> {
         let mut links = Vec::new();
         for (rank, member) in record.members.iter().enumerate().skip(1) {
-            let link = open(rank, &member.address, &record.secret, tls);
+            let link = open(rank, &member.address, &record.secret, way);
             let late = EpochError::Deadline {
                 what: format!("opening the step stream of follower {rank}"),
                 deadline: OPEN_TIMEOUT,
@@ -130,14 +129,9 @@ impl Followers {
     }
 }
 
-async fn open(
-    rank: usize,
-    address: &str,
-    secret: &str,
-    tls: Option<&Arc<Client>>,
-) -> Result<Link, EpochError> {
+async fn open(rank: usize, address: &str, secret: &str, way: &Way) -> Result<Link, EpochError> {
     let channel =
-        grpc::connect(address, tls).await.map_err(|reason| EpochError::Unreachable { rank, reason })?;
+        grpc::connect(address, way).await.map_err(|reason| EpochError::Unreachable { rank, reason })?;
     let mut client = v1::rank_client::RankClient::new(channel)
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);

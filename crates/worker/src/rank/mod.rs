@@ -19,6 +19,8 @@ mod paces;
 mod process;
 mod pulse;
 mod setup;
+#[cfg(test)]
+mod simulation;
 mod stats;
 mod streams;
 mod trace;
@@ -28,7 +30,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_coord::Coord;
-use galerne_tls::{TlsError, keep_fresh};
+use galerne_tls::{TlsError, Way, keep_fresh};
+use galerne_types::RankRecord;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_wire::v1::engine_server::EngineServer;
 use galerne_wire::v1::rank_server::RankServer;
@@ -37,6 +40,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::Router;
 
 use crate::error::WorkerError;
 use crate::grpc;
@@ -57,6 +61,20 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 type Server = JoinHandle<Result<(), tonic::transport::Error>>;
 
+/// What a rank process is made of, once its model is open and it knows where it listens.
+pub(crate) struct Parts {
+    pub(crate) setup: Arc<Setup>,
+    /// What it registers as.
+    pub(crate) record: RankRecord,
+    pub(crate) coord: Coord,
+    /// How it calls other ranks.
+    pub(crate) way: Way,
+    pub(crate) compute: Compute,
+    pub(crate) desk: Desk,
+    /// How much memory it has resident, in bytes.
+    pub(crate) memory: fn() -> u64,
+}
+
 /// Runs one rank until `shutdown`: opens its model, registers, and serves every epoch that it is a member of.
 /// When it ends it has given up its registration, and its open streams have been told.
 ///
@@ -68,10 +86,40 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
     let options = &setup.options;
     let coord =
         Coord::connect_as(&options.etcd_access, &options.etcd, &options.cluster, COORD_TIMEOUT).await?;
-    let (engine_door, rank_door) = (Door::closed(), Door::closed());
     let bind = |source| WorkerError::Bind { address: options.bind.to_string(), source };
     let listener = TcpListener::bind((options.bind, 0)).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?.to_string();
+    let (tls, client) = setup.tls.clone().unzip();
+    let _certificates = setup.tls.clone().map(|(server, client)| {
+        let reload = move || Ok::<_, TlsError>(server.reload()? | client.reload()?);
+        AbortOnDropHandle::new(tokio::spawn(keep_fresh("the cluster's certificates", reload)))
+    });
+    let _beats = AbortOnDropHandle::new(tokio::spawn(tell_supervisor()));
+    let desk = Desk::start()?;
+    let parts = Parts {
+        record: setup.record(address),
+        coord,
+        way: client.map_or(Way::Open, Way::Tls),
+        compute: Compute::start(Arc::clone(&setup), desk.clone())?,
+        desk,
+        memory: memory::resident_bytes,
+        setup,
+    };
+    let serve = |router, stop: CancellationToken| grpc::serve(router, listener, tls, stop.cancelled_owned());
+    run(parts, serve, shutdown).await
+}
+
+/// The same of a rank whose parts are there; `serve` serves its gRPC face until it is told to stop.
+pub(crate) async fn run<S>(
+    parts: Parts,
+    serve: impl FnOnce(Router, CancellationToken) -> S,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError>
+where
+    S: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+{
+    let Parts { setup, record, coord, way, compute, desk, memory } = parts;
+    let (engine_door, rank_door) = (Door::closed(), Door::closed());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<EngineServer<EngineService>>().await;
     let engine = EngineServer::new(EngineService::new(engine_door.clone(), Grammars::new(&setup.checkpoint)));
@@ -82,34 +130,25 @@ pub async fn run_rank(options: RankOptions, shutdown: CancellationToken) -> Resu
         .add_service(rank.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX));
     let stop = CancellationToken::new();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let mut server = tokio::spawn(grpc::serve(
-        router,
-        listener,
-        setup.tls.as_ref().map(|(server, _)| server.clone()),
-        stop.clone().cancelled_owned(),
-    ));
-    let _certificates = setup.tls.clone().map(|(server, client)| {
-        let reload = move || Ok::<_, TlsError>(server.reload()? | client.reload()?);
-        AbortOnDropHandle::new(tokio::spawn(keep_fresh("the cluster's certificates", reload)))
-    });
+    let mut server = tokio::spawn(serve(router, stop.clone()));
     let fleet = coord.watch_fleet();
-    let registration = coord.register(setup.record(address.clone())).await?;
-    tracing::info!(rank = %options.id(), group = %options.group, address, "rank registered");
-    let desk = Desk::start()?;
-    let compute = Compute::start(Arc::clone(&setup), desk.clone())?;
+    let address = record.address.clone();
+    let registration = coord.register(record).await?;
+    tracing::info!(rank = %setup.options.id(), group = %setup.options.group, address, "rank registered");
     let (panicked, pulse) = (compute.ended(), compute.pulse());
     let process = Process {
-        setup: Arc::clone(&setup),
+        setup,
         address,
         registration,
         fleet,
+        way,
         compute,
         desk,
         engine_door,
         rank_door,
         health,
+        memory,
     };
-    let _beats = AbortOnDropHandle::new(tokio::spawn(tell_supervisor()));
     let outcome = tokio::select! {
         error = process.live() => Err(error),
         ended = &mut server => Err(server_ended(ended)),

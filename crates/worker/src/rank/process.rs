@@ -7,6 +7,7 @@ use std::time::Duration;
 use galerne_coord::limits::GONE_AFTER;
 use galerne_coord::{Ended, Formed, Registration};
 use galerne_sched::Scheduler;
+use galerne_tls::Way;
 use galerne_types::{Epoch, EpochRecord, Fleet, Health, Loss, LossKind, Member, ModelCard, RankState};
 use galerne_wire::v1::engine_server::EngineServer;
 use tokio::sync::{mpsc, watch};
@@ -21,7 +22,6 @@ use super::error::EpochError;
 use super::follower::{Seat, follow};
 use super::followers::Followers;
 use super::leader::Leader;
-use super::memory;
 use super::setup::Setup;
 use crate::backoff::Backoff;
 use crate::error::WorkerError;
@@ -47,11 +47,15 @@ pub(crate) struct Process {
     pub(crate) address: String,
     pub(crate) registration: Registration,
     pub(crate) fleet: watch::Receiver<Fleet>,
+    /// How it calls other ranks.
+    pub(crate) way: Way,
     pub(crate) compute: Compute,
     pub(crate) desk: Desk,
     pub(crate) engine_door: Door<Inbox>,
     pub(crate) rank_door: Door<Seat>,
     pub(crate) health: HealthReporter,
+    /// How much memory it has resident, in bytes.
+    pub(crate) memory: fn() -> u64,
 }
 
 /// Why an epoch ended here.
@@ -125,6 +129,9 @@ impl Process {
     /// A rank that no group needs sees to it that it could load its share at once.
     async fn stand_by(&self) -> Infallible {
         sleep(STAND_BY_AFTER).await;
+        if self.setup.options.rehearse.is_some() {
+            std::future::pending::<()>().await; // it has no weights
+        }
         let setup = Arc::clone(&self.setup);
         let warmed = tokio::task::spawn_blocking(move || setup.checkpoint.warm()).await;
         if let Ok(Err(error)) = warmed {
@@ -234,8 +241,7 @@ impl Process {
         let shards = formed.record.shards;
         let shape = self.setup.shape(shards.world_size());
         let limits = &shape.ok_or_else(|| EpochError::Record("this rank has no room".into()))?.limits;
-        let followers =
-            Followers::open(&formed.record, self.setup.tls.as_ref().map(|(_, client)| client)).await?;
+        let followers = Followers::open(&formed.record, &self.way).await?;
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
         let drain_calls = calls.clone();
@@ -277,7 +283,7 @@ impl Process {
     async fn report(&self, mut phase: watch::Receiver<Phase>) -> Infallible {
         loop {
             let now = *phase.borrow_and_update();
-            self.registration.update(state(now), memory::resident_bytes());
+            self.registration.update(state(now), (self.memory)());
             let change = if matches!(now, Phase::Loading(_)) {
                 let loaded = phase.wait_for(|phase| !matches!(phase, Phase::Loading(_)));
                 timeout(REPORT_INTERVAL, loaded).await.map(|changed| changed.is_ok())
