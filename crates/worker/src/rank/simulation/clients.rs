@@ -143,19 +143,26 @@ impl Clients {
         }
     }
 
-    /// An answer ends with an error: it must not if it has begun.
-    fn failed(&self, number: usize, status: &Status) {
+    /// An answer ends with an error, though it had `had` tokens when this router was asked: it must not if it has begun since.
+    fn failed(&self, number: usize, had: usize, status: &Status) {
         let has = self.all()[number].has.len();
         self.ledger.tell(|| format!("client {number} is refused: {status}"));
-        // Twice in a row a group was lost that worked on it, and on nothing else: then it is taken for the reason.
-        if has == 0 && status.code() == Code::Internal && self.ledger.deaths() >= 2 {
+        // Twice in a row a group was lost that worked on it and gave it no token: then it is taken for the reason.
+        if status.code() == Code::Internal
+            && status.message().contains("groups were lost")
+            && self.ledger.losses() >= 2
+        {
             self.all()[number].ended = true;
             return;
         }
         let refused = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
-        if has > 0 || !refused {
+        if has > had || !refused {
             self.ledger.wrong(&format!("client {number} has lost its stream after {has} tokens: {status}"));
         }
+    }
+
+    fn tokens(&self, number: usize) -> usize {
+        self.all()[number].has.len()
     }
 }
 
@@ -218,6 +225,7 @@ pub(super) async fn run(seat: RouterSeat) {
 /// Asks until the answer is there, or this process is gone.
 async fn ask(process: u32, mut client: GalerneClient<Channel>, clients: Clients, number: usize) {
     while !clients.has_ended(number) {
+        let had = clients.tokens(number);
         let answer = async {
             let mut parts = client.generate(clients.request(number)).await?.into_inner();
             while let Some(part) = parts.message().await? {
@@ -227,7 +235,7 @@ async fn ask(process: u32, mut client: GalerneClient<Channel>, clients: Clients,
         };
         match answer.await {
             Ok(()) => return,
-            Err(status) => clients.failed(number, &status),
+            Err(status) => clients.failed(number, had, &status),
         }
         sleep(AGAIN).await;
     }

@@ -264,7 +264,9 @@ async fn work(who: &Who, pulse: &Pulse, engagement: &mut Engagement) -> Result<(
         member.meet(OPERATION_TIMEOUT).await?;
         let mut sampled =
             if step.slices.is_empty() { Sampled::default() } else { toy.run(&step, &mut |_| None)? };
+        // One that is alone has nobody who would notice.
         if ill == Some(Ill::Errs)
+            && members.len() > 1
             && let Some(token) = sampled.tokens.iter_mut().flatten().next()
         {
             token.id ^= 1;

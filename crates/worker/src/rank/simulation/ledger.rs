@@ -1,6 +1,6 @@
 //! What everybody has done, and what must hold of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use galerne_types::{EpochRecord, Fleet, GroupId, Step};
@@ -17,8 +17,6 @@ struct Inner {
     epochs: BTreeMap<u64, Known>,
     /// The newest epoch that each process has begun.
     newest: BTreeMap<u32, u64>,
-    /// Ranks that were killed, or that ended.
-    deaths: u32,
     wrongs: Vec<String>,
     story: Vec<String>,
     tells: bool,
@@ -77,13 +75,11 @@ impl Ledger {
         self.inner().digest
     }
 
-    /// A rank is gone.
-    pub(super) fn dies(&self) {
-        self.inner().deaths += 1;
-    }
-
-    pub(super) fn deaths(&self) -> u32 {
-        self.inner().deaths
+    /// Epochs that have been lost, more or less: there was a newer one.
+    pub(super) fn losses(&self) -> usize {
+        let inner = self.inner();
+        let groups: BTreeSet<&GroupId> = inner.epochs.values().map(|known| &known.record.group).collect();
+        inner.epochs.len() - groups.len()
     }
 
     /// Epochs that have begun anywhere.

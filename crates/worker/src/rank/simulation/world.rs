@@ -345,7 +345,6 @@ impl World {
                 self.after(pause, Deed::StartRouter(number));
             }
             Role::Rank(number) => {
-                self.ledger.dies();
                 let place = &mut self.places[number];
                 place.process = None;
                 let wait = place.backoff.after(Duration::from_millis(self.now - place.began));
