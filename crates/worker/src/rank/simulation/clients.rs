@@ -150,7 +150,7 @@ impl Clients {
         // Twice in a row a group was lost that worked on it and gave it no token: then it is taken for the reason.
         if status.code() == Code::Internal
             && status.message().contains("groups were lost")
-            && self.ledger.losses() >= 2
+            && self.ledger.losses() >= 1
         {
             self.all()[number].ended = true;
             return;

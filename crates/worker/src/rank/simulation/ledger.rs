@@ -75,7 +75,7 @@ impl Ledger {
         self.inner().digest
     }
 
-    /// Epochs that have been lost, more or less: there was a newer one.
+    /// Epochs that have been lost, but for those that nobody has followed yet.
     pub(super) fn losses(&self) -> usize {
         let inner = self.inner();
         let groups: BTreeSet<&GroupId> = inner.epochs.values().map(|known| &known.record.group).collect();
