@@ -106,8 +106,9 @@ leaks: build ## 10,000 clients that hang up at random moments: nothing may stay 
 test-e2e: build ## the operator with real processes: scale, kill, cordon, roll out under load, and lose no stream
 	cargo test --release --locked -p galerne-operator --test kube live -- --nocapture
 
-soak: ## many more seeds of the simulation of groups that fail and form (SEEDS=100000)
+soak: ## many more seeds of the simulations of groups, streams and clusters that fail (SEEDS=100000)
 	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-coord --lib simulation
+	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-worker --lib simulation
 	GALERNE_SEEDS=$(SEEDS) cargo test --release --locked -p galerne-operator --lib plan
 
 bench: build ## all-reduce latency; what starting costs; the engine beside its peers, which are installed once (BENCH="--peers llama.cpp")

@@ -269,7 +269,7 @@ async fn work(who: &Who, pulse: &Pulse, engagement: &mut Engagement) -> Result<(
             && members.len() > 1
             && let Some(token) = sampled.tokens.iter_mut().flatten().next()
         {
-            token.id ^= 1;
+            token.id = who.process; // an error of its own
         }
         if engagement.answers.send(Ok(Done { sampled, busy: pulse.take_busy() })).await.is_err() {
             break;

@@ -137,8 +137,8 @@ async fn connect(way: &Way) -> Result<Coord, CoordError> {
     Coord::over(way.connect_lazy(&store_endpoint()), "c", COORD_TIMEOUT).await
 }
 
-/// Plays a seed; says what was wrong, and the digest of what has happened.
-fn play(seed: u64, setups: &mut Setups, tells: bool) -> (Vec<String>, u64) {
+/// Plays a seed; says what was wrong, and in a word each what has happened: a digest of it, and when all was well.
+fn play(seed: u64, setups: &mut Setups, tells: bool) -> (Vec<String>, String) {
     let shape = Shape::new(seed, setups);
     let mut world = World::new(seed, &shape, tells);
     let mut arrivals: Vec<u64> = (0..shape.clients).map(|_| world.dice.roll(FAULTS_MS)).collect();
@@ -179,9 +179,9 @@ fn play(seed: u64, setups: &mut Setups, tells: bool) -> (Vec<String>, u64) {
     for panic in std::mem::take(&mut *PANICS.lock().unwrap_or_else(PoisonError::into_inner)) {
         world.ledger.wrong(&panic);
     }
-    let (ledger, scenario) = (world.ledger.clone(), shape.scenario);
+    let (ledger, scenario, ended) = (world.ledger.clone(), shape.scenario, world.now);
     drop(world);
-    let outcome = (ledger.wrongs(), ledger.digest());
+    let outcome = (ledger.wrongs(), format!("{:016x} {ended}", ledger.digest()));
     if tells {
         ledger.story().iter().for_each(|line| println!("{line}"));
         println!("seed {seed}: {scenario:?}, {outcome:?}");
@@ -207,8 +207,8 @@ fn play_seeds() {
     machine::begin(first);
     let (mut setups, began) = (Setups::new(), machine::real_now());
     for seed in first..first + count {
-        let (wrongs, digest) = play(seed, &mut setups, told == Some(seed));
-        println!("seed {seed} {digest:016x} {}", wrongs.join("; "));
+        let (wrongs, happened) = play(seed, &mut setups, told == Some(seed));
+        println!("seed {seed} {happened} {}", wrongs.join("; "));
     }
     println!("{count} seeds in {:?}", machine::real_now() - began);
 }
@@ -240,8 +240,8 @@ fn groups_and_streams_outlive_what_fails() {
             return;
         }
         for line in batch(first, BATCH.min(seeds - first)) {
-            let mut words = line.splitn(4, ' ');
-            let (seed, says) = (words.nth(1).unwrap_or_default(), words.nth(1).unwrap_or_default());
+            let mut words = line.splitn(5, ' ');
+            let (seed, says) = (words.nth(1).unwrap_or_default(), words.nth(2).unwrap_or_default());
             if !says.is_empty() {
                 let told = format!("{PLAY}={first},{BATCH},{seed} tells its story: {says}");
                 wrong.lock().unwrap_or_else(PoisonError::into_inner).push(told);
