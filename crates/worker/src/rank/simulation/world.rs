@@ -95,7 +95,7 @@ pub(super) struct RouterPlace {
 }
 
 /// Something that is due.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Deed {
     Start(usize),
     StartRouter(usize),
