@@ -8,8 +8,8 @@ pub const BREAKER_FAILURES: u32 = 5;
 /// The first such while.
 pub const BREAKER_MS_MIN: Duration = Duration::from_millis(500);
 
-/// The longest: each is twice the one before, until a request succeeds.
-pub const BREAKER_MS_MAX: Duration = Duration::from_secs(30);
+/// The longest: each is twice the one before, until a request succeeds. What a leader had waits for it, too.
+pub const BREAKER_MS_MAX: Duration = Duration::from_secs(8);
 
 /// How a group's breaker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
-//! A rank's own threads. They share one job at a time: a number of tasks, handed out in small ranges to whoever
-//! asks next, so that a thread which the system has put aside delays nobody by more than its current range.
+//! A rank's own threads. They share one job at a time: a number of tasks, cut into zones, one a thread, which each goes
+//! through in small ranges and in order, as memory likes to be read; who is done takes ranges of others' zones, so that a
+//! thread which the system has put aside delays nobody by more than its current range.
 //!
 //! A job starts a few hundred times a second and lasts some tens of microseconds, so a thread that has nothing to
 //! do spins for a while before it sleeps, and a job does not wait for threads that have not noticed it.
@@ -20,6 +21,9 @@ const SPINS: usize = 8_000;
 /// The same where threads outnumber cores and a spinning one may keep another from working.
 const SPINS_CROWDED: usize = 64;
 
+/// Most zones of a job; more threads share them.
+const ZONES_MAX: usize = 16;
+
 /// `state` counts the threads in the job in its low half and generations in its high half: odd while a job is open.
 const GENERATION: u64 = 1 << 32;
 
@@ -32,14 +36,19 @@ pub(crate) struct Team {
 
 struct Shared {
     state: AtomicU64,
-    /// The next task of the open job.
-    next: AtomicUsize,
+    /// The next task of each zone of the open job.
+    next: [Next; ZONES_MAX],
     sleepers: AtomicUsize,
     stop: AtomicBool,
     failed: AtomicBool,
     /// Written by the leader while no thread is in a job; read by threads that entered one.
     job: UnsafeCell<Option<Job>>,
 }
+
+/// A cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Next(AtomicUsize);
 
 // SAFETY: `job` is written only between jobs, when no thread has entered one, and read only within; see `enter`.
 unsafe impl Sync for Shared {}
@@ -49,7 +58,19 @@ struct Job {
     run: *const (dyn Fn(usize, Range<usize>) + Sync),
     tasks: usize,
     grain: usize,
+    threads: usize,
     leader: Thread,
+}
+
+impl Job {
+    fn zones(&self) -> usize {
+        self.threads.min(ZONES_MAX)
+    }
+
+    /// Where a zone begins, and the one before it ends.
+    fn start(&self, zone: usize) -> usize {
+        self.tasks * zone / self.zones()
+    }
 }
 
 // SAFETY: `run` points to a `Sync` closure that outlives the job, as the leader waits in `each` until all have left.
@@ -60,7 +81,7 @@ impl Team {
     pub(crate) fn new(threads: usize, crowded: bool) -> Result<Self, ModelError> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            next: Default::default(),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -104,7 +125,7 @@ impl Team {
                 *const (dyn Fn(usize, Range<usize>) + Sync + 'static),
             >(run)
         };
-        let job = Job { run, tasks, grain, leader: thread::current() };
+        let job = Job { run, tasks, grain, threads: self.threads(), leader: thread::current() };
         let open = Open::new(self, job.clone());
         take_ranges(&open.team.shared, &job, 0);
         drop(open);
@@ -134,9 +155,11 @@ struct Open<'a> {
 impl<'a> Open<'a> {
     fn new(team: &'a Team, job: Job) -> Self {
         let shared = &*team.shared;
+        for (zone, next) in shared.next[..job.zones()].iter().enumerate() {
+            next.0.store(job.start(zone), Ordering::Relaxed);
+        }
         // SAFETY: no job is open and nobody is in one, so nobody reads.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
         shared.state.fetch_add(GENERATION, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             for helper in &team.helpers {
@@ -206,13 +229,17 @@ impl Drop for Inside<'_> {
 }
 
 fn take_ranges(shared: &Shared, job: &Job, worker: usize) {
-    loop {
-        let start = shared.next.fetch_add(job.grain, Ordering::Relaxed);
-        if start >= job.tasks {
-            return;
+    let zones = job.zones();
+    for zone in (0..zones).map(|further| (worker * zones / job.threads + further) % zones) {
+        let end = job.start(zone + 1);
+        loop {
+            let start = shared.next[zone].0.fetch_add(job.grain, Ordering::Relaxed);
+            if start >= end {
+                break;
+            }
+            // SAFETY: the leader keeps the closure alive until everyone has left the job.
+            unsafe { (*job.run)(worker, start..end.min(start + job.grain)) };
         }
-        // SAFETY: the leader keeps the closure alive until everyone has left the job.
-        unsafe { (*job.run)(worker, start..job.tasks.min(start + job.grain)) };
     }
 }
 

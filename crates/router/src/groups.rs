@@ -76,7 +76,11 @@ pub(crate) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.groups.current().dispatcher.finished(ticket);
+            let mut state = self.groups.current();
+            state.dispatcher.finished(ticket);
+            if state.dispatcher.breaker(&self.group, self.groups.now()) == BreakerState::Probing {
+                self.groups.rotation.send_replace(()); // the next one may try it
+            }
         }
     }
 }
@@ -210,7 +214,12 @@ impl Groups {
 
     /// A request had a token there.
     pub(crate) fn succeeded(&self, place: &Place) {
-        self.current().dispatcher.succeeded(&place.group);
+        let mut state = self.current();
+        let was = state.dispatcher.breaker(&place.group, self.now());
+        state.dispatcher.succeeded(&place.group);
+        if was != BreakerState::Closed {
+            self.rotation.send_replace(()); // the others waited for what would become of it
+        }
     }
 
     /// A request failed there, by no fault of its client's.

@@ -415,6 +415,22 @@ async fn a_group_that_fails_every_request_gets_no_more_for_a_while() {
 }
 
 #[tokio::test]
+async fn all_that_wait_for_a_group_go_on_when_the_one_that_tries_it_has_succeeded() {
+    let mut script = vec![losses(17)];
+    script.extend(tokens(&ids("Anon"), FinishReason::Stop));
+    let leader = Leader::start(script).await;
+    let stage = Stage::with(&[&leader]).await;
+    let mut open = Vec::new();
+    for prompt in ["x", "y", "z"] {
+        open.push(stage.start(TEXT, &json!({ "prompt": prompt })).await);
+    }
+    for connection in open {
+        let reply = patiently(connection.rest()).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_waits_for_its_group_only_so_long() {
     let leader = Leader::start(vec![losses(u64::MAX)]).await;
     let recovery_s_max = Duration::from_millis(50);
