@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use galerne_dispatch::{BreakerState, Choice, Dispatcher, Ticket, Want};
 use galerne_tls::Way;
@@ -13,7 +13,7 @@ use galerne_wire::show_secret;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::{LoadReport, LoadRequest};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
@@ -29,7 +29,7 @@ pub(crate) struct Groups {
     fleet: watch::Receiver<Fleet>,
     /// Rings when a group was lost, or found again, without the fleet having moved.
     rotation: watch::Sender<()>,
-    /// The dispatcher's time counts from here.
+    /// The dispatcher's time counts from here, by the clock by which what it waits for is waited for.
     began: Instant,
 }
 

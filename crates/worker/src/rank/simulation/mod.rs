@@ -46,7 +46,7 @@ const HEALED_MS: u64 = 60_000;
 /// Seeds that one process plays, one after the other.
 const BATCH: u64 = 16;
 /// Seeds that are played where nobody asks for more.
-const SEEDS: u64 = 480;
+const SEEDS: u64 = 2_000;
 /// Set for a process that plays seeds: the first one, and how many.
 const PLAY: &str = "GALERNE_PLAY";
 
@@ -203,6 +203,13 @@ fn play_seeds() {
         eprintln!("{info}");
         PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
     }));
+    if told.is_some() {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .init();
+    }
     println!(); // behind what the harness has written
     machine::begin(first);
     let (mut setups, began) = (Setups::new(), machine::real_now());
