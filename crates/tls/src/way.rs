@@ -28,7 +28,7 @@ pub enum Way {
     Open,
     /// Under TLS.
     Tls(Arc<Client>),
-    /// Over a network that is not the system's: a simulation has its own.
+    /// Over a network that is not the system's: a process has one within itself, a simulation one of its own.
     By(Dial),
 }
 
