@@ -36,8 +36,7 @@ async fn play(world: &World, processes: &Processes) {
     spec["update"] = json!({ "canary": { "enabled": true } });
     world.create(spec).await;
     world.settled(2).await;
-    let listed = async || processes.routers.lock().expect("no panic").values().next().cloned();
-    let router = world.eventually("a router", listed).await;
+    let router = world.eventually("a router", async || processes.router()).await;
     world
         .until("routed", |cluster| cluster.status.as_ref().is_some_and(|status| status.routers_ready == 1))
         .await;

@@ -26,7 +26,7 @@ const PROBE_PERIOD: Duration = Duration::from_millis(50);
 pub(crate) struct Processes {
     binary: PathBuf,
     /// gRPC addresses of routers, by their pods.
-    pub(crate) routers: Arc<Mutex<BTreeMap<String, String>>>,
+    routers: Arc<Mutex<BTreeMap<String, String>>>,
     /// Folders that stand for secrets, by the secrets' names.
     pub(crate) secrets: BTreeMap<String, PathBuf>,
 }
@@ -37,6 +37,11 @@ impl Processes {
         let binary = test.ancestors().nth(2).expect("target/release").join("galerne");
         assert!(binary.exists(), "{} is missing: run `make build` first", binary.display());
         Self { binary, routers: Arc::default(), secrets: BTreeMap::new() }
+    }
+
+    /// Where one of the routers listens, once there is one.
+    pub(crate) fn router(&self) -> Option<String> {
+        self.routers.lock().expect("no panic").values().next().cloned()
     }
 
     /// Runs a pod's container again and again, and says when it is ready; its process ends with SIGTERM when this is dropped.

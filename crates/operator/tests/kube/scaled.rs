@@ -35,8 +35,7 @@ async fn play(world: &World, processes: &Processes) {
     spec["sla"] = json!({ "ttft": { "percentile": 95, "ms": 1 } });
     world.create(spec).await;
     world.until("asleep", |cluster| groups(cluster) == (0, 0, Some(0))).await;
-    let listed = async || processes.routers.lock().expect("no panic").values().next().cloned();
-    let router = world.eventually("a router", listed).await;
+    let router = world.eventually("a router", async || processes.router()).await;
     world
         .until("routed", |cluster| cluster.status.as_ref().is_some_and(|status| status.routers_ready == 1))
         .await;
