@@ -19,8 +19,8 @@ HERE = Path(__file__).resolve().parent
 NCCL = ROOT / ".cache/lib/libnccl.so.2"
 DEMO = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 GOLDENS = ["tiny-mistral", "bard-1m"]
-#: The whole demo model would fill the folder by itself: a third of its layers, and the first tokens of its vocabulary.
-DEMO_LAYERS, DEMO_VOCAB = 10, 4096
+#: The whole demo model would fill the folder by itself: a few of its layers, and the first tokens of its vocabulary.
+DEMO_LAYERS, DEMO_VOCAB = 5, 4096
 FOLDER_MIB_MAX = 60
 
 

@@ -29,7 +29,8 @@ SCHEMA = "galerne.gpu-suite/1"
 WORK_BYTES_MIN = 20 << 30
 #: What is told of a part that failed.
 TAIL_CHARS = 1500
-NCCL_ENVIRONMENT = {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_NVLS_ENABLE": "0"}
+#: Ranks that share a GPU wait for each other in kernels; what loads a kernel waits for all of these, so none is loaded late.
+NCCL_ENVIRONMENT = {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_NVLS_ENABLE": "0", "CUDA_MODULE_LOADING": "EAGER"}
 
 
 class Suite:
@@ -172,7 +173,7 @@ def everything(suite):
     torch = [sys.executable, HERE / "torch_parts.py", *(["--tiny"] if asked.dry_run else [])]
     golden, tiny = HERE / "golden", HERE / "golden/tiny-mistral"
     demo = suite.work / "smollm2-135m-cut.gguf"
-    near = ["--near", demo] if demo.exists() and not asked.dry_run else []
+    near = ["--near", demo] if demo.exists() else []
     model, prompts, logits = suite.work / "model", suite.work / "prompts", suite.work / "logits"
     libraries = {"LD_LIBRARY_PATH": f"{suite.work}:{os.environ.get('LD_LIBRARY_PATH', '')}", **NCCL_ENVIRONMENT}
 

@@ -1,4 +1,5 @@
 """Files made small enough to be carried to a machine with a GPU: NCCL for one architecture, the first layers of a GGUF file."""
+import array
 import shutil
 import struct
 import subprocess
@@ -77,8 +78,31 @@ class Gguf:
             self.at += GGUF_BYTES[kind]
 
 
+#: Kinds of GGUF numbers.
+Q4_1, Q8_0, BF16 = 3, 8, 30
+
+
+def bf16(values):
+    """The nearest bf16 of each, of two as near the even one."""
+    words = array.array("I", array.array("f", values).tobytes())
+    return [(word + 0x7FFF + (word >> 16 & 1)) >> 16 for word in words]
+
+
+def widened(content, kind):
+    """Blocks of 32 numbers as bf16."""
+    out = array.array("H")
+    if kind == Q8_0:
+        for scale, *numbers in struct.iter_unpack("<e32b", content):
+            out.extend(bf16([scale * number for number in numbers]))
+    else:
+        for scale, least, packed in struct.iter_unpack("<ee16s", content):
+            each = bf16([scale * number + least for number in range(16)])
+            out.extend([each[byte & 15] for byte in packed] + [each[byte >> 4] for byte in packed])
+    return out.tobytes()
+
+
 def cut_gguf(source, out, layers, vocab):
-    """The first layers of a model, and the first tokens of its vocabulary, without a tokenizer."""
+    """The first layers of a model, and the first tokens of its vocabulary, without a tokenizer; in bf16, as a GPU holds it."""
     data = source.read_bytes()
     assert data[:4] == b"GGUF"
     file = Gguf(data)
@@ -109,6 +133,10 @@ def cut_gguf(source, out, layers, vocab):
         if name in (b"token_embd.weight", b"output.weight"):
             content = content[: len(content) // dims[1] * vocab]
             dims = [dims[0], vocab]
+        if kind in (Q4_1, Q8_0):
+            # What aligns the next tensor stands behind the blocks.
+            block = {Q4_1: 20, Q8_0: 34}[kind]
+            content, kind = widened(content[: len(content) // block * block], kind), BF16
         body.extend(bytes(-len(body) % GGUF_ALIGNMENT))
         table += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(dims))
         table += b"".join(struct.pack("<Q", dim) for dim in dims) + struct.pack("<IQ", kind, len(body))
