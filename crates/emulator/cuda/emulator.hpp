@@ -27,7 +27,7 @@ struct alignas(16) float4 {
 
 namespace emulator {
 
-constexpr uint32_t WARP = 32, THREADS_MAX = 256, WARPS_MAX = THREADS_MAX / WARP;
+constexpr uint32_t WARP = 32, THREADS_MAX = 1024, WARPS_MAX = THREADS_MAX / WARP;
 
 // Where a warp's lanes meet.
 struct Meeting {

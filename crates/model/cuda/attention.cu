@@ -188,25 +188,39 @@ template <int DIM, class Head> DEVICE void attend(const Attend &a) {
     }
 }
 
-// Merges the chunks of one row: a warp each, two dimensions that follow each other a lane and round.
+// Merges the chunks of one row: a warp each, two dimensions that follow each other a lane and round. What AHEAD chunks have is read
+// together, then merged one after the other.
 template <int DIM> DEVICE void merge(const Attend &a) {
+    constexpr uint32_t AHEAD = 8, ROUNDS = (DIM + 2 * LANES - 1) / (2 * LANES);
     uint32_t kv_head = block().y;
-    Tile tile = a.tiles[block().x];
     overlap_next();
     await_inputs();
+    Tile tile = a.tiles[block().x];
     uint32_t begin = first_seen(tile.position, a.window) / CHUNK, end = (tile.position + tile.tokens + CHUNK - 1) / CHUNK;
     for (uint32_t row = warp(); row < tile.tokens * a.group; row += warps()) {
         uint32_t token = tile.token + row / a.group, head = row % a.group;
-        for (uint32_t at = 2 * lane(); at < DIM; at += 2 * LANES) {
-            float max = LEAST, total = 0, out[2] = {0, 0};
-            for (uint32_t chunk = 0; chunk < end - begin; chunk++) {
-                const float *from = partial(a, chunk, token, kv_head, head, DIM);
-                Factors factors(max, from[DIM]);
-                max = factors.now;
-                total = factors.merge(total, from[DIM + 1]);
-                UNROLL for (int i = 0; i < 2; i++) out[i] = factors.merge(out[i], from[at + i]);
+        float max = LEAST, total = 0, out[ROUNDS][2] = {};
+        for (uint32_t first = 0; first < end - begin; first += AHEAD) {
+            float maxima[AHEAD], totals[AHEAD], outs[AHEAD][ROUNDS][2];
+            UNROLL for (uint32_t chunk = 0; chunk < AHEAD; chunk++) if (first + chunk < end - begin) {
+                const float *from = partial(a, first + chunk, token, kv_head, head, DIM);
+                maxima[chunk] = from[DIM], totals[chunk] = from[DIM + 1];
+                UNROLL for (uint32_t round = 0; round < ROUNDS; round++) {
+                    uint32_t at = 2 * (round * LANES + lane());
+                    UNROLL for (uint32_t i = 0; i < 2; i++) outs[chunk][round][i] = at < DIM ? from[at + i] : 0.0f;
+                }
             }
-            put(a, kv_head, token, head, at, DIM, quotient(out[0], total), quotient(out[1], total));
+            UNROLL for (uint32_t chunk = 0; chunk < AHEAD; chunk++) if (first + chunk < end - begin) {
+                Factors factors(max, maxima[chunk]);
+                max = factors.now;
+                total = factors.merge(total, totals[chunk]);
+                UNROLL for (uint32_t round = 0; round < ROUNDS; round++) UNROLL for (uint32_t i = 0; i < 2; i++)
+                    out[round][i] = factors.merge(out[round][i], outs[chunk][round][i]);
+            }
+        }
+        UNROLL for (uint32_t round = 0; round < ROUNDS; round++) {
+            uint32_t at = 2 * (round * LANES + lane());
+            if (at < DIM) put(a, kv_head, token, head, at, DIM, quotient(out[round][0], total), quotient(out[round][1], total));
         }
     }
 }

@@ -8,10 +8,11 @@ constexpr uint32_t LEVELS = 6;
 struct Tree {
     uint64_t merges;  // for each leaf, from the lowest bit on: a 1 for each merge after it, and a 0
     uint64_t present; // the slots that hold a leaf
+    uint32_t perfect; // leaves, if they are a power of two up to 8 and fill the first slots; 0 else
 };
 
 // `leaf` tells what stands in a slot.
-template <class Leaf> DEVICE float tree_sum(Tree tree, const Leaf &leaf) {
+template <class Leaf> DEVICE float any_tree_sum(Tree tree, const Leaf &leaf) {
     float stack[LEVELS] = {};
     uint32_t depth = 0;
     for (uint32_t slot = 0; tree.present != 0; slot++, tree.present /= 2) {
@@ -28,6 +29,18 @@ template <class Leaf> DEVICE float tree_sum(Tree tree, const Leaf &leaf) {
         depth++;
     }
     return stack[0];
+}
+
+// The same of a tree whose leaves are known: all of them are read at once.
+template <uint32_t PERFECT, class Leaf> DEVICE float tree_sum(const Tree &tree, const Leaf &leaf, uint32_t first = 0) {
+    if constexpr (PERFECT == 0) {
+        return any_tree_sum(tree, leaf);
+    } else if constexpr (PERFECT == 1) {
+        return leaf(first);
+    } else {
+        float low = tree_sum<PERFECT / 2>(tree, leaf, first);
+        return sum(low, tree_sum<PERFECT / 2>(tree, leaf, first + PERFECT / 2));
+    }
 }
 
 // The rank that owns a token's row of the embedding brings it, as its first piece; what it does not own, and its other pieces,
@@ -51,7 +64,40 @@ KERNEL(256, 1) embed(Embed a) {
         }
 }
 
-// One node of the tree: of a rank's shards, or of all ranks' pieces. A block for every 256 numbers, or fewer blocks that go on.
+// What a thread sums up side by side.
+constexpr uint32_t EACH = 4;
+
+// Numbers in a row, `end` of them, dealt to threads: `first`, and every `step`th from there.
+struct Dealt {
+    uint64_t first, step, end;
+};
+
+// Calls `use` with each number's place, its sum and what `beside` finds there: EACH of them, with all their leaves, are under way
+// together.
+template <uint32_t PERFECT, class Leaf, class Beside, class Use>
+DEVICE void each_sum_of(const Tree &tree, const Dealt &dealt, const Leaf &leaf, const Beside &beside, const Use &use) {
+    for (uint64_t at = dealt.first; at < dealt.end; at += EACH * dealt.step) {
+        float x[EACH], y[EACH];
+        UNROLL for (uint32_t i = 0; i < EACH; i++) {
+            // Behind the end the first is read once more: a branch would wait for what is read before it.
+            uint64_t here = at + i * dealt.step < dealt.end ? at + i * dealt.step : at;
+            x[i] = tree_sum<PERFECT>(tree, [&](uint32_t slot) { return leaf(slot, here); });
+            y[i] = beside(here);
+        }
+        UNROLL for (uint32_t i = 0; i < EACH; i++) if (at + i * dealt.step < dealt.end) use(at + i * dealt.step, x[i], y[i]);
+    }
+}
+template <class... Rest> DEVICE void each_sum(const Tree &tree, const Dealt &dealt, const Rest &...rest) {
+    switch (tree.perfect) {
+    case 1: return each_sum_of<1>(tree, dealt, rest...);
+    case 2: return each_sum_of<2>(tree, dealt, rest...);
+    case 4: return each_sum_of<4>(tree, dealt, rest...);
+    case 8: return each_sum_of<8>(tree, dealt, rest...);
+    default: return each_sum_of<0>(tree, dealt, rest...);
+    }
+}
+
+// One node of the tree: of a rank's shards, or of all ranks' pieces. A block for every 1,024 numbers, or fewer blocks that go on.
 struct Piece {
     const float *leaves; // [slot][count]
     float *out;          // [count]
@@ -64,18 +110,22 @@ struct Piece {
 KERNEL(256, 1) piece(Piece a) {
     overlap_next();
     await_inputs();
-    for (uint64_t at = uint64_t(block().x) * threads() + thread(); at < a.count; at += uint64_t(a.blocks) * threads())
-        a.out[at] = tree_sum(a.tree, [&](uint32_t slot) { return a.leaves[slot * a.stride + at]; });
+    Dealt dealt = {uint64_t(block().x) * threads() + thread(), uint64_t(a.blocks) * threads(), a.count};
+    each_sum(
+        a.tree, dealt, [&](uint32_t slot, uint64_t at) { return a.leaves[slot * a.stride + at]; }, [](uint64_t) { return 0.0f; },
+        [&](uint64_t at, float x, float) { a.out[at] = x; });
 }
 
 // hidden += the sum over all leaves; out = hidden · weight / rms(hidden) (RMSNorm, arXiv 1910.07467), packed for the next
-// product. A block of 256 threads a token: each sums the squares of every 256th element, and the block's sums are halved onto
-// each other.
+// product. A block a token, of as many threads as the row is wide, to EACH of it, or 1,024: how the squares are summed depends on
+// the width alone.
+//
+// Bytes: the leaves and the residual stream, 4 · (leaves + 2) a number; of one token they are all under way at once.
 struct AddNorm {
     const float *leaves; // [slot][token][hidden]
     float *residual;     // [token][hidden]
     const float *weight;
-    uint16_t *out;    // packed
+    uint32_t *out;    // packed, in words
     float *plain;     // [token][hidden], as `out` before it was rounded; null unless somebody wants to see it
     uint64_t stride;
     uint32_t hidden, pairs;
@@ -84,29 +134,38 @@ struct AddNorm {
     Tree tree;
 };
 
-KERNEL(256, 1) add_norm(AddNorm a) {
-    overlap_next();
-    await_inputs();
-    float *squares = reinterpret_cast<float *>(shared());
+DEVICE float sum_of_lanes(float x) {
+    UNROLL for (uint32_t mask = 1; mask < LANES; mask *= 2) x = sum(x, from_lane_xor(x, mask));
+    return x;
+}
+
+KERNEL(1024, 1) add_norm(AddNorm a) {
+    float *squares = reinterpret_cast<float *>(shared()), *weight = squares + LANES, *hidden = weight + a.hidden;
     size_t row = size_t(block().x) * a.hidden;
+    overlap_next();
+    _Pragma("unroll 4") for (uint32_t i = thread(); i < a.hidden; i += threads()) weight[i] = a.weight[i];
+    await_inputs();
     float own = 0;
-    for (uint32_t i = thread(); i < a.hidden; i += threads()) {
-        float x = tree_sum(a.tree, [&](uint32_t slot) { return a.leaves[slot * a.stride + row + i]; });
-        if (!a.starts) x = sum(a.residual[row + i], x);
-        a.residual[row + i] = x;
-        own = fused(x, x, own);
-    }
-    squares[thread()] = own;
-    for (uint32_t half = 128; half > 0; half /= 2) {
-        sync();
-        if (thread() < half) squares[thread()] = sum(squares[thread()], squares[thread() + half]);
-    }
+    each_sum(
+        a.tree, Dealt{thread(), threads(), a.hidden},
+        [&](uint32_t slot, uint64_t i) { return a.leaves[slot * a.stride + row + i]; },
+        [&](uint64_t i) { return a.starts ? 0.0f : a.residual[row + i]; },
+        [&](uint64_t i, float x, float before) {
+            if (!a.starts) x = sum(before, x);
+            a.residual[row + i] = hidden[i] = x;
+            own = fused(x, x, own);
+        });
+    own = sum_of_lanes(own);
+    if (lane() == 0) squares[warp()] = own;
     sync();
-    float scale = inverse_root(sum(quotient(squares[0], float(a.hidden)), a.eps));
-    for (uint32_t i = thread(); i < a.pairs * PAIR; i += threads()) {
-        float x = i < a.hidden ? product(product(a.residual[row + i], scale), a.weight[i]) : 0.0f;
-        a.out[packed_at(block().x, i, a.pairs)] = narrow(x);
-        if (a.plain != nullptr && i < a.hidden) a.plain[row + i] = x;
+    float scale = inverse_root(sum(quotient(sum_of_lanes(lane() < warps() ? squares[lane()] : 0.0f), float(a.hidden)), a.eps));
+    auto normed = [&](uint32_t i) { return i < a.hidden ? product(product(hidden[i], scale), weight[i]) : 0.0f; };
+    for (uint32_t i = 2 * thread(); i < a.pairs * PAIR; i += 2 * threads()) {
+        float low = normed(i), high = normed(i + 1);
+        a.out[packed_at(block().x, i, a.pairs) / 2] = pair_of(low, high);
+        if (a.plain == nullptr) continue;
+        if (i < a.hidden) a.plain[row + i] = low;
+        if (i + 1 < a.hidden) a.plain[row + i + 1] = high;
     }
 }
 

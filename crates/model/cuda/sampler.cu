@@ -1,9 +1,10 @@
 // Draws a token of each row of logits, as `src/sampler.rs` defines it, to the same id: weights are integers, whose sums are
 // exact, so that no order of adding them shows, and everything else is a single rounded operation.
 //
-// A block a row. Bytes: logits once from memory; then scores and weights, 12 bytes a token, out of the second-level cache, for
-// each digit of each place that is looked for: twice where nothing is filtered, six times for each of top-k, top-p and the draw
-// by order where something is. What one multiprocessor reads bounds it; rows run beside each other.
+// A block a row, of as many threads as the vocabulary is large, to AHEAD of it, or 1,024. Bytes: logits once from memory; then
+// scores and weights, 12 bytes a token, out of the second-level cache, for each digit of each place that is looked for: twice where
+// nothing is filtered, six times for each of top-k, top-p and the draw by order where something is. What one multiprocessor reads
+// bounds it; rows run beside each other.
 #include "base.cuh"
 
 constexpr uint32_t NONE = 0xffffffff;
@@ -97,33 +98,38 @@ DEVICE uint32_t descending(float score) {
     return bits >> 31 ? bits : ~bits & 0x7fffffff;
 }
 
-// Each token of the vocabulary by one thread.
-template <class Use> DEVICE void each_token(uint32_t vocab, const Use &use) {
-    for (uint32_t i = thread(); i < vocab; i += threads()) use(i);
+// Each token of the vocabulary by one thread: `use` gets what `load` finds of it. What AHEAD tokens need is under way together.
+template <class Load, class Use> DEVICE void each_token(uint32_t vocab, const Load &load, const Use &use) {
+    constexpr uint32_t AHEAD = 4;
+    for (uint32_t first = thread(); first < vocab; first += AHEAD * threads()) {
+        decltype(load(first)) x[AHEAD];
+        UNROLL for (uint32_t i = 0; i < AHEAD; i++) {
+            uint32_t here = first + i * threads();
+            x[i] = load(here < vocab ? here : first);
+        }
+        UNROLL for (uint32_t i = 0; i < AHEAD; i++) if (first + i * threads() < vocab) use(first + i * threads(), x[i]);
+    }
 }
 
 DEVICE uint64_t *bins() { return reinterpret_cast<uint64_t *>(shared()); }
 DEVICE uint64_t *groups() { return bins() + BINS; }
+// What each warp has.
+DEVICE uint64_t *parts() { return groups() + BINS / GROUP; }
 
-// Joins each group of bins; all threads find them there.
-template <class Join> DEVICE void join_groups(const Join &join) {
-    sync();
-    if (thread() < BINS / GROUP) {
-        uint64_t all = bins()[thread() * GROUP];
-        for (uint32_t i = 1; i < GROUP; i++) all = join(all, bins()[thread() * GROUP + i]);
-        groups()[thread()] = all;
-    }
-    sync();
+DEVICE uint64_t from_lane_xor(uint64_t x, uint32_t mask) {
+    uint64_t high = from_lane_xor(uint32_t(x >> 32), mask);
+    return high << 32 | from_lane_xor(uint32_t(x), mask);
 }
 
-// What all threads of the block bring, joined.
+// What all threads of the block bring, joined in whatever order.
 template <class Join> DEVICE uint64_t joined(uint64_t x, const Join &join) {
+    UNROLL for (uint32_t mask = 1; mask < LANES; mask *= 2) x = join(x, from_lane_xor(x, mask));
     sync(); // what stood there before was read
-    bins()[thread()] = x;
-    join_groups(join);
-    uint64_t all = groups()[0];
-    for (uint32_t i = 1; i < BINS / GROUP; i++) all = join(all, groups()[i]);
-    return all;
+    if (lane() == 0) parts()[warp()] = x;
+    sync();
+    x = parts()[0];
+    for (uint32_t i = 1; i < warps(); i++) x = join(x, parts()[i]);
+    return x;
 }
 DEVICE uint64_t added(uint64_t x) {
     return joined(x, [](uint64_t a, uint64_t b) { return a + b; });
@@ -145,13 +151,23 @@ DEVICE Reached first_to_reach(uint64_t target, uint32_t vocab, uint32_t bits, co
     for (uint32_t shift = bits; shift > 0;) {
         shift -= 8;
         sync();
-        bins()[thread()] = 0;
+        for (uint32_t i = thread(); i < BINS; i += threads()) bins()[i] = 0;
         sync();
-        each_token(vocab, [&](uint32_t i) {
-            uint64_t own = weight(i), k = key(i);
-            if (own != 0 && k >> shift >> 8 == at.key) add_shared(bins() + (k >> shift) % BINS, own);
-        });
-        join_groups([](uint64_t a, uint64_t b) { return a + b; });
+        struct Weighed {
+            uint64_t weight, key;
+        };
+        each_token(
+            vocab, [&](uint32_t i) { return Weighed{weight(i), key(i)}; },
+            [&](uint32_t, const Weighed &own) {
+                if (own.weight != 0 && own.key >> shift >> 8 == at.key) add_shared(bins() + (own.key >> shift) % BINS, own.weight);
+            });
+        sync();
+        for (uint32_t group = thread(); group < BINS / GROUP; group += threads()) {
+            uint64_t all = 0;
+            for (uint32_t i = 0; i < GROUP; i++) all += bins()[group * GROUP + i];
+            groups()[group] = all;
+        }
+        sync();
         uint32_t digit = 0;
         for (; digit < BINS - GROUP && at.before + groups()[digit / GROUP] < target; digit += GROUP)
             at.before += groups()[digit / GROUP];
@@ -164,7 +180,7 @@ DEVICE Reached first_to_reach(uint64_t target, uint32_t vocab, uint32_t bits, co
 // Scores as draws see them: bias, penalties, bans.
 DEVICE void adjust(const Sampler &a, const Want &want, float *scores) {
     const float *logits = a.logits + size_t(want.row) * a.vocab;
-    each_token(a.vocab, [&](uint32_t i) { scores[i] = clean(logits[i]); });
+    each_token(a.vocab, [&](uint32_t i) { return logits[i]; }, [&](uint32_t i, float x) { scores[i] = clean(x); });
     sync();
     for (uint32_t i = thread(); i < want.edit_count; i += threads()) {
         Edit edit = a.edits[want.edits + i];
@@ -189,12 +205,16 @@ DEVICE uint32_t sample(const Sampler &a, const Want &want, const float *scores, 
     auto order = [&](uint32_t i) { return uint64_t(descending(scores[i])) << a.id_bits | i; };
     auto weight = [&](uint32_t i) { return weights[i]; };
     float max = scores[best];
-    each_token(a.vocab, [&](uint32_t i) { own += weights[i] = weight_of(scores[i], max, want.scale, want.min_p, a.one); });
+    each_token(
+        a.vocab, [&](uint32_t i) { return scores[i]; },
+        [&](uint32_t i, float score) { own += weights[i] = weight_of(score, max, want.scale, want.min_p, a.one); });
     bool cut = want.top_k > 0 && want.top_k < a.vocab;
     if (cut) {
         uint64_t last = first_to_reach(want.top_k, a.vocab, order_bits, order, [](uint32_t) { return uint64_t(1); }).key;
         own = 0;
-        each_token(a.vocab, [&](uint32_t i) { own += weights[i] = order(i) > last ? 0 : weights[i]; });
+        each_token(
+            a.vocab, [&](uint32_t i) { return order(i) > last ? 0 : weights[i]; },
+            [&](uint32_t i, uint64_t kept) { own += weights[i] = kept; });
     }
     uint64_t total = added(own);
     if (!cut && want.top_p >= 1.0f) {
@@ -214,15 +234,16 @@ DEVICE void tell(const Sampler &a, const Want &want, uint32_t id, Told &told) {
     uint32_t mask = (1u << a.id_bits) - 1, tops = want.tops < a.vocab ? want.tops : a.vocab;
     auto order = [&](uint32_t i) { return uint64_t(descending(clean(logits[i]))) << a.id_bits | i; };
     uint64_t best = ~0ull, own = order(id), before = 0, weights = 0;
-    each_token(a.vocab, [&](uint32_t i) {
-        uint64_t key = order(i);
+    each_token(a.vocab, order, [&](uint32_t, uint64_t key) {
         best = key < best ? key : best;
         before += key < own;
     });
     best = least(best);
     before = added(before);
     float max = clean(logits[best & mask]);
-    each_token(a.vocab, [&](uint32_t i) { weights += weight_of(clean(logits[i]), max, 1.0, 0.0f, a.one); });
+    each_token(
+        a.vocab, [&](uint32_t i) { return logits[i]; },
+        [&](uint32_t, float x) { weights += weight_of(clean(x), max, 1.0, 0.0f, a.one); });
     weights = added(weights);
     if (thread() == 0) {
         told.total = weights;
@@ -236,15 +257,15 @@ DEVICE void tell(const Sampler &a, const Want &want, uint32_t id, Told &told) {
     sync();
     if (thread() == 0) bins()[0] = 0;
     sync();
-    each_token(a.vocab, [&](uint32_t i) {
-        if (order(i) > last) return;
+    each_token(a.vocab, order, [&](uint32_t i, uint64_t key) {
+        if (key > last) return;
         uint64_t place = add_shared(bins(), 1);
         told.top_ids[place] = i;
         told.top_logits[place] = clean(logits[i]);
     });
 }
 
-KERNEL(256, 1) draw(Sampler a) {
+KERNEL(1024, 1) draw(Sampler a) {
     overlap_next();
     await_inputs();
     Want want = a.wants[block().x];
@@ -253,10 +274,9 @@ KERNEL(256, 1) draw(Sampler a) {
         float *scores = a.scores + size_t(block().x) * a.vocab;
         adjust(a, want, scores);
         uint64_t best = ~0ull;
-        each_token(a.vocab, [&](uint32_t i) {
-            uint64_t key = uint64_t(descending(scores[i])) << a.id_bits | i;
-            best = key < best ? key : best;
-        });
+        each_token(
+            a.vocab, [&](uint32_t i) { return uint64_t(descending(scores[i])) << a.id_bits | i; },
+            [&](uint32_t, uint64_t key) { best = key < best ? key : best; });
         id = uint32_t(least(best)) & ((1u << a.id_bits) - 1);
         if (scores[id] == -1.0f / 0.0f) {
             id = want.lowest;

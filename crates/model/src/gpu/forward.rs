@@ -9,7 +9,7 @@ use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
     AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV, Qkv,
-    TILE_TOKENS, Tree, attend, each_row, multiply, sum_slots,
+    TILE_TOKENS, Tree, add_norm, attend, each_row, multiply, sum_slots,
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
@@ -311,7 +311,7 @@ impl Core {
             tree: leaves.tree,
         };
         // SAFETY: a row of each leaf, of the residual stream and of what is normed for each token.
-        unsafe { each_row(self.device(), c"add_norm", self.tokens(), &arguments) }
+        unsafe { add_norm(self.device(), self.tokens(), &arguments) }
     }
 
     /// Attention of one layer, into the leaves.

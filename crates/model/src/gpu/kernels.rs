@@ -6,7 +6,7 @@ use super::device::{Address, Device, DeviceError, Launch};
 use super::layout::Packing;
 
 /// Lanes of a warp.
-const LANES: u32 = 32;
+pub(super) const LANES: u32 = 32;
 /// Inputs of a pair of k-tiles.
 pub(super) const PAIR: usize = 32;
 /// Outputs of a tile of rows.
@@ -17,6 +17,8 @@ pub(super) const TILE_TOKENS: usize = 8;
 pub(super) const TILE_PAIR_BYTES: usize = 2 * 32 * 16;
 /// Threads of a block that works on a row.
 const ROW_THREADS: u32 = 256;
+/// What a thread sums up side by side.
+const EACH: u32 = 4;
 /// Pairs whose products are summed into one accumulator.
 const SEGMENT_PAIRS: u32 = 32;
 /// Warps of a block of `few`.
@@ -102,6 +104,7 @@ pub(super) struct Attend {
 pub(super) struct Tree {
     pub(super) merges: u64,
     pub(super) present: u64,
+    pub(super) perfect: u32,
 }
 
 #[repr(C)]
@@ -241,10 +244,22 @@ pub(super) unsafe fn each_row<A>(
     rows: u32,
     arguments: &A,
 ) -> Result<(), DeviceError> {
-    // Two words a thread: all that any of them shares.
-    let launch = Launch::new(kernel, [rows, 1, 1], ROW_THREADS, ROW_THREADS * 8, arguments);
+    let launch = Launch::new(kernel, [rows, 1, 1], ROW_THREADS, 0, arguments);
     // SAFETY: the caller's.
     unsafe { device.launch(&launch) }
+}
+
+/// Launches [`AddNorm`] for so many tokens.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn add_norm(device: &dyn Device, tokens: u32, a: &AddNorm) -> Result<(), DeviceError> {
+    const THREADS_MAX: u32 = 1024;
+    let threads = a.hidden.div_ceil(EACH).next_multiple_of(LANES).min(THREADS_MAX);
+    // The row, the weights, and what each warp has of the squares.
+    let shared_bytes = (2 * a.hidden + LANES) * size_of::<f32>() as u32;
+    // SAFETY: the caller's.
+    unsafe { device.launch(&Launch::new(c"add_norm", [tokens, 1, 1], threads, shared_bytes, a)) }
 }
 
 /// Sums `count` numbers of each slot in the tree's order.
@@ -259,7 +274,7 @@ pub(super) unsafe fn sum_slots(
 ) -> Result<(), DeviceError> {
     /// More blocks than any GPU runs at once.
     const BLOCKS_MAX: usize = 2048;
-    let blocks = count.div_ceil(ROW_THREADS as usize).min(BLOCKS_MAX) as u32;
+    let blocks = count.div_ceil((EACH * ROW_THREADS) as usize).min(BLOCKS_MAX) as u32;
     if blocks == 0 {
         return Ok(());
     }

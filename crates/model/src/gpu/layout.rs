@@ -16,22 +16,36 @@ pub(super) const LEAVES_MAX: usize = 32;
 /// The tree over `pieces`, nodes in leaf order that make up one node together ([`galerne_collective::tree`]), which stand in
 /// slots one after another.
 pub(super) fn tree(pieces: &[Range<usize>]) -> Tree {
+    /// Above these, leaves are read one after the other.
+    const PERFECT_MAX: usize = 8;
+    let (merges, count) = (merges(pieces), pieces.len());
+    let perfect = count.is_power_of_two() && count <= PERFECT_MAX && merges == self::merges(&leaves(count));
+    Tree { merges, present: u64::MAX >> (64 - count), perfect: if perfect { count as u32 } else { 0 } }
+}
+
+fn leaves(count: usize) -> Vec<Range<usize>> {
+    (0..count).map(|leaf| leaf..leaf + 1).collect()
+}
+
+fn merges(pieces: &[Range<usize>]) -> u64 {
     let mut walk = Walk { merges: 0, bits: 0, left: pieces };
     if let (Some(first), Some(last)) = (pieces.first(), pieces.last()) {
         walk.node(first.start..last.end);
     }
-    Tree { merges: walk.merges, present: u64::MAX >> (64 - pieces.len()) }
+    walk.merges
 }
 
 /// The tree over so many leaves.
 pub(super) fn tree_of(leaves: usize) -> Tree {
-    tree(&(0..leaves).map(|leaf| leaf..leaf + 1).collect::<Vec<_>>())
+    tree(&self::leaves(leaves))
 }
 
 /// The tree over the pieces of all ranks, in their slots.
 pub(super) fn tree_of_ranks(gathered: &Gathered) -> Tree {
     let (pieces, slots): (Vec<_>, Vec<_>) = gathered.pieces().unzip();
-    Tree { present: slots.into_iter().fold(0, |all, slot| all | 1 << slot), ..tree(&pieces) }
+    let all = tree(&pieces);
+    let present = slots.into_iter().fold(0, |all, slot| all | 1 << slot);
+    Tree { present, perfect: if present == all.present { all.perfect } else { 0 }, ..all }
 }
 
 /// For each leaf, a 1 for each merge after it and a 0.
@@ -218,6 +232,15 @@ mod tests {
                 assert_eq!(sum, expected[0], "{leaves} leaves, {ranks} ranks");
             }
         }
+    }
+
+    #[test]
+    fn a_power_of_two_is_summed_at_once_where_it_fills_the_first_slots() {
+        for (leaves, perfect) in [(1, 1), (2, 2), (3, 0), (4, 4), (6, 0), (8, 8), (16, 0)] {
+            assert_eq!(tree_of(leaves).perfect, perfect, "{leaves} leaves");
+        }
+        assert_eq!(tree(&[0..2, 2..4, 4..6, 6..8]).perfect, 4);
+        assert_eq!(tree(&[0..4, 4..5, 5..6, 6..8]).perfect, 0, "pieces of different sizes");
     }
 
     #[test]
