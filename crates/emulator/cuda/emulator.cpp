@@ -125,17 +125,18 @@ template <class Arguments, void (*kernel)(Arguments)> constexpr Entry entry(cons
 }
 
 #define ENTRY(Arguments, name) entry<Arguments, name>(#name)
-#define ENTRIES(Arguments, name)                                                                                  \
+#define ENTRIES(Arguments, name, N)                                                                               \
     ENTRY(Arguments, name##_few_1), ENTRY(Arguments, name##_few_2), ENTRY(Arguments, name##_few_4),               \
-        ENTRY(Arguments, name##_few_8), ENTRY(Arguments, name##_many_1x4), ENTRY(Arguments, name##_many_4x2)
+        ENTRY(Arguments, name##_few_8), ENTRY(Arguments, name##_many_1x4), ENTRY(Arguments, name##_many_4x2),     \
+        ENTRY(Arguments, name##_wide_64), ENTRY(Arguments, name##_wide_##N)
 
 static const Entry ENTRIES[] = {
-    ENTRIES(Qkv, qkv),
-    ENTRIES(GateUp, gate_up),
-    ENTRIES(Plain, plain),
-    ENTRIES(Qkv, qkv_fp8),
-    ENTRIES(GateUp, gate_up_fp8),
-    ENTRIES(Plain, plain_fp8),
+    ENTRIES(Qkv, qkv, 128),
+    ENTRIES(GateUp, gate_up, 256),
+    ENTRIES(Plain, plain, 256),
+    ENTRIES(Qkv, qkv_fp8, 128),
+    ENTRIES(GateUp, gate_up_fp8, 256),
+    ENTRIES(Plain, plain_fp8, 256),
     ENTRY(Attend, attend_32),
     ENTRY(Attend, attend_64),
     ENTRY(Attend, attend_96),

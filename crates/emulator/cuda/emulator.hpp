@@ -155,3 +155,28 @@ DEVICE void mma(float (&c)[4], uint4 a, uint32_t b0, uint32_t b1) {
     own.c[lane()] = &c;
     emulator::meet(own.meeting, emulator::WARP, [&] { emulator::multiply(own); });
 }
+
+// A warpgroup's warps multiply each for itself, at once.
+#define WARPGROUPS
+
+struct Columns {
+    const uint8_t *tile;
+    uint32_t half;
+};
+DEVICE Columns columns_at(const void *tile) { return {static_cast<const uint8_t *>(tile), 0}; }
+DEVICE Columns upper_half(Columns columns) { return {columns.tile, 1}; }
+DEVICE void show_copies() {}
+DEVICE void begin_products() {}
+DEVICE void end_products() {}
+template <int BEHIND> DEVICE void await_products() {}
+template <int N> DEVICE void await_products(float (&)[N][4]) {}
+
+template <int N> DEVICE void products(float (&c)[N / 8][4], uint4 a, Columns columns) {
+    uint32_t g = lane() / 4, t = lane() % 4;
+    for (uint32_t j = 0; j < N / 8; j++) {
+        uint32_t b[2];
+        for (uint32_t i = 0; i < 2; i++)
+            memcpy(b + i, columns.tile + j * 512 + g * 64 + ((2 * columns.half + i) ^ g / 2 % 4) * 16 + t * 4, 4);
+        mma(c[j], a, b[0], b[1]);
+    }
+}

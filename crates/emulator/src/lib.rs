@@ -25,6 +25,7 @@ unsafe extern "C" {
 /// Memory on the host, and the kernels.
 pub struct Emulator {
     memory_bytes: u64,
+    architecture: u16,
     shared_bytes_max: u32,
     memory: Mutex<Memory>,
 }
@@ -72,9 +73,14 @@ impl Block {
 struct Line([u8; LINE_BYTES]);
 
 impl Emulator {
-    /// A GPU of so many bytes.
+    /// A Hopper GPU of so many bytes.
     pub fn new(memory_bytes: u64) -> Self {
-        Self { memory_bytes, shared_bytes_max: u32::MAX, memory: Mutex::default() }
+        Self { memory_bytes, architecture: 90, shared_bytes_max: u32::MAX, memory: Mutex::default() }
+    }
+
+    /// The same of another architecture, ten times its compute capability: it is asked for other kernels.
+    pub fn with_architecture(self, architecture: u16) -> Self {
+        Self { architecture, ..self }
     }
 
     /// The same with no more shared memory for a block than this, as older GPUs have it.
@@ -93,7 +99,7 @@ impl Device for Emulator {
     }
 
     fn architecture(&self) -> u16 {
-        0
+        self.architecture
     }
 
     fn shared_bytes_max(&self) -> u32 {

@@ -5,6 +5,7 @@
 // with one coalesced load of 16 bytes a lane and nothing is shuffled:
 //   rows  (weights):            [m / 16][k / 16][lane][8], a lane's 8 bf16 of a 16 x 16 tile
 //   packed (activations, K, V): [n / 8][k / 32][lane][8], a lane's 4 + 4 bf16 of two 16 x 8 tiles
+// Activations of many tokens are, where warpgroups multiply, in order within the same tiles: [n / 8][k / 32][n % 8][k % 32].
 #pragma once
 
 #include <stdint.h>
@@ -19,10 +20,6 @@
 constexpr uint32_t LANES = 32;
 // Positions of a KV block, and keys that attention looks at together.
 constexpr uint32_t BLOCK = 32;
-// Inputs whose products are summed into one accumulator before it is added to the sum so far. A sum over k is those of its
-// segments, added in sequence: so a product of few tokens can give each segment to a warp of its own, and one of many
-// tokens comes to the same bits.
-constexpr uint32_t SEGMENT_PAIRS = 32;
 // Inputs of a pair of k-tiles.
 constexpr uint32_t PAIR = 32;
 
@@ -44,4 +41,8 @@ DEVICE uint32_t pair_of(float low, float high) { return uint32_t(narrow(low)) | 
 DEVICE size_t packed_at(uint32_t n, uint32_t k, uint32_t pairs) {
     uint32_t lane = n % 8 * 4 + k % 8 / 2;
     return ((size_t(n / 8) * pairs + k / PAIR) * LANES + lane) * 8 + k % 32 / 16 * 4 + k % 16 / 8 * 2 + k % 2;
+}
+// The same of activations, which may be in order.
+DEVICE size_t activation_at(uint32_t n, uint32_t k, uint32_t pairs, uint32_t in_order) {
+    return in_order ? (size_t(n / 8) * pairs + k / PAIR) * (8 * PAIR) + n % 8 * PAIR + k % PAIR : packed_at(n, k, pairs);
 }

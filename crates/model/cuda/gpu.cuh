@@ -96,3 +96,71 @@ DEVICE void mma(float (&c)[4], uint4 a, uint32_t b0, uint32_t b1) {
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
+
+// Products by warpgroups: four warps, of which each multiplies 16 rows, like `mma`, with the same tokens. What they come to has
+// the bits of `mma` (seen: benches/results/2026-11-28-h100.md); it is there after `await_products`.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WARPGROUPS
+
+// 16 inputs of tokens in shared memory, of which eight take 512 bytes, 64 each, the sixteens of bytes of row n at (i ^ n / 2) % 4:
+// PTX's matrix descriptor for a swizzle of 64 bytes. `tile` is a multiple of 512.
+using Columns = uint64_t;
+DEVICE Columns columns_at(const void *tile) {
+    uint64_t address = uint32_t(__cvta_generic_to_shared(tile));
+    return address >> 4 | uint64_t(1) << 16 | uint64_t(512 >> 4) << 32 | uint64_t(2) << 62;
+}
+// The 16 inputs behind the first.
+DEVICE Columns upper_half(Columns columns) { return columns + (32 >> 4); }
+
+// Copies that have arrived may be multiplied, after a `sync`.
+DEVICE void show_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// All products but the last `behind` groups have read what they multiply.
+template <int BEHIND> DEVICE void await_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(BEHIND) : "memory"); }
+// All of them are added up in `c`.
+template <int N> DEVICE void await_products(float (&c)[N][4]) {
+    await_products<0>();
+    UNROLL for (int j = 0; j < N; j++) UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+f"(c[j][i])::"memory");
+}
+
+#define FOUR(c) "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+template <int N> DEVICE void products(float (&c)[N / 8][4], uint4 a, Columns b);
+template <> DEVICE void products<64>(float (&c)[8][4], uint4 a, Columns b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                 : FOUR(c[0]), FOUR(c[1]), FOUR(c[2]), FOUR(c[3]), FOUR(c[4]), FOUR(c[5]), FOUR(c[6]), FOUR(c[7])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b));
+}
+template <> DEVICE void products<128>(float (&c)[16][4], uint4 a, Columns b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+                 : FOUR(c[0]), FOUR(c[1]), FOUR(c[2]), FOUR(c[3]), FOUR(c[4]), FOUR(c[5]), FOUR(c[6]), FOUR(c[7]),
+                   FOUR(c[8]), FOUR(c[9]), FOUR(c[10]), FOUR(c[11]), FOUR(c[12]), FOUR(c[13]), FOUR(c[14]), FOUR(c[15])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b));
+}
+template <> DEVICE void products<256>(float (&c)[32][4], uint4 a, Columns b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+                 "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+                 : FOUR(c[0]), FOUR(c[1]), FOUR(c[2]), FOUR(c[3]), FOUR(c[4]), FOUR(c[5]), FOUR(c[6]), FOUR(c[7]),
+                   FOUR(c[8]), FOUR(c[9]), FOUR(c[10]), FOUR(c[11]), FOUR(c[12]), FOUR(c[13]), FOUR(c[14]), FOUR(c[15]),
+                   FOUR(c[16]), FOUR(c[17]), FOUR(c[18]), FOUR(c[19]), FOUR(c[20]), FOUR(c[21]), FOUR(c[22]), FOUR(c[23]),
+                   FOUR(c[24]), FOUR(c[25]), FOUR(c[26]), FOUR(c[27]), FOUR(c[28]), FOUR(c[29]), FOUR(c[30]), FOUR(c[31])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b));
+}
+#undef FOUR
+#endif

@@ -72,11 +72,12 @@ struct Qkv {
     DEVICE static float product_of(float a, float b) { return ::product(a, b); }
 };
 
-// Gate and up: row g of a tile is a gate, row g + 8 its up. out = silu(gate) · up, packed, for each shard.
+// Gate and up: row g of a tile is a gate, row g + 8 its up. out = silu(gate) · up, for each shard.
 struct GateUp {
     Product product;
-    uint16_t *out; // packed: [shard][token_tiles][out_pairs]
+    uint16_t *out; // activations: [shard][token_tiles][out_pairs]
     uint32_t out_pairs;
+    uint32_t in_order; // of the activations
 
     DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4]) const {
         uint32_t shard_tiles = out_pairs * (PAIR / 8), shard = tile / shard_tiles;
@@ -84,7 +85,7 @@ struct GateUp {
         uint16_t *to = out + size_t(shard) * product.token_tiles * out_pairs * (LANES * 8);
         UNROLL for (uint32_t i = 0; i < 2; i++) {
             float gate = c[i], up = c[i + 2], below = sum(1.0f, exp2_of(gate * -1.44269504f));
-            to[packed_at(column * 8 + lane() % 4 * 2 + i, k, out_pairs)] = narrow(::product(quotient(gate, below), up));
+            to[activation_at(column * 8 + lane() % 4 * 2 + i, k, out_pairs, in_order)] = narrow(::product(quotient(gate, below), up));
         }
     }
 };
@@ -110,6 +111,19 @@ struct Plain {
     KERNEL(FEW_WARPS * LANES, 2) name##_few_8(Finish a) { few<W, 8>(a.product, a); }             \
     KERNEL(4 * LANES, 1) name##_many_1x4(Finish a) { many<W, 1, 4>(a.product, a); }              \
     KERNEL(8 * LANES, 1) name##_many_4x2(Finish a) { many<W, 4, 2>(a.product, a); }
+
+#if defined(WARPGROUPS)
+#define WIDE(name, W, Finish, N, CUT)                                                            \
+    KERNEL(8 * LANES, CUT ? 1 : 2) name##_wide_64(Finish a) { wide<W, 64, CUT>(a.product, a); }  \
+    KERNEL(8 * LANES, 1) name##_wide_##N(Finish a) { wide<W, N, CUT>(a.product, a); }
+
+WIDE(qkv, Bf16, Qkv, 128, true)
+WIDE(gate_up, Bf16, GateUp, 256, false)
+WIDE(plain, Bf16, Plain, 256, false)
+WIDE(qkv_fp8, Fp8, Qkv, 128, true)
+WIDE(gate_up_fp8, Fp8, GateUp, 256, false)
+WIDE(plain_fp8, Fp8, Plain, 256, false)
+#endif
 
 LINEAR(qkv, Bf16, Qkv)
 LINEAR(gate_up, Bf16, GateUp)

@@ -1,7 +1,8 @@
 // Matrix products: out[m][n] = Σ w[m][k] · x[n][k] over k, weights as the first operand and tokens as the second.
 //
 // Every output is a chain of `mma.sync` over k within a segment, and the sum of its segments in sequence, whatever the number
-// of tokens, so a token's numbers do not depend on what runs beside it. The two kernels below differ in who does what, not in
+// of tokens, so a token's numbers do not depend on what runs beside it. Few tokens give each segment to a warp of its own: a matrix
+// has more than one where its tiles alone are too few to keep a GPU's memory busy. The kernels below differ in who does what, not in
 // the order of any sum.
 #pragma once
 
@@ -33,11 +34,12 @@ struct Fp8 {
 
 struct Product {
     const uint4 *weights; // rows: [shard][tiles][words of a tile]
-    const uint4 *x;       // packed: [shard][token_tiles][pairs][lane]
+    const uint4 *x;       // [shard][token_tiles][pairs][lane]; in order for `wide`, packed else
     uint32_t tiles;       // of 16 rows
     uint32_t tokens;
     uint32_t token_tiles; // of 8 tokens, that x has room for
     uint32_t pairs;       // of k-tiles: k / 32
+    uint32_t segment;     // pairs of a segment: even
 
     template <class W> DEVICE const uint4 *rows(uint32_t shard, uint32_t tile) const {
         return weights + (size_t(shard) * tiles + tile) * W::tile_words(pairs);
@@ -45,7 +47,7 @@ struct Product {
     DEVICE const uint4 *columns(uint32_t shard, uint32_t token_tile) const {
         return x + (size_t(shard) * token_tiles + token_tile) * (pairs * LANES);
     }
-    DEVICE uint32_t segments() const { return pairs == 0 ? 1 : (pairs + SEGMENT_PAIRS - 1) / SEGMENT_PAIRS; }
+    DEVICE uint32_t segments() const { return pairs == 0 ? 1 : (pairs + segment - 1) / segment; }
 };
 
 // Warps of a block of `few`.
@@ -71,8 +73,8 @@ template <class W, int NT, class Finish> DEVICE void few(const Product &p, const
         float sums[NT][4];
         UNROLL for (int j = 0; j < NT; j++) UNROLL for (int i = 0; i < 4; i++) sums[j][i] = 0;
         if (works && segment < segments) {
-            uint32_t start = segment * SEGMENT_PAIRS;
-            uint32_t end = start + SEGMENT_PAIRS < p.pairs ? start + SEGMENT_PAIRS : p.pairs;
+            uint32_t start = segment * p.segment;
+            uint32_t end = start + p.segment < p.pairs ? start + p.segment : p.pairs;
             const uint4 *w = p.template rows<W>(shard, tile) + lane(), *x = p.columns(shard, 0) + lane();
             uint4 ahead[AHEAD][W::WORDS];
             auto load = [&](uint32_t i, uint32_t at) {
@@ -132,7 +134,7 @@ template <class W, int WM, int WN, class Finish> DEVICE void many(const Product 
     constexpr uint32_t WORDS = W::WORDS * ROWS * LANES, STAGE = WORDS + COLUMNS * LANES; // in 16 bytes
     uint4 *stages = reinterpret_cast<uint4 *>(shared());
     float *totals = reinterpret_cast<float *>(stages + STAGES * STAGE) + thread(); // [sum][thread]
-    uint32_t shard = block().z, first_tile = block().x * ROWS, first_column = block().y * COLUMNS;
+    uint32_t shard = block().z, first_tile = block().y * ROWS, first_column = block().x * COLUMNS;
 
     auto copy_rows = [&](uint32_t pair) {
         uint4 *to = stages + pair % STAGES * STAGE;
@@ -163,11 +165,11 @@ template <class W, int WM, int WN, class Finish> DEVICE void many(const Product 
         sums[a][b][i] = 0;
     uint32_t own_tile = warp() % WM * WARP_TILES, own_column = warp() / WM * WARP_COLUMNS;
     for (uint32_t pair = 0; pair < p.pairs; pair++) {
-        if (pair % SEGMENT_PAIRS == 0 && pair > 0) {
+        if (pair % p.segment == 0 && pair > 0) {
             UNROLL for (int a = 0; a < WARP_TILES; a++) UNROLL for (int b = 0; b < WARP_COLUMNS; b++)
                 UNROLL for (int i = 0; i < 4; i++) {
                     float *total = totals + ((a * WARP_COLUMNS + b) * 4 + i) * THREADS;
-                    *total = pair == SEGMENT_PAIRS ? sums[a][b][i] : sum(*total, sums[a][b][i]);
+                    *total = pair == p.segment ? sums[a][b][i] : sum(*total, sums[a][b][i]);
                     sums[a][b][i] = 0;
                 }
         }
@@ -192,7 +194,7 @@ template <class W, int WM, int WN, class Finish> DEVICE void many(const Product 
         }
     }
     await_copies<0>();
-    bool cut = p.pairs > SEGMENT_PAIRS;
+    bool cut = p.pairs > p.segment;
     UNROLL for (int a = 0; a < WARP_TILES; a++) UNROLL for (int b = 0; b < WARP_COLUMNS; b++) {
         UNROLL for (int i = 0; i < 4; i++) if (cut)
             sums[a][b][i] = sum(totals[((a * WARP_COLUMNS + b) * 4 + i) * THREADS], sums[a][b][i]);
@@ -202,3 +204,106 @@ template <class W, int WM, int WN, class Finish> DEVICE void many(const Product 
         finish(shard, tile, column, sums[a][b]);
     }
 }
+
+#if defined(WARPGROUPS)
+// Tiles of rows of a block of `wide`: one for each of its warps.
+constexpr uint32_t WIDE_WARPS = 8;
+// Pairs of k-tiles that are in shared memory, of which two are being multiplied.
+constexpr uint32_t WIDE_STAGES = 8;
+
+// Many tokens where warpgroups multiply: N a block, by 128 rows. Weights come through shared memory as they stood in global memory,
+// so that a warp has its fragments by one load; tokens are read from there by the tensor cores themselves. Products of a pair of
+// k-tiles run while the fragments of the next are read and a later pair is asked for.
+//
+// Operations: a block reads 64 · (128 + N) bytes for each pair's 8192 · N operations. Neighbouring blocks have the same rows, so that
+// weights come from memory once. Where there are segments (`CUT`), those before wait in registers.
+template <class W, int N, bool CUT, class Finish> DEVICE void wide(const Product &p, const Finish &finish) {
+    constexpr uint32_t THREADS = WIDE_WARPS * LANES, COLUMNS = N / 8;
+    constexpr uint32_t WORDS = W::WORDS * WIDE_WARPS * LANES, STAGE = WORDS + COLUMNS * LANES; // in 16 bytes
+    constexpr uint32_t ROW_COPIES = WORDS / THREADS, COLUMN_COPIES = COLUMNS / WIDE_WARPS;
+    uint4 *stages = reinterpret_cast<uint4 *>(shared());
+    uint32_t shard = block().z, first_tile = block().y * WIDE_WARPS, first_column = block().x * COLUMNS;
+
+    const uint4 *rows[ROW_COPIES], *columns[COLUMN_COPIES];
+    UNROLL for (uint32_t i = 0; i < ROW_COPIES; i++) {
+        uint32_t at = thread() + i * THREADS, tile = first_tile + at / (W::WORDS * LANES);
+        rows[i] = p.template rows<W>(shard, tile < p.tiles ? tile : p.tiles - 1) + at % (W::WORDS * LANES);
+    }
+    UNROLL for (uint32_t i = 0; i < COLUMN_COPIES; i++) {
+        uint32_t column = first_column + warp() + i * WIDE_WARPS;
+        columns[i] = p.columns(shard, column < p.token_tiles ? column : p.token_tiles - 1) + lane();
+    }
+    auto copy_rows = [&](uint32_t pair) {
+        uint4 *to = stages + pair % WIDE_STAGES * STAGE + thread();
+        UNROLL for (uint32_t i = 0; i < ROW_COPIES; i++) copy_ahead(to + i * THREADS, rows[i] + pair * (W::WORDS * LANES));
+    };
+    auto copy_columns = [&](uint32_t pair) {
+        // Sixteens of bytes change places as `columns_at` wants it.
+        uint4 *to = stages + pair % WIDE_STAGES * STAGE + WORDS + warp() * LANES + (lane() ^ lane() / 8 % 4);
+        UNROLL for (uint32_t i = 0; i < COLUMN_COPIES; i++) copy_ahead(to + i * THREADS, columns[i] + pair * LANES);
+    };
+
+    constexpr uint32_t AHEAD = WIDE_STAGES - 2;
+    overlap_next();
+    UNROLL for (uint32_t pair = 0; pair < AHEAD; pair++) if (pair < p.pairs) copy_rows(pair);
+    await_inputs();
+    UNROLL for (uint32_t pair = 0; pair < AHEAD; pair++) {
+        if (pair < p.pairs) copy_columns(pair);
+        end_copies(); // the first group holds all rows copied so far, too
+    }
+
+    float sums[COLUMNS][4], totals[CUT ? COLUMNS : 1][4];
+    UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) sums[j][i] = 0;
+    // Fragments are read by products that run until the next pair's have begun.
+    uint4 fragments[2][2];
+    auto multiply = [&](uint32_t pair, uint4(&own)[2]) {
+        await_copies<AHEAD - 1>();
+        show_copies();
+        await_products<1>(); // those of the pair before the last: their stage is free
+        sync();
+        const uint4 *stage = stages + pair % WIDE_STAGES * STAGE;
+        uint4 words[W::WORDS];
+        UNROLL for (uint32_t word = 0; word < W::WORDS; word++) words[word] = stage[(W::WORDS * warp() + word) * LANES + lane()];
+        W::widen(words, own[0], own[1]);
+        Columns tokens = columns_at(stage + WORDS);
+        begin_products();
+        products<N>(sums, own[0], tokens);
+        products<N>(sums, own[1], upper_half(tokens));
+        end_products();
+        if (pair + AHEAD < p.pairs) {
+            copy_rows(pair + AHEAD);
+            copy_columns(pair + AHEAD);
+        }
+        end_copies();
+    };
+    auto begin_segment = [&](uint32_t pair) {
+        if constexpr (CUT) if (pair % p.segment == 0 && pair > 0) {
+            await_products(sums);
+            UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) {
+                totals[j][i] = pair == p.segment ? sums[j][i] : sum(totals[j][i], sums[j][i]);
+                sums[j][i] = 0;
+            }
+        }
+    };
+    uint32_t pair = 0;
+    for (; pair + 2 <= p.pairs; pair += 2) {
+        begin_segment(pair);
+        multiply(pair, fragments[0]);
+        multiply(pair + 1, fragments[1]);
+    }
+    if (pair < p.pairs) {
+        begin_segment(pair);
+        multiply(pair, fragments[0]);
+    }
+    await_products(sums);
+    if constexpr (CUT) if (p.pairs > p.segment)
+        UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) sums[j][i] = sum(totals[j][i], sums[j][i]);
+    await_copies<0>();
+    uint32_t tile = first_tile + warp();
+    UNROLL for (uint32_t j = 0; j < COLUMNS; j++) {
+        if (tile >= p.tiles || (first_column + j) * 8 >= p.tokens) continue;
+        W::scale(p.template rows<W>(shard, tile), p.pairs, sums[j]);
+        finish(shard, tile, first_column + j, sums[j]);
+    }
+}
+#endif

@@ -8,8 +8,8 @@ use galerne_types::{Slice, TokenOut};
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
-    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV, Qkv,
-    TILE_TOKENS, Tree, add_norm, attend, each_row, multiply, sum_slots,
+    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV,
+    QKV_SEGMENT_PAIRS, Qkv, TILE_TOKENS, Tree, add_norm, attend, each_row, is_wide, multiply, sum_slots,
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
@@ -260,6 +260,7 @@ impl Core {
         if split { chunks } else { 0 }
     }
 
+    /// A product whose sums are not cut into segments.
     fn product(&self, weights: Address, x: &Buffer, tiles: usize, pairs: usize) -> Product {
         Product {
             weights,
@@ -268,7 +269,13 @@ impl Core {
             tokens: self.tokens(),
             token_tiles: self.work.token_tiles as u32,
             pairs: pairs as u32,
+            segment: pairs.next_multiple_of(2).max(2) as u32,
         }
+    }
+
+    /// Whether activations of the tile are in order, as warpgroups take them.
+    fn in_order(&self) -> u32 {
+        u32::from(is_wide(self.device(), self.inputs.tokens))
     }
 
     fn embed(&self) -> Result<(), DeviceError> {
@@ -307,6 +314,7 @@ impl Core {
             hidden: hidden as u32,
             pairs: self.weights.shape.hidden_pairs() as u32,
             starts: u32::from(starts),
+            in_order: self.in_order(),
             eps: self.weights.portion.config.norm_eps,
             tree: leaves.tree,
         };
@@ -327,7 +335,7 @@ impl Core {
         };
         let product = self.product(layer.qkv, &self.work.normed, shape.qkv_tiles(), shape.hidden_pairs());
         let qkv = Qkv {
-            product,
+            product: Product { segment: QKV_SEGMENT_PAIRS as u32, ..product },
             positions: self.input(0),
             places: self.input(1),
             kv,
@@ -352,6 +360,7 @@ impl Core {
             group: shape.group as u32,
             window: self.window.map_or(0, |window| window as u32),
             chunks: self.chunks() as u32,
+            in_order: self.in_order(),
         };
         let o = self.partial(layer.o, &self.work.attended, shape.attended_pairs());
         // SAFETY: `check` has seen to it that blocks exist and reach to the last position; buffers have room for a tile.
@@ -367,7 +376,8 @@ impl Core {
         let (shape, packing) = (&self.weights.shape, self.weights.packing);
         let product =
             self.product(layer.gate_up, &self.work.normed, shape.gate_up_tiles(), shape.hidden_pairs());
-        let gate_up = GateUp { product, out: self.work.mlp.address(), out_pairs: shape.mlp_pairs() as u32 };
+        let (out, out_pairs) = (self.work.mlp.address(), shape.mlp_pairs() as u32);
+        let gate_up = GateUp { product, out, out_pairs, in_order: self.in_order() };
         let down = self.partial(layer.down, &self.work.mlp, shape.mlp_pairs());
         // SAFETY: buffers have room for a tile.
         unsafe {
@@ -393,6 +403,8 @@ impl Core {
             wanted: self.work.wanted.address(),
             to: self.work.picked.address(),
             pairs: shape.hidden_pairs() as u32,
+            from_in_order: self.in_order(),
+            to_in_order: u32::from(is_wide(self.device(), rows.len())),
         };
         let product = Product {
             tokens: rows.len() as u32,

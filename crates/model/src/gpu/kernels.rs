@@ -19,13 +19,17 @@ pub(super) const TILE_PAIR_BYTES: usize = 2 * 32 * 16;
 const ROW_THREADS: u32 = 256;
 /// What a thread sums up side by side.
 const EACH: u32 = 4;
-/// Pairs whose products are summed into one accumulator.
-const SEGMENT_PAIRS: u32 = 32;
+/// Pairs of a segment of queries, keys and values, whose tiles alone are too few to keep a GPU's memory busy.
+pub(super) const QKV_SEGMENT_PAIRS: usize = 32;
 /// Warps of a block of `few`.
 const FEW_WARPS: u32 = 8;
 /// Most tokens that `few` takes.
 pub(super) const FEW_TOKENS_MAX: u32 = 64;
-/// Up to so many tokens the smaller blocks of `many` are more of them than a GPU has multiprocessors.
+/// Most tokens that `few` takes where there are warpgroups: above it reads activations more often than weights.
+const FEW_TOKENS_MAX_BESIDE_WIDE: u32 = 32;
+/// Architecture whose warpgroups multiply.
+const HOPPER: u16 = 90;
+/// Up to so many tokens the smaller blocks of `many` and `wide` are more of them than a GPU has multiprocessors.
 const MANY_SMALL_TOKENS_MAX: u32 = 512;
 /// Positions of a chunk of attention.
 pub(super) const CHUNK: usize = 64;
@@ -39,6 +43,7 @@ pub(super) struct Product {
     pub(super) tokens: u32,
     pub(super) token_tiles: u32,
     pub(super) pairs: u32,
+    pub(super) segment: u32,
 }
 
 #[repr(C)]
@@ -70,6 +75,7 @@ pub(super) struct GateUp {
     pub(super) product: Product,
     pub(super) out: Address,
     pub(super) out_pairs: u32,
+    pub(super) in_order: u32,
 }
 
 #[repr(C)]
@@ -97,6 +103,7 @@ pub(super) struct Attend {
     pub(super) group: u32,
     pub(super) window: u32,
     pub(super) chunks: u32,
+    pub(super) in_order: u32,
 }
 
 #[repr(C)]
@@ -143,6 +150,7 @@ pub(super) struct AddNorm {
     pub(super) hidden: u32,
     pub(super) pairs: u32,
     pub(super) starts: u32,
+    pub(super) in_order: u32,
     pub(super) eps: f32,
     pub(super) tree: Tree,
 }
@@ -154,48 +162,75 @@ pub(super) struct Pick {
     pub(super) wanted: Address,
     pub(super) to: Address,
     pub(super) pairs: u32,
+    pub(super) from_in_order: u32,
+    pub(super) to_in_order: u32,
 }
 
-/// The six kernels that compute one kind of product with weights of one [`Packing`].
+/// The kernels that compute one kind of product with weights of one [`Packing`].
 pub(super) struct Kernels {
     few: [&'static CStr; 4],
     many: [&'static CStr; 2],
+    wide: [&'static CStr; 2],
+    /// Tokens of a block of the second.
+    wide_tokens: u32,
+}
+
+/// Whether warpgroups multiply so many tokens: activations are in order then.
+pub(super) fn is_wide(device: &dyn Device, tokens: usize) -> bool {
+    device.architecture() == HOPPER && tokens > FEW_TOKENS_MAX_BESIDE_WIDE as usize
 }
 
 pub(super) const QKV: [Kernels; 2] = [
     Kernels {
         few: [c"qkv_few_1", c"qkv_few_2", c"qkv_few_4", c"qkv_few_8"],
         many: [c"qkv_many_1x4", c"qkv_many_4x2"],
+        wide: [c"qkv_wide_64", c"qkv_wide_128"],
+        wide_tokens: 128,
     },
     Kernels {
         few: [c"qkv_fp8_few_1", c"qkv_fp8_few_2", c"qkv_fp8_few_4", c"qkv_fp8_few_8"],
         many: [c"qkv_fp8_many_1x4", c"qkv_fp8_many_4x2"],
+        wide: [c"qkv_fp8_wide_64", c"qkv_fp8_wide_128"],
+        wide_tokens: 128,
     },
 ];
 pub(super) const GATE_UP: [Kernels; 2] = [
     Kernels {
         few: [c"gate_up_few_1", c"gate_up_few_2", c"gate_up_few_4", c"gate_up_few_8"],
         many: [c"gate_up_many_1x4", c"gate_up_many_4x2"],
+        wide: [c"gate_up_wide_64", c"gate_up_wide_256"],
+        wide_tokens: 256,
     },
     Kernels {
         few: [c"gate_up_fp8_few_1", c"gate_up_fp8_few_2", c"gate_up_fp8_few_4", c"gate_up_fp8_few_8"],
         many: [c"gate_up_fp8_many_1x4", c"gate_up_fp8_many_4x2"],
+        wide: [c"gate_up_fp8_wide_64", c"gate_up_fp8_wide_256"],
+        wide_tokens: 256,
     },
 ];
 pub(super) const PLAIN: [Kernels; 2] = [
     Kernels {
         few: [c"plain_few_1", c"plain_few_2", c"plain_few_4", c"plain_few_8"],
         many: [c"plain_many_1x4", c"plain_many_4x2"],
+        wide: [c"plain_wide_64", c"plain_wide_256"],
+        wide_tokens: 256,
     },
     Kernels {
         few: [c"plain_fp8_few_1", c"plain_fp8_few_2", c"plain_fp8_few_4", c"plain_fp8_few_8"],
         many: [c"plain_fp8_many_1x4", c"plain_fp8_many_4x2"],
+        wide: [c"plain_fp8_wide_64", c"plain_fp8_wide_256"],
+        wide_tokens: 256,
     },
 ];
 
 /// Shared memory of a block of `many` of so many warps: four stages of bf16 (FP8 takes less), and the sums so far.
 const fn many_shared_bytes(rows: u32, columns: u32) -> u32 {
     4 * (2 * 4 * rows + 8 * columns) * LANES * 16 + 128 * 4 * rows * columns * LANES
+}
+
+/// Shared memory of a block of `wide` for so many tokens: eight stages of bf16.
+const fn wide_shared_bytes(tokens: u32) -> u32 {
+    8 * (2 * 8 + tokens / 8) * LANES * 16
 }
 
 /// Shared memory of a block without which no prompt can be run.
@@ -212,21 +247,28 @@ pub(super) unsafe fn multiply<A>(
     shards: u32,
     arguments: &A,
 ) -> Result<(), DeviceError> {
-    let Product { tiles, tokens, pairs, .. } = *product;
+    let Product { tiles, tokens, pairs, segment, .. } = *product;
     let kernels = if packing == Packing::Fp8 { fp8 } else { bf16 };
     if tiles == 0 || shards == 0 {
         return Ok(());
     }
-    let launch = if tokens <= FEW_TOKENS_MAX {
+    let small = tokens <= MANY_SMALL_TOKENS_MAX;
+    let launch = if is_wide(device, tokens as usize) {
+        const WARPS: u32 = 8;
+        let (kernel, columns) =
+            if small { (kernels.wide[0], 64) } else { (kernels.wide[1], kernels.wide_tokens) };
+        let grid = [tokens.div_ceil(columns), tiles.div_ceil(WARPS), shards];
+        Launch::new(kernel, grid, WARPS * LANES, wide_shared_bytes(columns), arguments)
+    } else if tokens <= FEW_TOKENS_MAX {
         let kind = tokens.div_ceil(TILE_TOKENS as u32).next_power_of_two().ilog2();
-        let segments = pairs.div_ceil(SEGMENT_PAIRS).clamp(1, FEW_WARPS);
+        let segments = pairs.div_ceil(segment).clamp(1, FEW_WARPS);
         let grid = [tiles.div_ceil(FEW_WARPS / segments), 1, shards];
         let shared = (FEW_WARPS * LANES * 16) << kind;
         Launch::new(kernels.few[kind as usize], grid, FEW_WARPS * LANES, shared, arguments)
     } else {
-        let few_rows = tokens <= MANY_SMALL_TOKENS_MAX || many_shared_bytes(4, 2) > device.shared_bytes_max();
-        let (kind, rows, columns) = if few_rows { (0, 1, 4) } else { (1, 4, 2) };
-        let grid = [tiles.div_ceil(4 * rows), tokens.div_ceil(64 * columns), shards];
+        let small = small || many_shared_bytes(4, 2) > device.shared_bytes_max();
+        let (kind, rows, columns) = if small { (0, 1, 4) } else { (1, 4, 2) };
+        let grid = [tokens.div_ceil(64 * columns), tiles.div_ceil(4 * rows), shards];
         let shared = many_shared_bytes(rows, columns);
         Launch::new(kernels.many[kind], grid, rows * columns * LANES, shared, arguments)
     };

@@ -11,7 +11,7 @@ use galerne_types::{KvDtype, Quantize, Shards};
 use crate::golden::Golden;
 use crate::support::files::{Model, config, in_whole_blocks};
 use crate::support::group::{
-    Drawn, GPU_BYTES, assert_same, load, load_on_gpus, load_on_older_gpus, options, run_group, run_ranks,
+    Drawn, GPU_BYTES, assert_same, load, load_on_gpus, load_on_another_gpu, options, run_group, run_ranks,
 };
 use crate::support::script::{drafted, ring, sequence, sharing, sliding, steps};
 
@@ -164,9 +164,10 @@ fn drafts_prefixes_and_windows(kv_dtype: KvDtype, windows: &[usize]) {
 
 #[test]
 fn how_a_product_is_dealt_to_warps_does_not_show() {
-    // Rows of 1,120 are cut into two segments, those of 8,320 into nine: one more than a block has warps.
+    // Queries of 1,120 inputs are cut into two segments, those of 8,352 into nine, one more than a block has warps; and neither has
+    // an even number of pairs of k-tiles.
     let wide = Config { layers: 1, hidden: 1120, ..config(2, 1, 32, 64, 32) };
-    let deep = Config { layers: 1, ..config(2, 1, 32, 8320, 32) };
+    let deep = Config { layers: 1, hidden: 8352, ..config(2, 1, 32, 96, 32) };
     for (config, tokens) in [(wide, 180), (deep, 25)] {
         let what = format!("{} by {}", config.hidden, config.intermediate);
         let (_folder, checkpoint) = Model::random(config, 3).gguf(Dtype::Bf16);
@@ -179,9 +180,12 @@ fn how_a_product_is_dealt_to_warps_does_not_show() {
         let found = run_group(&gpu, &options, &steps(Vec::clone(&all)));
         let alone = run_group(&gpu, &options, &steps(vec![sequence(0, &prompts[0], 150, 2)]));
         assert_same(&only(&found, 0), &alone, &format!("{what}: beside others"));
-        let old = load_on_older_gpus(&checkpoint);
-        let found = run_group(&old, &options, &steps(all));
-        assert_same(&only(&found, 0), &alone, &format!("{what}: on a GPU with less shared memory"));
+        // As an A100 and a B200 are: none has Hopper's warpgroups.
+        for (architecture, shared_bytes_max) in [(80, 163 << 10), (100, 227 << 10)] {
+            let other = load_on_another_gpu(&checkpoint, architecture, shared_bytes_max);
+            let found = run_group(&other, &options, &steps(Vec::clone(&all)));
+            assert_same(&only(&found, 0), &alone, &format!("{what}: on sm_{architecture}"));
+        }
         let by_few = run_group(&gpu, &options, &steps(vec![sequence(0, &prompts[0], 23, 2)]));
         assert_same(&by_few, &alone, &format!("{what}: by 23 tokens"));
         let cpu =

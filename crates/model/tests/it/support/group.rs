@@ -115,9 +115,14 @@ pub(crate) fn load_on_gpus(
     (0..world_size).map(|rank| on_gpu(checkpoint, quantize, shards, rank, Emulator::new(GPU_BYTES))).collect()
 }
 
-/// The only rank of a group, on a GPU that gives a block as much shared memory as an A100.
-pub(crate) fn load_on_older_gpus(checkpoint: &Checkpoint) -> Vec<Held> {
-    let gpu = Emulator::new(GPU_BYTES).with_shared_bytes_max(163 << 10);
+/// The only rank of a group, on a GPU of this architecture that gives a block as much shared memory.
+pub(crate) fn load_on_another_gpu(
+    checkpoint: &Checkpoint,
+    architecture: u16,
+    shared_bytes_max: u32,
+) -> Vec<Held> {
+    let gpu =
+        Emulator::new(GPU_BYTES).with_architecture(architecture).with_shared_bytes_max(shared_bytes_max);
     vec![on_gpu(checkpoint, None, Shards::new(1, 1).unwrap(), 0, gpu)]
 }
 
