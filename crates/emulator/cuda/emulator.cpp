@@ -133,10 +133,10 @@ template <class Arguments, void (*kernel)(Arguments)> constexpr Entry entry(cons
 static const Entry ENTRIES[] = {
     ENTRIES(Qkv, qkv, 128),
     ENTRIES(GateUp, gate_up, 256),
-    ENTRIES(Plain, plain, 256),
+    ENTRIES(Plain, plain, 128),
     ENTRIES(Qkv, qkv_fp8, 128),
     ENTRIES(GateUp, gate_up_fp8, 256),
-    ENTRIES(Plain, plain_fp8, 256),
+    ENTRIES(Plain, plain_fp8, 128),
     ENTRY(Attend, attend_32),
     ENTRY(Attend, attend_64),
     ENTRY(Attend, attend_96),

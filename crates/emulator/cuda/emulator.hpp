@@ -143,6 +143,8 @@ DEVICE float from_lane_xor(float x, uint32_t mask) {
 }
 
 DEVICE uint4 stream(const uint4 *from) { return *from; }
+DEVICE uint32_t constant(const uint32_t *from) { return *from; }
+DEVICE float constant(const float *from) { return *from; }
 DEVICE void copy_ahead(void *to, const void *from) { memcpy(to, from, 16); }
 DEVICE void end_copies() {}
 template <int BEHIND> DEVICE void await_copies() {}

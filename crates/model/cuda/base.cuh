@@ -23,6 +23,9 @@ constexpr uint32_t BLOCK = 32;
 // Inputs of a pair of k-tiles.
 constexpr uint32_t PAIR = 32;
 
+// Pairs come in twos.
+DEVICE uint32_t even(uint32_t pairs) { return pairs + pairs % 2; }
+
 DEVICE uint32_t bits_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);

@@ -80,6 +80,18 @@ DEVICE uint4 stream(const uint4 *from) {
     return x;
 }
 
+// What no kernel writes while this one runs; it is read where it stands, so that several are under way together.
+DEVICE uint32_t constant(const uint32_t *from) {
+    uint32_t x;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(from));
+    return x;
+}
+DEVICE float constant(const float *from) {
+    float x;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from));
+    return x;
+}
+
 // 16 bytes from global to shared memory, behind the caller's back until `await_copies` of all but the last `behind` groups.
 DEVICE void copy_ahead(void *to, const void *from) {
     uint32_t address = uint32_t(__cvta_generic_to_shared(to));

@@ -1,7 +1,11 @@
 // The four products of a layer, and the head: what each does with its sums. A fragment of these holds rows g and g + 8 of a
 // tile and two tokens, so weights are packed with what belongs together 8 rows apart: the two halves of a rotated pair, a gate
-// and its up. Then everything elementwise happens in registers and no sum is written before it is finished.
+// and its up. Then everything elementwise happens in registers and no sum is written before it is finished. What that needs besides
+// the sums `prepare` reads, before there are any.
 #include "product.cuh"
+
+// A product whose end needs nothing but its sums.
+struct Nothing {};
 
 struct Tokens {
     const uint32_t *positions; // [token], absolute
@@ -23,24 +27,38 @@ struct Qkv {
     uint32_t heads, kv_heads;
     uint32_t rotary_pairs; // of a head: half its dimensions, before padding
 
-    DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4]) const {
+    // What is read for two tokens of a tile: their angles and places.
+    struct Ready {
+        float cosine[2], sine[2];
+        uint32_t place[2];
+    };
+    DEVICE Ready prepare(uint32_t tile, uint32_t column) const {
+        uint32_t pair = tile % (kv.dim / 16) * 8 + lane() / 4;
+        Ready ready;
+        UNROLL for (uint32_t i = 0; i < 2; i++) {
+            uint32_t token = column * 8 + lane() % 4 * 2 + i, there = token < product.tokens ? token : 0;
+            const float *turn = turns + size_t(constant(tokens.positions + there)) * (2 * rotary_pairs);
+            turn += pair < rotary_pairs ? pair : 0;
+            ready.cosine[i] = constant(turn), ready.sine[i] = constant(turn + rotary_pairs);
+            ready.place[i] = constant(tokens.places + there);
+        }
+        return ready;
+    }
+
+    DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4], const Ready &ready) const {
         uint32_t head_tiles = kv.dim / 16, head = tile / head_tiles, t = tile % head_tiles;
         uint32_t g = lane() / 4, low = 16 * t + g, high = low + 8;
         UNROLL for (uint32_t i = 0; i < 2; i++) {
             uint32_t token = column * 8 + lane() % 4 * 2 + i;
-            bool there = token < product.tokens;
             float a = c[i], b = c[i + 2];
-            uint32_t pair = 8 * t + g;
-            if (there && head < heads + kv_heads && pair < rotary_pairs) {
-                const float *turn = turns + size_t(tokens.positions[token]) * (2 * rotary_pairs) + pair;
-                float cosine = turn[0], sine = turn[rotary_pairs];
-                float first = sum(product_of(a, cosine), -product_of(b, sine));
-                b = sum(product_of(b, cosine), product_of(a, sine));
+            if (head < heads + kv_heads && 8 * t + g < rotary_pairs) {
+                float first = sum(product_of(a, ready.cosine[i]), -product_of(b, ready.sine[i]));
+                b = sum(product_of(b, ready.cosine[i]), product_of(a, ready.sine[i]));
                 a = first;
             }
             if (head >= heads) {
-                keep(head - heads, t, token, bounded(a), bounded(b));
-            } else if (there) {
+                keep(head - heads, t, token, ready.place[i], bounded(a), bounded(b));
+            } else if (token < product.tokens) {
                 uint16_t *to = queries + (size_t(token) * heads + head) * kv.dim;
                 to[low] = narrow(a);
                 to[high] = narrow(b);
@@ -49,11 +67,11 @@ struct Qkv {
     }
 
     // Rows g and g + 8 of tile t of a key or, after all of those, a value. All lanes of a warp are in the same tile.
-    DEVICE void keep(uint32_t head, uint32_t t, uint32_t token, float a, float b) const {
+    DEVICE void keep(uint32_t head, uint32_t t, uint32_t token, uint32_t place, float a, float b) const {
         bool value = head >= kv_heads;
         uint32_t scale = kv.fp8 ? scale_of(larger(larger(a, -a), larger(b, -b))) : 0;
         if (token >= product.tokens) return;
-        uint32_t block = tokens.places[token] / BLOCK, at = tokens.places[token] % BLOCK, low = 16 * t + lane() / 4;
+        uint32_t block = place / BLOCK, at = place % BLOCK, low = 16 * t + lane() / 4;
         uint8_t *to = kv.head(block, value ? head - kv_heads : head);
         size_t first = value ? packed_at(low, at, 1) : packed_at(at, low, kv.dim / PAIR);
         size_t second = value ? packed_at(low + 8, at, 1) : packed_at(at, low + 8, kv.dim / PAIR);
@@ -79,7 +97,8 @@ struct GateUp {
     uint32_t out_pairs;
     uint32_t in_order; // of the activations
 
-    DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4]) const {
+    DEVICE Nothing prepare(uint32_t, uint32_t) const { return {}; }
+    DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4], Nothing) const {
         uint32_t shard_tiles = out_pairs * (PAIR / 8), shard = tile / shard_tiles;
         uint32_t k = tile % shard_tiles * 8 + lane() / 4;
         uint16_t *to = out + size_t(shard) * product.token_tiles * out_pairs * (LANES * 8);
@@ -90,13 +109,14 @@ struct GateUp {
     }
 };
 
-// Sums as they are, in f32: [shard][token][width].
+// Sums as they are, in f32: [shards that were summed][token][width].
 struct Plain {
     Product product;
     float *out;
     uint32_t width;
 
-    DEVICE void operator()(uint32_t shard, uint32_t tile, uint32_t column, const float (&c)[4]) const {
+    DEVICE Nothing prepare(uint32_t, uint32_t) const { return {}; }
+    DEVICE void operator()(uint32_t shard, uint32_t tile, uint32_t column, const float (&c)[4], Nothing) const {
         UNROLL for (uint32_t i = 0; i < 4; i++) {
             uint32_t token = column * 8 + lane() % 4 * 2 + i % 2, row = tile * 16 + lane() / 4 + i / 2 * 8;
             if (token < product.tokens && row < width) out[(size_t(shard) * product.tokens + token) * width + row] = c[i];
@@ -113,16 +133,18 @@ struct Plain {
     KERNEL(8 * LANES, 1) name##_many_4x2(Finish a) { many<W, 4, 2>(a.product, a); }
 
 #if defined(WARPGROUPS)
-#define WIDE(name, W, Finish, N, CUT)                                                            \
-    KERNEL(8 * LANES, CUT ? 1 : 2) name##_wide_64(Finish a) { wide<W, 64, CUT>(a.product, a); }  \
-    KERNEL(8 * LANES, 1) name##_wide_##N(Finish a) { wide<W, N, CUT>(a.product, a); }
+#define WIDE(name, W, Finish, blocks, N, STAGES, FOLD)                                           \
+    KERNEL(WIDE_WARPS * LANES, blocks) name(Finish a) { wide<W, N, STAGES, Fold::FOLD>(a.product, a); }
+#define WIDES(W, suffix)                                                                         \
+    WIDE(qkv##suffix##_wide_64, W, Qkv, 1, 64, 4, SEGMENTS)                                      \
+    WIDE(qkv##suffix##_wide_128, W, Qkv, 1, 128, 6, SEGMENTS)                                    \
+    WIDE(gate_up##suffix##_wide_64, W, GateUp, 2, 64, 4, NONE)                                   \
+    WIDE(gate_up##suffix##_wide_256, W, GateUp, 1, 256, 4, NONE)                                 \
+    WIDE(plain##suffix##_wide_64, W, Plain, 2, 64, 4, NONE)                                      \
+    WIDE(plain##suffix##_wide_128, W, Plain, 1, 128, 5, SHARDS)
 
-WIDE(qkv, Bf16, Qkv, 128, true)
-WIDE(gate_up, Bf16, GateUp, 256, false)
-WIDE(plain, Bf16, Plain, 256, false)
-WIDE(qkv_fp8, Fp8, Qkv, 128, true)
-WIDE(gate_up_fp8, Fp8, GateUp, 256, false)
-WIDE(plain_fp8, Fp8, Plain, 256, false)
+WIDES(Bf16, )
+WIDES(Fp8, _fp8)
 #endif
 
 LINEAR(qkv, Bf16, Qkv)

@@ -38,8 +38,9 @@ struct Product {
     uint32_t tiles;       // of 16 rows
     uint32_t tokens;
     uint32_t token_tiles; // of 8 tokens, that x has room for
-    uint32_t pairs;       // of k-tiles: k / 32
-    uint32_t segment;     // pairs of a segment: even
+    uint32_t pairs;       // of k-tiles: k / 32, an even number
+    uint32_t segment;     // pairs of a segment: a multiple of 4
+    uint32_t together;    // shards that a block sums, where it can: 1, 2 or 4
 
     template <class W> DEVICE const uint4 *rows(uint32_t shard, uint32_t tile) const {
         return weights + (size_t(shard) * tiles + tile) * W::tile_words(pairs);
@@ -60,14 +61,17 @@ DEVICE float4 added(float4 a, float4 b) { return {sum(a.x, b.x), sum(a.y, b.y), 
 //
 // Bytes: all weights, 2 a parameter; packed tokens come out of the caches, NT / 2 bytes for each byte of weights.
 template <class W, int NT, class Finish> DEVICE void few(const Product &p, const Finish &finish) {
-    // Pairs of tiles of weights that a warp has under way: 8 loads of 16 bytes a lane, 4 KiB a warp.
-    constexpr uint32_t AHEAD = (NT < 8 ? 8 : 4) / W::WORDS;
+    // Pairs of tiles of weights that a warp has under way: 16 loads of 16 bytes a lane, 8 KiB a warp, if registers have the room.
+    constexpr uint32_t AHEAD = (NT < 2 ? 16 : NT < 8 ? 8 : 4) / W::WORDS;
     uint32_t segments = p.segments(), together = segments < FEW_WARPS ? segments : FEW_WARPS;
     uint32_t tile = block().x * (FEW_WARPS / together) + warp() / together, shard = block().z;
     uint32_t first = warp() % together;
     bool works = warp() / together < FEW_WARPS / together && tile < p.tiles;
     float4 *found = reinterpret_cast<float4 *>(shared()) + thread(); // [NT][thread]
     overlap_next();
+    constexpr int READY = NT < 4 ? NT : 0; // what registers have room for
+    decltype(finish.prepare(0u, 0u)) ready[READY + 1];
+    UNROLL for (int j = 0; j < READY; j++) ready[j] = finish.prepare(tile, uint32_t(j));
     for (uint32_t round = 0; round * together < segments; round++) {
         uint32_t segment = round * together + first;
         float sums[NT][4];
@@ -115,7 +119,7 @@ template <class W, int NT, class Finish> DEVICE void few(const Product &p, const
         float4 total = found[j * FEW_WARPS * LANES];
         float sums[4] = {total.x, total.y, total.z, total.w};
         W::scale(p.template rows<W>(shard, tile), p.pairs, sums);
-        finish(shard, tile, uint32_t(j), sums);
+        finish(shard, tile, uint32_t(j), sums, j < READY ? ready[j] : finish.prepare(tile, uint32_t(j)));
     }
 }
 
@@ -201,109 +205,164 @@ template <class W, int WM, int WN, class Finish> DEVICE void many(const Product 
         uint32_t tile = first_tile + own_tile + a, column = first_column + own_column + b;
         if (tile >= p.tiles || column * 8 >= p.tokens) continue;
         W::scale(p.template rows<W>(shard, tile), p.pairs, sums[a][b]);
-        finish(shard, tile, column, sums[a][b]);
+        finish(shard, tile, column, sums[a][b], finish.prepare(tile, column));
     }
 }
 
 #if defined(WARPGROUPS)
 // Tiles of rows of a block of `wide`: one for each of its warps.
 constexpr uint32_t WIDE_WARPS = 8;
-// Pairs of k-tiles that are in shared memory, of which two are being multiplied.
-constexpr uint32_t WIDE_STAGES = 8;
+// Pairs of k-tiles of a stage.
+constexpr uint32_t WIDE_PAIRS = 2;
+
+// What becomes of a block's sums: they are an output's, or those of its segments in sequence, or those of up to four shards, which
+// are leaves of one node of the tree.
+enum class Fold { NONE, SEGMENTS, SHARDS };
 
 // Many tokens where warpgroups multiply: N a block, by 128 rows. Weights come through shared memory as they stood in global memory,
-// so that a warp has its fragments by one load; tokens are read from there by the tensor cores themselves. Products of a pair of
-// k-tiles run while the fragments of the next are read and a later pair is asked for.
+// so that a warp has its fragments by one load; tokens are read from there by the tensor cores themselves. Products of a stage run
+// while the fragments of the next are read and a later one is asked for. What is folded waits in registers and, where a second
+// pair of shards is summed, in shared memory.
 //
 // Operations: a block reads 64 · (128 + N) bytes for each pair's 8192 · N operations. Neighbouring blocks have the same rows, so that
-// weights come from memory once. Where there are segments (`CUT`), those before wait in registers.
-template <class W, int N, bool CUT, class Finish> DEVICE void wide(const Product &p, const Finish &finish) {
+// weights come from memory once.
+template <class W, int N, int STAGES, Fold FOLD, class Finish> DEVICE void wide(const Product &p, const Finish &finish) {
     constexpr uint32_t THREADS = WIDE_WARPS * LANES, COLUMNS = N / 8;
-    constexpr uint32_t WORDS = W::WORDS * WIDE_WARPS * LANES, STAGE = WORDS + COLUMNS * LANES; // in 16 bytes
+    constexpr uint32_t WORDS = W::WORDS * WIDE_WARPS * LANES, HALF = WORDS + COLUMNS * LANES, STAGE = WIDE_PAIRS * HALF; // in 16 bytes
     constexpr uint32_t ROW_COPIES = WORDS / THREADS, COLUMN_COPIES = COLUMNS / WIDE_WARPS;
     uint4 *stages = reinterpret_cast<uint4 *>(shared());
-    uint32_t shard = block().z, first_tile = block().y * WIDE_WARPS, first_column = block().x * COLUMNS;
+    uint32_t together = FOLD == Fold::SHARDS ? p.together : 1, shard = block().z * together;
+    uint32_t first_tile = block().y * WIDE_WARPS, first_column = block().x * COLUMNS, tile = first_tile + warp();
 
+    // What the next copies are from: a shard's rows and tokens, stage after stage, then those of the next shard.
     const uint4 *rows[ROW_COPIES], *columns[COLUMN_COPIES];
     UNROLL for (uint32_t i = 0; i < ROW_COPIES; i++) {
-        uint32_t at = thread() + i * THREADS, tile = first_tile + at / (W::WORDS * LANES);
-        rows[i] = p.template rows<W>(shard, tile < p.tiles ? tile : p.tiles - 1) + at % (W::WORDS * LANES);
+        uint32_t at = thread() + i * THREADS, own = first_tile + at / (W::WORDS * LANES);
+        rows[i] = p.template rows<W>(shard, own < p.tiles ? own : p.tiles - 1) + at % (W::WORDS * LANES);
     }
     UNROLL for (uint32_t i = 0; i < COLUMN_COPIES; i++) {
         uint32_t column = first_column + warp() + i * WIDE_WARPS;
         columns[i] = p.columns(shard, column < p.token_tiles ? column : p.token_tiles - 1) + lane();
     }
-    auto copy_rows = [&](uint32_t pair) {
-        uint4 *to = stages + pair % WIDE_STAGES * STAGE + thread();
-        UNROLL for (uint32_t i = 0; i < ROW_COPIES; i++) copy_ahead(to + i * THREADS, rows[i] + pair * (W::WORDS * LANES));
+    uint4 *to_rows = stages + thread();
+    // Sixteens of bytes change places as `columns_at` wants it.
+    uint4 *to_columns = stages + WORDS + warp() * LANES + (lane() ^ lane() / 8 % 4);
+    auto copy_rows = [&](uint32_t stage, bool last) {
+        UNROLL for (uint32_t i = 0; i < ROW_COPIES; i++) {
+            UNROLL for (uint32_t half = 0; half < WIDE_PAIRS; half++)
+                copy_ahead(to_rows + stage * STAGE + half * HALF + i * THREADS, rows[i] + half * (W::WORDS * LANES));
+            rows[i] += WIDE_PAIRS * W::WORDS * LANES;
+            if (last) rows[i] += size_t(p.tiles) * W::tile_words(p.pairs) - p.pairs * (W::WORDS * LANES);
+        }
     };
-    auto copy_columns = [&](uint32_t pair) {
-        // Sixteens of bytes change places as `columns_at` wants it.
-        uint4 *to = stages + pair % WIDE_STAGES * STAGE + WORDS + warp() * LANES + (lane() ^ lane() / 8 % 4);
-        UNROLL for (uint32_t i = 0; i < COLUMN_COPIES; i++) copy_ahead(to + i * THREADS, columns[i] + pair * LANES);
+    auto copy_columns = [&](uint32_t stage, bool last) {
+        UNROLL for (uint32_t i = 0; i < COLUMN_COPIES; i++) {
+            UNROLL for (uint32_t half = 0; half < WIDE_PAIRS; half++)
+                copy_ahead(to_columns + stage * STAGE + half * HALF + i * THREADS, columns[i] + half * LANES);
+            columns[i] += WIDE_PAIRS * LANES;
+            if (last) columns[i] += size_t(p.token_tiles - 1) * (p.pairs * LANES);
+        }
+    };
+    uint32_t copied = 0, copied_shards = 0;
+    auto copy = [&](uint32_t stage, bool is_rows, bool is_columns) {
+        if (copied_shards == together) return;
+        copied += WIDE_PAIRS;
+        bool last = copied == p.pairs;
+        if (is_rows) copy_rows(stage, last);
+        if (is_columns) copy_columns(stage, last);
+        if (last) copied = 0, copied_shards++;
     };
 
-    constexpr uint32_t AHEAD = WIDE_STAGES - 2;
+    constexpr uint32_t AHEAD = STAGES - 2;
     overlap_next();
-    UNROLL for (uint32_t pair = 0; pair < AHEAD; pair++) if (pair < p.pairs) copy_rows(pair);
+    if (p.pairs == 0) copied_shards = together;
+    UNROLL for (uint32_t stage = 0; stage < AHEAD; stage++) copy(stage, true, false);
     await_inputs();
-    UNROLL for (uint32_t pair = 0; pair < AHEAD; pair++) {
-        if (pair < p.pairs) copy_columns(pair);
+    copied = 0, copied_shards = p.pairs == 0 ? together : 0;
+    UNROLL for (uint32_t stage = 0; stage < AHEAD; stage++) {
+        copy(stage, false, true);
         end_copies(); // the first group holds all rows copied so far, too
     }
 
-    float sums[COLUMNS][4], totals[CUT ? COLUMNS : 1][4];
+    float sums[COLUMNS][4], totals[FOLD == Fold::NONE ? 1 : COLUMNS][4] = {};
+    float *waiting = reinterpret_cast<float *>(stages + STAGES * STAGE) + thread(); // [sum][thread]
     UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) sums[j][i] = 0;
-    // Fragments are read by products that run until the next pair's have begun.
-    uint4 fragments[2][2];
-    auto multiply = [&](uint32_t pair, uint4(&own)[2]) {
+    // Fragments are read by products that run until the next stage's have begun.
+    uint4 fragments[2][WIDE_PAIRS][2];
+    uint32_t now = 0, later = AHEAD; // stages
+    auto multiply = [&](uint4(&own)[WIDE_PAIRS][2]) {
         await_copies<AHEAD - 1>();
         show_copies();
-        await_products<1>(); // those of the pair before the last: their stage is free
+        await_products<1>(); // those of the stage before the last: it is free
         sync();
-        const uint4 *stage = stages + pair % WIDE_STAGES * STAGE;
-        uint4 words[W::WORDS];
-        UNROLL for (uint32_t word = 0; word < W::WORDS; word++) words[word] = stage[(W::WORDS * warp() + word) * LANES + lane()];
-        W::widen(words, own[0], own[1]);
-        Columns tokens = columns_at(stage + WORDS);
+        const uint4 *stage = stages + now * STAGE;
+        UNROLL for (uint32_t half = 0; half < WIDE_PAIRS; half++) {
+            uint4 words[W::WORDS];
+            UNROLL for (uint32_t word = 0; word < W::WORDS; word++)
+                words[word] = stage[half * HALF + (W::WORDS * warp() + word) * LANES + lane()];
+            W::widen(words, own[half][0], own[half][1]);
+        }
         begin_products();
-        products<N>(sums, own[0], tokens);
-        products<N>(sums, own[1], upper_half(tokens));
+        UNROLL for (uint32_t half = 0; half < WIDE_PAIRS; half++) {
+            Columns tokens = columns_at(stage + half * HALF + WORDS);
+            products<N>(sums, own[half][0], tokens);
+            products<N>(sums, own[half][1], upper_half(tokens));
+        }
         end_products();
-        if (pair + AHEAD < p.pairs) {
-            copy_rows(pair + AHEAD);
-            copy_columns(pair + AHEAD);
-        }
+        copy(later, true, true);
         end_copies();
+        now = now + 1 == STAGES ? 0 : now + 1;
+        later = later + 1 == STAGES ? 0 : later + 1;
     };
-    auto begin_segment = [&](uint32_t pair) {
-        if constexpr (CUT) if (pair % p.segment == 0 && pair > 0) {
-            await_products(sums);
-            UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) {
-                totals[j][i] = pair == p.segment ? sums[j][i] : sum(totals[j][i], sums[j][i]);
-                sums[j][i] = 0;
-            }
+    auto each = [&](const auto &use) {
+        UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) use(j, i);
+    };
+    auto end_segment = [&](bool first) {
+        await_products(sums);
+        each([&](uint32_t j, uint32_t i) {
+            totals[j][i] = first ? sums[j][i] : sum(totals[j][i], sums[j][i]);
+            sums[j][i] = 0;
+        });
+    };
+    auto end_shard = [&](uint32_t index) {
+        await_products(sums);
+        UNROLL for (uint32_t j = 0; j < COLUMNS; j++)
+            W::scale(p.template rows<W>(shard + index, tile < p.tiles ? tile : p.tiles - 1), p.pairs, sums[j]);
+        each([&](uint32_t j, uint32_t i) {
+            float *of_first_two = waiting + (j * 4 + i) * THREADS;
+            totals[j][i] = index % 2 == 0 ? sums[j][i] : sum(totals[j][i], sums[j][i]);
+            if (index == 1 && together > 2) *of_first_two = totals[j][i];
+            if (index == 3) totals[j][i] = sum(*of_first_two, totals[j][i]);
+            sums[j][i] = 0;
+        });
+    };
+    for (uint32_t index = 0; index < together; index++) {
+        uint32_t pair = 0;
+        for (; pair + 2 * WIDE_PAIRS <= p.pairs; pair += 2 * WIDE_PAIRS) {
+            if constexpr (FOLD == Fold::SEGMENTS) if (pair > 0 && pair % p.segment == 0) end_segment(pair == p.segment);
+            multiply(fragments[0]);
+            multiply(fragments[1]);
         }
-    };
-    uint32_t pair = 0;
-    for (; pair + 2 <= p.pairs; pair += 2) {
-        begin_segment(pair);
-        multiply(pair, fragments[0]);
-        multiply(pair + 1, fragments[1]);
-    }
-    if (pair < p.pairs) {
-        begin_segment(pair);
-        multiply(pair, fragments[0]);
+        if constexpr (FOLD == Fold::SEGMENTS) if (pair < p.pairs && pair > 0 && pair % p.segment == 0) end_segment(pair == p.segment);
+        if (pair < p.pairs) multiply(fragments[0]);
+        if constexpr (FOLD == Fold::SHARDS) end_shard(index);
     }
     await_products(sums);
-    if constexpr (CUT) if (p.pairs > p.segment)
-        UNROLL for (uint32_t j = 0; j < COLUMNS; j++) UNROLL for (uint32_t i = 0; i < 4; i++) sums[j][i] = sum(totals[j][i], sums[j][i]);
     await_copies<0>();
-    uint32_t tile = first_tile + warp();
-    UNROLL for (uint32_t j = 0; j < COLUMNS; j++) {
-        if (tile >= p.tiles || (first_column + j) * 8 >= p.tokens) continue;
-        W::scale(p.template rows<W>(shard, tile), p.pairs, sums[j]);
-        finish(shard, tile, first_column + j, sums[j]);
+    if constexpr (FOLD == Fold::SEGMENTS) if (p.pairs > p.segment) each([&](uint32_t j, uint32_t i) { sums[j][i] = sum(totals[j][i], sums[j][i]); });
+    if constexpr (FOLD == Fold::SHARDS) each([&](uint32_t j, uint32_t i) { sums[j][i] = totals[j][i]; });
+    if (tile >= p.tiles) return;
+    // What some columns need is read together.
+    constexpr uint32_t TOGETHER = 8;
+    UNROLL for (uint32_t first = 0; first < COLUMNS; first += TOGETHER) {
+        decltype(finish.prepare(0u, 0u)) ready[TOGETHER];
+        UNROLL for (uint32_t j = 0; j < TOGETHER; j++) ready[j] = finish.prepare(tile, first_column + first + j);
+        UNROLL for (uint32_t j = 0; j < TOGETHER; j++) {
+            uint32_t column = first_column + first + j;
+            if (column * 8 >= p.tokens) continue;
+            if constexpr (FOLD != Fold::SHARDS) W::scale(p.template rows<W>(shard, tile), p.pairs, sums[first + j]);
+            finish(block().z, tile, column, sums[first + j], ready[j]);
+        }
     }
 }
 #endif

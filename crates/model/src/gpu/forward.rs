@@ -10,6 +10,7 @@ use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
     AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV,
     QKV_SEGMENT_PAIRS, Qkv, TILE_TOKENS, Tree, add_norm, attend, each_row, is_wide, multiply, sum_slots,
+    together,
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
@@ -203,16 +204,16 @@ impl Core {
 
     /// Sums over all ranks' shards, but for what the next norm adds up.
     fn reduce(&self, link: &mut Link, collective: &mut dyn Collective) -> Result<Leaves<'_>, ModelError> {
-        let Workspace { leaves, pieces, .. } = &self.work;
+        let (Workspace { leaves, pieces, .. }, together) = (&self.work, self.together());
         if self.ranks.alone() {
-            return Ok(Leaves { at: leaves, tree: self.ranks.shards() });
+            return Ok(Leaves { at: leaves, tree: tree_of(self.weights.shape.shards / together) });
         }
         let len = self.len();
         let at = |buffer: &Buffer, row: usize| buffer.address() + (row * len * size_of::<f32>()) as Address;
         for (slot, piece) in self.ranks.own().enumerate() {
-            let (from, to) = (at(leaves, piece.start), at(pieces, slot));
+            let (from, to) = (at(leaves, piece.start / together), at(pieces, slot));
             // SAFETY: a row of each leaf and of each piece for each token.
-            unsafe { sum_slots(self.device(), [from, to], [len, len], tree_of(piece.len()))? };
+            unsafe { sum_slots(self.device(), [from, to], [len, len], tree_of(piece.len() / together))? };
         }
         self.meet(link, collective)
     }
@@ -269,8 +270,14 @@ impl Core {
             tokens: self.tokens(),
             token_tiles: self.work.token_tiles as u32,
             pairs: pairs as u32,
-            segment: pairs.next_multiple_of(2).max(2) as u32,
+            segment: pairs.next_multiple_of(4).max(4) as u32,
+            together: 1,
         }
+    }
+
+    /// Shards that are summed into a leaf.
+    fn together(&self) -> usize {
+        together(self.device(), self.inputs.tokens, self.ranks.own())
     }
 
     /// Whether activations of the tile are in order, as warpgroups take them.
@@ -386,10 +393,11 @@ impl Core {
         }
     }
 
-    /// A product of each shard's columns, into a leaf of its own.
+    /// A product of each shard's columns, into a leaf of its own, or one for some shards that are summed.
     fn partial(&self, weights: Address, x: &Buffer, pairs: usize) -> Plain {
         let shape = &self.weights.shape;
-        let product = self.product(weights, x, shape.hidden_tiles(), pairs);
+        let together = self.together() as u32;
+        let product = Product { together, ..self.product(weights, x, shape.hidden_tiles(), pairs) };
         Plain { product, out: self.work.leaves.address(), width: shape.hidden as u32 }
     }
 

@@ -1,6 +1,7 @@
 //! The kernels' arguments, field by field as in `cuda/*.cu`, and their grids.
 
 use std::ffi::CStr;
+use std::ops::Range;
 
 use super::device::{Address, Device, DeviceError, Launch};
 use super::layout::Packing;
@@ -19,6 +20,8 @@ pub(super) const TILE_PAIR_BYTES: usize = 2 * 32 * 16;
 const ROW_THREADS: u32 = 256;
 /// What a thread sums up side by side.
 const EACH: u32 = 4;
+/// Shards that a block sums at most.
+const TOGETHER_MAX: u32 = 4;
 /// Pairs of a segment of queries, keys and values, whose tiles alone are too few to keep a GPU's memory busy.
 pub(super) const QKV_SEGMENT_PAIRS: usize = 32;
 /// Warps of a block of `few`.
@@ -44,6 +47,7 @@ pub(super) struct Product {
     pub(super) token_tiles: u32,
     pub(super) pairs: u32,
     pub(super) segment: u32,
+    pub(super) together: u32,
 }
 
 #[repr(C)]
@@ -166,13 +170,28 @@ pub(super) struct Pick {
     pub(super) to_in_order: u32,
 }
 
+/// How many of a rank's shards a product of so many tokens can sum: those of each of `pieces`, nodes of the tree, in groups that are
+/// nodes, too.
+pub(super) fn together(
+    device: &dyn Device,
+    tokens: usize,
+    pieces: impl Iterator<Item = Range<usize>>,
+) -> usize {
+    if !is_wide(device, tokens) || tokens <= MANY_SMALL_TOKENS_MAX as usize {
+        return 1;
+    }
+    let twos = |piece: Range<usize>| (piece.start | piece.len()).trailing_zeros();
+    1 << pieces.map(twos).min().unwrap_or(0).min(TOGETHER_MAX.ilog2())
+}
+
 /// The kernels that compute one kind of product with weights of one [`Packing`].
 pub(super) struct Kernels {
     few: [&'static CStr; 4],
     many: [&'static CStr; 2],
     wide: [&'static CStr; 2],
-    /// Tokens of a block of the second.
+    /// Tokens of a block of the second, and whether it sums shards.
     wide_tokens: u32,
+    sums: bool,
 }
 
 /// Whether warpgroups multiply so many tokens: activations are in order then.
@@ -186,12 +205,14 @@ pub(super) const QKV: [Kernels; 2] = [
         many: [c"qkv_many_1x4", c"qkv_many_4x2"],
         wide: [c"qkv_wide_64", c"qkv_wide_128"],
         wide_tokens: 128,
+        sums: false,
     },
     Kernels {
         few: [c"qkv_fp8_few_1", c"qkv_fp8_few_2", c"qkv_fp8_few_4", c"qkv_fp8_few_8"],
         many: [c"qkv_fp8_many_1x4", c"qkv_fp8_many_4x2"],
         wide: [c"qkv_fp8_wide_64", c"qkv_fp8_wide_128"],
         wide_tokens: 128,
+        sums: false,
     },
 ];
 pub(super) const GATE_UP: [Kernels; 2] = [
@@ -200,26 +221,30 @@ pub(super) const GATE_UP: [Kernels; 2] = [
         many: [c"gate_up_many_1x4", c"gate_up_many_4x2"],
         wide: [c"gate_up_wide_64", c"gate_up_wide_256"],
         wide_tokens: 256,
+        sums: false,
     },
     Kernels {
         few: [c"gate_up_fp8_few_1", c"gate_up_fp8_few_2", c"gate_up_fp8_few_4", c"gate_up_fp8_few_8"],
         many: [c"gate_up_fp8_many_1x4", c"gate_up_fp8_many_4x2"],
         wide: [c"gate_up_fp8_wide_64", c"gate_up_fp8_wide_256"],
         wide_tokens: 256,
+        sums: false,
     },
 ];
 pub(super) const PLAIN: [Kernels; 2] = [
     Kernels {
         few: [c"plain_few_1", c"plain_few_2", c"plain_few_4", c"plain_few_8"],
         many: [c"plain_many_1x4", c"plain_many_4x2"],
-        wide: [c"plain_wide_64", c"plain_wide_256"],
-        wide_tokens: 256,
+        wide: [c"plain_wide_64", c"plain_wide_128"],
+        wide_tokens: 128,
+        sums: true,
     },
     Kernels {
         few: [c"plain_fp8_few_1", c"plain_fp8_few_2", c"plain_fp8_few_4", c"plain_fp8_few_8"],
         many: [c"plain_fp8_many_1x4", c"plain_fp8_many_4x2"],
-        wide: [c"plain_fp8_wide_64", c"plain_fp8_wide_256"],
-        wide_tokens: 256,
+        wide: [c"plain_fp8_wide_64", c"plain_fp8_wide_128"],
+        wide_tokens: 128,
+        sums: true,
     },
 ];
 
@@ -228,9 +253,14 @@ const fn many_shared_bytes(rows: u32, columns: u32) -> u32 {
     4 * (2 * 4 * rows + 8 * columns) * LANES * 16 + 128 * 4 * rows * columns * LANES
 }
 
-/// Shared memory of a block of `wide` for so many tokens: eight stages of bf16.
-const fn wide_shared_bytes(tokens: u32) -> u32 {
-    8 * (2 * 8 + tokens / 8) * LANES * 16
+/// Shared memory of a block of `wide` for so many tokens: stages of two pairs of k-tiles, and what waits where shards are summed.
+fn wide_shared_bytes(kernels: &Kernels, tokens: u32) -> u32 {
+    let (stages, waiting) = match tokens {
+        128 if kernels.sums => (5, 4 * 128 * tokens),
+        128 => (6, 0),
+        _ => (4, 0),
+    };
+    stages * 2 * (2 * 8 + tokens / 8) * LANES * 16 + waiting
 }
 
 /// Shared memory of a block without which no prompt can be run.
@@ -247,7 +277,7 @@ pub(super) unsafe fn multiply<A>(
     shards: u32,
     arguments: &A,
 ) -> Result<(), DeviceError> {
-    let Product { tiles, tokens, pairs, segment, .. } = *product;
+    let Product { tiles, tokens, pairs, segment, together, .. } = *product;
     let kernels = if packing == Packing::Fp8 { fp8 } else { bf16 };
     if tiles == 0 || shards == 0 {
         return Ok(());
@@ -257,8 +287,8 @@ pub(super) unsafe fn multiply<A>(
         const WARPS: u32 = 8;
         let (kernel, columns) =
             if small { (kernels.wide[0], 64) } else { (kernels.wide[1], kernels.wide_tokens) };
-        let grid = [tokens.div_ceil(columns), tiles.div_ceil(WARPS), shards];
-        Launch::new(kernel, grid, WARPS * LANES, wide_shared_bytes(columns), arguments)
+        let grid = [tokens.div_ceil(columns), tiles.div_ceil(WARPS), shards / together];
+        Launch::new(kernel, grid, WARPS * LANES, wide_shared_bytes(kernels, columns), arguments)
     } else if tokens <= FEW_TOKENS_MAX {
         let kind = tokens.div_ceil(TILE_TOKENS as u32).next_power_of_two().ilog2();
         let segments = pairs.div_ceil(segment).clamp(1, FEW_WARPS);

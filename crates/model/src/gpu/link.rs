@@ -30,8 +30,6 @@ pub(super) struct Ranks {
     gathered: Gathered,
     /// The tree over the pieces of all.
     all: Tree,
-    /// The tree over this rank's shards.
-    shards: Tree,
 }
 
 /// Where the numbers of a sum are: this rank's pieces `[pieces_max][len]`, those of all ranks behind each other, and the sum.
@@ -49,12 +47,7 @@ impl Ranks {
         let parts: Vec<_> = (0..shards.world_size()).map(|rank| shards.of_rank(rank)).collect();
         let gathered = Gathered::new(&parts);
         let all = layout::tree_of_ranks(&gathered);
-        Self { rank, gathered, all, shards: layout::tree_of(parts[rank].len()) }
-    }
-
-    /// The tree over this rank's shards, which are all there are if it is alone.
-    pub(super) fn shards(&self) -> Tree {
-        self.shards
+        Self { rank, gathered, all }
     }
 
     pub(super) fn alone(&self) -> bool {

@@ -46,11 +46,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// Pairs of k-tiles come in twos, as all of these.
     pub(super) fn hidden_pairs(&self) -> usize {
-        self.hidden.div_ceil(PAIR)
+        self.hidden.div_ceil(PAIR).next_multiple_of(2)
     }
     pub(super) fn attended_pairs(&self) -> usize {
-        self.group * self.dim / PAIR
+        (self.group * self.dim / PAIR).next_multiple_of(2)
     }
     pub(super) fn mlp_pairs(&self) -> usize {
         self.mlp / PAIR
@@ -90,7 +91,7 @@ impl Shape {
             group,
             dim: padded_dim(config.head_dim),
             hidden: config.hidden,
-            mlp: widest.next_multiple_of(PAIR),
+            mlp: widest.next_multiple_of(2 * PAIR),
             vocab: cut.vocab(own).len(),
         })
     }

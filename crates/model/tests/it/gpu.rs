@@ -11,7 +11,7 @@ use galerne_types::{KvDtype, Quantize, Shards};
 use crate::golden::Golden;
 use crate::support::files::{Model, config, in_whole_blocks};
 use crate::support::group::{
-    Drawn, GPU_BYTES, assert_same, load, load_on_gpus, load_on_another_gpu, options, run_group, run_ranks,
+    Drawn, GPU_BYTES, assert_same, load, load_on_another_gpu, load_on_gpus, options, run_group, run_ranks,
 };
 use crate::support::script::{drafted, ring, sequence, sharing, sliding, steps};
 
@@ -192,6 +192,25 @@ fn how_a_product_is_dealt_to_warps_does_not_show() {
             run_group(&load(&checkpoint, 1, 1), &options, &steps(vec![sequence(0, &prompts[0], 150, 2)]));
         let distance = distance(&only_first(&alone), &only_first(&cpu));
         assert!(distance < 0.05, "{what}: {distance} of the logits' spread");
+    }
+}
+
+#[test]
+fn shards_that_a_block_sums_come_to_the_bits_of_those_it_leaves() {
+    // More tokens than 512 at once are summed over four shards, two or none, whatever each rank has.
+    let prompts = [1, 2, 3].map(|seed| prompt(180, seed).into_iter().map(|id| id % 32).collect::<Vec<_>>());
+    let all: Vec<_> = (0..).zip(&prompts).map(|(slot, prompt)| sequence(slot, prompt, 180, 2)).collect();
+    let options = Options { step_tokens_max: 540, ..gpu_options() };
+    let config = Config { layers: 1, ..config(8, 4, 16, 100, 32) };
+    for (shards, world_sizes) in [(8, &[1, 2, 4][..]), (6, &[1, 3])] {
+        let (_folder, checkpoint) = Model::random(config.clone(), 3).gguf(Dtype::Bf16);
+        let alone =
+            run_group(&load_on_gpus(&checkpoint, None, shards, 1), &options, &steps(vec![all[0].clone()]));
+        for &world_size in world_sizes {
+            let gpus = load_on_gpus(&checkpoint, None, shards, world_size);
+            let found = run_group(&gpus, &options, &steps(Vec::clone(&all)));
+            assert_same(&only(&found, 0), &alone, &format!("{shards} shards, N = {world_size}"));
+        }
     }
 }
 
