@@ -13,7 +13,7 @@ use galerne_types::Quantize;
 use crate::Outcome;
 
 /// Memory of an emulated GPU in bytes.
-const EMULATED_BYTES: u64 = 1 << 30;
+const EMULATED_BYTES: u64 = 4 << 30;
 
 /// Where devices come from, and how they hold weights.
 pub(crate) struct Gpus {

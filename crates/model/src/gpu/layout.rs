@@ -179,15 +179,20 @@ const E4M3_MAX: f32 = 448.0;
 /// The nearest number of e4m3 (arXiv 2209.05433: sign, four bits of exponent with a bias of 7, three of mantissa), of two as
 /// near the even one; what is larger than all is the largest.
 fn e4m3(x: f32) -> u8 {
-    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
+    /// The least that is no subnormal number.
+    const LEAST: f32 = 0.015625;
+    /// From here on a step of an f32 is one of the subnormal numbers.
+    const ALIKE: f32 = 16384.0;
+    let sign = (x.to_bits() >> 24 & 0x80) as u8;
     let magnitude = x.abs().min(E4M3_MAX);
-    // Steps of the number's own binade, or of the subnormal numbers.
-    let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
-    let step = 2f32.powi(exponent.max(-6) - 3);
-    let steps = (magnitude / step).round_ties_even() as u32;
-    // 8 steps are the next binade's first number: the carry goes where it belongs.
-    let bits = if exponent < -6 { steps } else { ((exponent + 7) as u32 * 8) + steps - 8 };
-    sign | bits.min(0x7e) as u8
+    let bits = magnitude.to_bits();
+    let steps = if magnitude < LEAST {
+        (magnitude + ALIKE).to_bits() - ALIKE.to_bits()
+    } else {
+        // What is rounded up beyond a binade is the next one's first number.
+        ((bits + 0x7_ffff + (bits >> 20 & 1)) >> 20) - 120 * 8
+    };
+    sign | steps as u8
 }
 
 #[cfg(test)]
