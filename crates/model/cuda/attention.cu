@@ -194,9 +194,9 @@ template <int DIM, class Head> DEVICE void attend(const Attend &a) {
 template <int DIM> DEVICE void merge(const Attend &a) {
     constexpr uint32_t AHEAD = 8, ROUNDS = (DIM + 2 * LANES - 1) / (2 * LANES);
     uint32_t kv_head = block().y;
+    Tile tile = a.tiles[block().x];
     overlap_next();
     await_inputs();
-    Tile tile = a.tiles[block().x];
     uint32_t begin = first_seen(tile.position, a.window) / CHUNK, end = (tile.position + tile.tokens + CHUNK - 1) / CHUNK;
     for (uint32_t row = warp(); row < tile.tokens * a.group; row += warps()) {
         uint32_t token = tile.token + row / a.group, head = row % a.group;

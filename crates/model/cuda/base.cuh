@@ -49,3 +49,24 @@ DEVICE size_t packed_at(uint32_t n, uint32_t k, uint32_t pairs) {
 DEVICE size_t activation_at(uint32_t n, uint32_t k, uint32_t pairs, uint32_t in_order) {
     return in_order ? (size_t(n / 8) * pairs + k / PAIR) * (8 * PAIR) + n % 8 * PAIR + k % PAIR : packed_at(n, k, pairs);
 }
+
+// Places in a row of `end`, dealt to threads: `first`, and every `step`th from there.
+template <class Place> struct Dealt {
+    Place first, step, end;
+};
+
+// Places of a thread of which what they need is under way together.
+constexpr uint32_t EACH = 4;
+
+// Calls `use` with each place and what `load` finds there.
+template <class Place, class Load, class Use> DEVICE void each(const Dealt<Place> &dealt, const Load &load, const Use &use) {
+    for (Place first = dealt.first; first < dealt.end; first += EACH * dealt.step) {
+        decltype(load(first)) x[EACH];
+        UNROLL for (uint32_t i = 0; i < EACH; i++) {
+            // Behind the end the first is read once more: a branch would wait for what is read before it.
+            Place here = first + i * dealt.step;
+            x[i] = load(here < dealt.end ? here : first);
+        }
+        UNROLL for (uint32_t i = 0; i < EACH; i++) if (first + i * dealt.step < dealt.end) use(first + i * dealt.step, x[i]);
+    }
+}

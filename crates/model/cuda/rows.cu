@@ -64,30 +64,18 @@ KERNEL(256, 1) embed(Embed a) {
         }
 }
 
-// What a thread sums up side by side.
-constexpr uint32_t EACH = 4;
-
-// Numbers in a row, `end` of them, dealt to threads: `first`, and every `step`th from there.
-struct Dealt {
-    uint64_t first, step, end;
-};
-
-// Calls `use` with each number's place, its sum and what `beside` finds there: EACH of them, with all their leaves, are under way
-// together.
+// Calls `use` with each place, the sum of its leaves and what `beside` finds there.
 template <uint32_t PERFECT, class Leaf, class Beside, class Use>
-DEVICE void each_sum_of(const Tree &tree, const Dealt &dealt, const Leaf &leaf, const Beside &beside, const Use &use) {
-    for (uint64_t at = dealt.first; at < dealt.end; at += EACH * dealt.step) {
-        float x[EACH], y[EACH];
-        UNROLL for (uint32_t i = 0; i < EACH; i++) {
-            // Behind the end the first is read once more: a branch would wait for what is read before it.
-            uint64_t here = at + i * dealt.step < dealt.end ? at + i * dealt.step : at;
-            x[i] = tree_sum<PERFECT>(tree, [&](uint32_t slot) { return leaf(slot, here); });
-            y[i] = beside(here);
-        }
-        UNROLL for (uint32_t i = 0; i < EACH; i++) if (at + i * dealt.step < dealt.end) use(at + i * dealt.step, x[i], y[i]);
-    }
+DEVICE void each_sum_of(const Tree &tree, const Dealt<uint64_t> &dealt, const Leaf &leaf, const Beside &beside, const Use &use) {
+    struct Found {
+        float sum, beside;
+    };
+    each(
+        dealt,
+        [&](uint64_t at) { return Found{tree_sum<PERFECT>(tree, [&](uint32_t slot) { return leaf(slot, at); }), beside(at)}; },
+        [&](uint64_t at, const Found &found) { use(at, found.sum, found.beside); });
 }
-template <class... Rest> DEVICE void each_sum(const Tree &tree, const Dealt &dealt, const Rest &...rest) {
+template <class... Rest> DEVICE void each_sum(const Tree &tree, const Dealt<uint64_t> &dealt, const Rest &...rest) {
     switch (tree.perfect) {
     case 1: return each_sum_of<1>(tree, dealt, rest...);
     case 2: return each_sum_of<2>(tree, dealt, rest...);
@@ -110,7 +98,7 @@ struct Piece {
 KERNEL(256, 1) piece(Piece a) {
     overlap_next();
     await_inputs();
-    Dealt dealt = {uint64_t(block().x) * threads() + thread(), uint64_t(a.blocks) * threads(), a.count};
+    Dealt<uint64_t> dealt = {uint64_t(block().x) * threads() + thread(), uint64_t(a.blocks) * threads(), a.count};
     each_sum(
         a.tree, dealt, [&](uint32_t slot, uint64_t at) { return a.leaves[slot * a.stride + at]; }, [](uint64_t) { return 0.0f; },
         [&](uint64_t at, float x, float) { a.out[at] = x; });
@@ -148,7 +136,7 @@ KERNEL(1024, 1) add_norm(AddNorm a) {
     await_inputs();
     float own = 0;
     each_sum(
-        a.tree, Dealt{thread(), threads(), a.hidden},
+        a.tree, Dealt<uint64_t>{thread(), threads(), a.hidden},
         [&](uint32_t slot, uint64_t i) { return a.leaves[slot * a.stride + row + i]; },
         [&](uint64_t i) { return a.starts ? 0.0f : a.residual[row + i]; },
         [&](uint64_t i, float x, float before) {

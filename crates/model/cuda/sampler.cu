@@ -1,7 +1,7 @@
 // Draws a token of each row of logits, as `src/sampler.rs` defines it, to the same id: weights are integers, whose sums are
 // exact, so that no order of adding them shows, and everything else is a single rounded operation.
 //
-// A block a row, of as many threads as the vocabulary is large, to AHEAD of it, or 1,024. Bytes: logits once from memory; then
+// A block a row, of as many threads as the vocabulary is large, to EACH of it, or 1,024. Bytes: logits once from memory; then
 // scores and weights, 12 bytes a token, out of the second-level cache, for each digit of each place that is looked for: twice where
 // nothing is filtered, six times for each of top-k, top-p and the draw by order where something is. What one multiprocessor reads
 // bounds it; rows run beside each other.
@@ -98,17 +98,9 @@ DEVICE uint32_t descending(float score) {
     return bits >> 31 ? bits : ~bits & 0x7fffffff;
 }
 
-// Each token of the vocabulary by one thread: `use` gets what `load` finds of it. What AHEAD tokens need is under way together.
+// Each token of the vocabulary by one thread: `use` gets what `load` finds of it.
 template <class Load, class Use> DEVICE void each_token(uint32_t vocab, const Load &load, const Use &use) {
-    constexpr uint32_t AHEAD = 4;
-    for (uint32_t first = thread(); first < vocab; first += AHEAD * threads()) {
-        decltype(load(first)) x[AHEAD];
-        UNROLL for (uint32_t i = 0; i < AHEAD; i++) {
-            uint32_t here = first + i * threads();
-            x[i] = load(here < vocab ? here : first);
-        }
-        UNROLL for (uint32_t i = 0; i < AHEAD; i++) if (first + i * threads() < vocab) use(first + i * threads(), x[i]);
-    }
+    each(Dealt<uint32_t>{thread(), threads(), vocab}, load, use);
 }
 
 DEVICE uint64_t *bins() { return reinterpret_cast<uint64_t *>(shared()); }

@@ -7,7 +7,7 @@ use super::device::{Address, Device, DeviceError, Launch};
 use super::layout::Packing;
 
 /// Lanes of a warp.
-pub(super) const LANES: u32 = 32;
+const LANES: u32 = 32;
 /// Inputs of a pair of k-tiles.
 pub(super) const PAIR: usize = 32;
 /// Outputs of a tile of rows.
@@ -18,7 +18,7 @@ pub(super) const TILE_TOKENS: usize = 8;
 pub(super) const TILE_PAIR_BYTES: usize = 2 * 32 * 16;
 /// Threads of a block that works on a row.
 const ROW_THREADS: u32 = 256;
-/// What a thread sums up side by side.
+/// Places in a row of a thread that are under way together.
 const EACH: u32 = 4;
 /// Shards that a block sums at most.
 const TOGETHER_MAX: u32 = 4;
@@ -321,13 +321,18 @@ pub(super) unsafe fn each_row<A>(
     unsafe { device.launch(&launch) }
 }
 
+/// Threads of a block that goes through a row of so many numbers: as many as it takes, or as a block can have.
+pub(super) fn threads_of(row: u32) -> u32 {
+    const THREADS_MAX: u32 = 1024;
+    row.div_ceil(EACH).next_multiple_of(LANES).min(THREADS_MAX)
+}
+
 /// Launches [`AddNorm`] for so many tokens.
 ///
 /// # Safety
 /// As [`Device::launch`].
 pub(super) unsafe fn add_norm(device: &dyn Device, tokens: u32, a: &AddNorm) -> Result<(), DeviceError> {
-    const THREADS_MAX: u32 = 1024;
-    let threads = a.hidden.div_ceil(EACH).next_multiple_of(LANES).min(THREADS_MAX);
+    let threads = threads_of(a.hidden);
     // The row, the weights, and what each warp has of the squares.
     let shared_bytes = (2 * a.hidden + LANES) * size_of::<f32>() as u32;
     // SAFETY: the caller's.

@@ -7,7 +7,7 @@ use galerne_types::limits::TOP_LOGPROBS_MAX;
 use galerne_types::{Draw, TokenId, TokenOut};
 
 use super::device::{Address, Buffer, Device, DeviceError, Launch};
-use super::kernels::LANES;
+use super::kernels::threads_of;
 use crate::sampler::{Allowed, Past, Told, Unit, random};
 
 /// What is wanted of a row of logits.
@@ -35,9 +35,6 @@ pub struct Sampler {
 const EDITS_MAX: usize = 1 << 16;
 const TOPS: usize = TOP_LOGPROBS_MAX as usize;
 const NONE: u32 = u32::MAX;
-/// Threads of a block at most, and tokens of each that are under way together.
-const THREADS_MAX: usize = 1024;
-const AHEAD: usize = 4;
 /// Shared memory of a block: a number of 64 bits for each of 256 digits, for each group of 16, and for each warp.
 const SHARED_BYTES: u32 = (256 + 16 + 32) * 8;
 
@@ -177,9 +174,16 @@ impl Sampler {
             id_bits: self.vocab.next_power_of_two().ilog2().max(1).next_multiple_of(8),
         };
         let grid = [wants.len() as u32, 1, 1];
-        let threads = self.vocab.div_ceil(AHEAD).next_multiple_of(LANES as usize).min(THREADS_MAX) as u32;
         // SAFETY: a row of logits for each want, and room for as many.
-        unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments))? };
+        unsafe {
+            self.device.launch(&Launch::new(
+                c"draw",
+                grid,
+                threads_of(arguments.vocab),
+                SHARED_BYTES,
+                &arguments,
+            ))?
+        };
         let mut ids = vec![0u32; wants.len()];
         self.ids.download(bytes_of_mut(&mut ids))?;
         let tells = wants.iter().any(|want| want.tops != NONE);

@@ -202,14 +202,19 @@ fn shards_that_a_block_sums_come_to_the_bits_of_those_it_leaves() {
     let all: Vec<_> = (0..).zip(&prompts).map(|(slot, prompt)| sequence(slot, prompt, 180, 2)).collect();
     let options = Options { step_tokens_max: 540, ..gpu_options() };
     let config = Config { layers: 1, ..config(8, 4, 16, 100, 32) };
-    for (shards, world_sizes) in [(8, &[1, 2, 4][..]), (6, &[1, 3])] {
+    let fp8 = Some(Quantize::Fp8);
+    for (shards, quantize, world_sizes) in [(8, None, &[1, 2, 4][..]), (6, None, &[1, 3]), (8, fp8, &[1, 2])]
+    {
         let (_folder, checkpoint) = Model::random(config.clone(), 3).gguf(Dtype::Bf16);
-        let alone =
-            run_group(&load_on_gpus(&checkpoint, None, shards, 1), &options, &steps(vec![all[0].clone()]));
+        let on = |world_size| load_on_gpus(&checkpoint, quantize, shards, world_size);
+        let alone = run_group(&on(1), &options, &steps(vec![all[0].clone()]));
         for &world_size in world_sizes {
-            let gpus = load_on_gpus(&checkpoint, None, shards, world_size);
-            let found = run_group(&gpus, &options, &steps(Vec::clone(&all)));
-            assert_same(&only(&found, 0), &alone, &format!("{shards} shards, N = {world_size}"));
+            let found = run_group(&on(world_size), &options, &steps(Vec::clone(&all)));
+            assert_same(
+                &only(&found, 0),
+                &alone,
+                &format!("{shards} shards, {quantize:?}, N = {world_size}"),
+            );
         }
     }
 }
