@@ -173,17 +173,9 @@ impl Sampler {
             vocab: self.vocab as u32,
             id_bits: self.vocab.next_power_of_two().ilog2().max(1).next_multiple_of(8),
         };
-        let grid = [wants.len() as u32, 1, 1];
+        let (grid, threads) = ([wants.len() as u32, 1, 1], threads_of(arguments.vocab));
         // SAFETY: a row of logits for each want, and room for as many.
-        unsafe {
-            self.device.launch(&Launch::new(
-                c"draw",
-                grid,
-                threads_of(arguments.vocab),
-                SHARED_BYTES,
-                &arguments,
-            ))?
-        };
+        unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments))? };
         let mut ids = vec![0u32; wants.len()];
         self.ids.download(bytes_of_mut(&mut ids))?;
         let tells = wants.iter().any(|want| want.tops != NONE);
