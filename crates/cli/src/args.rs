@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use galerne_checkpoint::Checkpoint;
 use galerne_coord::{Coord, CoordError, EtcdAccess, EtcdLogin, EtcdTls};
+use galerne_model::{CpuList, Isa};
 use galerne_tls::ClusterFiles;
 use galerne_types::limits::{WAITING_REQUESTS_MAX, WORLD_SIZE_MAX};
 use galerne_types::{Compute, GroupId, KvDtype, Quantize, Shards};
-use galerne_worker::{Cost, Device, KvSize, RankOptions};
+use galerne_worker::{CoresShare, Cost, Device, KvSize, Processor, RankOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -153,6 +154,18 @@ pub(crate) struct EngineArgs {
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// CPUs that the ranks of this host have for themselves, such as `0-3,8`: every compute thread stays on one of them. By
+    /// default all that the process may run on; threads stay on one each if these are not all of the machine's, and in one
+    /// memory node each where there are several.
+    #[arg(long, value_name = "CPUS")]
+    pub(crate) cores: Option<CpuList>,
+    /// Which of how many equal shares of them the group has.
+    #[arg(long, value_name = "PART/PARTS", default_value_t = CoresShare::default(), hide = true)]
+    pub(crate) cores_share: CoresShare,
+    /// Instruction set of the CPU kernels, by default the best that the CPU has (`portable`, `avx2`, `avx512`, `avx512-vnni`,
+    /// `avx512-bf16`, `neon`, `neon-dot`): it changes the speed and what --compute auto takes, and no result.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<Isa>,
     /// KV memory of each rank in bytes; the same on all hosts of a group.
     #[arg(long, value_name = "BYTES", conflicts_with = "kv_blocks")]
     pub(crate) kv_memory: Option<u64>,
@@ -234,7 +247,8 @@ impl EngineArgs {
     fn products(&self, checkpoint: &Checkpoint) -> String {
         match self.device {
             Device::Cpu => {
-                self.compute.0.unwrap_or_else(|| galerne_model::compute_for(checkpoint)).to_string()
+                let isa = self.isa.unwrap_or_else(Isa::best);
+                self.compute.0.unwrap_or_else(|| galerne_model::compute_for(checkpoint, isa)).to_string()
             }
             Device::Cuda(_) => "bf16 on GPUs".to_owned(),
         }
@@ -242,7 +256,8 @@ impl EngineArgs {
 
     /// The options of one rank.
     pub(crate) fn rank(&self, model: &ModelArgs, place: Place<'_>) -> RankOptions {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = self.cores.as_ref().map_or_else(available, CpuList::count);
         let share = (cores / usize::from(place.ranks_on_host.max(1))).max(1);
         let kv = match (self.kv_memory, self.kv_blocks) {
             (Some(bytes), _) => KvSize::Bytes(bytes),
@@ -269,6 +284,7 @@ impl EngineArgs {
             etcd_access: place.etcd_access,
             cluster_tls: place.cluster_tls,
             threads: self.threads.map_or(share, usize::from),
+            processor: Processor { isa: self.isa, cores: self.cores.clone(), share: self.cores_share },
             kv,
             sequences_max: self.sequences_max.unwrap_or(sequences),
             step_tokens_max: self.step_tokens_max.unwrap_or(tokens),

@@ -51,7 +51,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Up(up::Up),
+    Up(Box<up::Up>),
     Router(router::RouterCommand),
     Worker(worker::WorkerCommand),
     #[command(hide = true)]

@@ -10,7 +10,7 @@ use galerne_router::Listeners;
 use galerne_telemetry::LogHandle;
 use galerne_types::GroupId;
 use galerne_wire::v1::{ChatMessage, Sampling};
-use galerne_worker::SupervisorOptions;
+use galerne_worker::{CoresShare, SupervisorOptions};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -143,6 +143,7 @@ impl Up {
         };
         let mut first = self.engine.rank(&self.model, place);
         let ranks = self.engine.tp + self.spares;
+        first.processor.share = CoresShare::new(replica, self.replicas).unwrap_or_default();
         first.device = first.device.behind(ranks.saturating_mul(replica));
         let start_timeout = Duration::from_secs(self.start_timeout_s);
         SupervisorOptions { first, ranks, start_timeout }

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use galerne_checkpoint::Checkpoint;
 use galerne_collective::Solo;
-use galerne_model::{Options, Rank, Weights, compute_for, kv_bytes_per_block};
+use galerne_model::{Isa, Options, Rank, Weights, compute_for, kv_bytes_per_block};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{BlockId, Draw, Epoch, Input, KvDtype, Sampling, Shards, Slice, Step};
 
@@ -40,14 +40,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = PathBuf::from(arguments.next().ok_or("which checkpoint? contexts CHECKPOINT [HOW] [RUNS]")?);
     let checkpoint = Checkpoint::open(&path)?;
     let compute = match arguments.next().as_deref() {
-        None | Some("auto") => compute_for(&checkpoint),
+        None | Some("auto") => compute_for(&checkpoint, Isa::best()),
         Some(how) => how.parse()?,
     };
     let runs = arguments.next().map_or(Ok(3), |text| text.parse())?;
     let config = checkpoint.config();
     let shards = Shards::for_model(config.kv_heads, 1, None)?;
     let options = Options { compute, kv_blocks: BLOCKS, ..Options::default() };
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, &|_, _| {})?);
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, None, &|_, _| {})?);
     println!("{}: products in {compute}, {} threads", checkpoint.name(), options.threads);
     let mut ranks = Vec::new();
     for kv_dtype in KvDtype::CPU {

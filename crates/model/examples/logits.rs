@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kv_dtype = arguments.next().map_or(Ok(KvDtype::F32), |text| text.parse())?;
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None)?;
     let options = Options { compute, kv_dtype, kv_blocks: 64, ..Options::default() };
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, &|_, _| {})?);
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, options.threads, None, &|_, _| {})?);
     let mut rank = Rank::new(weights, &options, Box::new(Solo::new(shards.virtual_shards())))?;
     let (mut number, mut out) = (0, std::io::stdout().lock());
     for prompt in std::io::stdin().lock().lines() {

@@ -89,12 +89,12 @@ fn main() -> Outcome<()> {
         checkpoint = checkpoint.quantized(quantize);
     }
     let compute = match asked.how.as_str() {
-        "auto" => compute_for(&checkpoint),
+        "auto" => compute_for(&checkpoint, asked.isa),
         how => how.parse()?,
     };
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None)?;
     let most = asked.threads.iter().copied().max().unwrap_or(1);
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, most, &|_, _| {})?);
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, most, None, &|_, _| {})?);
     let loaded = start.elapsed().as_secs_f64();
     let bytes = bytes_read(&checkpoint, &weights);
     let how = format!("{compute} on {}", asked.isa.name());

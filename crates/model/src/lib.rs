@@ -15,6 +15,7 @@
 mod attention;
 mod backend;
 mod check;
+mod cores;
 mod cut;
 mod dots;
 mod error;
@@ -36,6 +37,7 @@ mod simd;
 mod team;
 mod weights;
 
+pub use cores::{Cores, CpuList};
 pub use cut::Cut;
 pub use error::ModelError;
 pub use kv::kv_bytes_per_block;

@@ -42,6 +42,33 @@ impl<T: Number> Buffer<T> {
         Self { start: start.cast(), len }
     }
 
+    /// Asks for the pages of some of the numbers, which nobody has written yet, in a node's memory if there is room. A page on
+    /// an edge goes to whoever asked last.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn prefer(&self, numbers: Range<usize>, node: usize) {
+        let own = &self[numbers];
+        let page = if self.len * size_of::<T>() >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { return };
+        let start = own.as_ptr().addr() / page * page;
+        let bytes = (own.as_ptr().addr() + size_of_val(own)).next_multiple_of(page) - start;
+        let Some(nodes) = u32::try_from(node).ok().and_then(|node| 1_u64.checked_shl(node)) else { return };
+        // SAFETY: whole pages of this buffer's mapping; a policy moves nothing and changes only speed, so that a refusal (a
+        // container may forbid it) does no harm. Nodes are bits of one word.
+        unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                start,
+                bytes,
+                libc::MPOL_PREFERRED,
+                &nodes,
+                u64::BITS as usize + 1,
+                0,
+            )
+        };
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn prefer(&self, _numbers: Range<usize>, _node: usize) {}
+
     fn layout(len: usize) -> Layout {
         let bytes = len.saturating_mul(size_of::<T>());
         Layout::from_size_align(bytes, CACHE_LINE_BYTES).expect("a buffer fits the address space")

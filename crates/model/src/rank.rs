@@ -8,6 +8,7 @@ use galerne_types::{Compute, Draw, KvDtype, RequestId, Sampled, Slice, Step, Tok
 
 use crate::backend::Backend;
 use crate::check::{Bounds, Place, Places, place};
+use crate::cores::Cores;
 use crate::cut::Portion;
 use crate::error::ModelError;
 use crate::gpu::{GpuWeights, Link};
@@ -18,11 +19,13 @@ use crate::simd::Isa;
 use crate::team::{THREADS_MAX, Team};
 use crate::weights::Weights;
 
-/// What a rank is given to work with. Equal on all ranks of a group but for the threads.
+/// What a rank is given to work with. Equal on all ranks of a group but for threads, cores and instruction set.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Compute threads, the caller of [`Rank::step`] included.
     pub threads: usize,
+    /// Where they run, the caller's included, which stays bound; `None`: wherever the system has them run.
+    pub cores: Option<Cores>,
     /// Blocks of KV memory; see [`kv_bytes_per_block`](crate::kv_bytes_per_block).
     pub kv_blocks: usize,
     /// Slots for running sequences.
@@ -44,6 +47,7 @@ impl Default for Options {
         let threads = available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         Self {
             threads,
+            cores: None,
             kv_blocks: 256,
             sequences_max: 16,
             step_tokens_max: 512,
@@ -115,7 +119,7 @@ pub struct Rank {
 
 impl Rank {
     /// Allocates KV memory (taken from the system as it is first used) and starts the threads. All ranks of the
-    /// group give equal options but for the threads.
+    /// group give equal options but for threads, cores and instruction set.
     ///
     /// # Errors
     /// [`ModelError::Option`] for an option out of range, [`ModelError::Place`] if `weights` are another rank's,
@@ -359,9 +363,13 @@ fn masks_of(
 
 /// The threads.
 fn engine(options: &Options, collective: &dyn Collective) -> Result<Engine, ModelError> {
-    // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
-    let cores = available_parallelism().map_or(1, usize::from);
-    let team = Team::new(options.threads, options.threads * collective.world_size() > cores)?;
+    let crowded = match &options.cores {
+        Some(cores) => options.threads > cores.count(),
+        // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
+        None => options.threads * collective.world_size() > available_parallelism().map_or(1, usize::from),
+    };
+    let homes = options.cores.as_ref().map_or_else(Vec::new, |cores| cores.homes(options.threads));
+    let team = Team::new(options.threads, crowded, homes)?;
     Ok(Engine::new(options.isa, team))
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 
+use crate::cores::Home;
 use crate::error::ModelError;
 
 /// Most threads of one rank.
@@ -77,8 +78,9 @@ impl Job {
 unsafe impl Send for Job {}
 
 impl Team {
-    /// Starts `threads - 1` helpers. `crowded`: threads outnumber the cores.
-    pub(crate) fn new(threads: usize, crowded: bool) -> Result<Self, ModelError> {
+    /// Starts `threads - 1` helpers. `crowded`: threads outnumber the cores. `homes`: where each thread is bound, the caller
+    /// first; none is if there are none.
+    pub(crate) fn new(threads: usize, crowded: bool, homes: Vec<Home>) -> Result<Self, ModelError> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             next: Default::default(),
@@ -89,11 +91,20 @@ impl Team {
         });
         let spins = if crowded { SPINS_CROWDED } else { SPINS };
         let mut team = Self { shared, helpers: Vec::new(), spins };
+        let mut homes = homes.into_iter();
+        if let Some(home) = homes.next() {
+            home.bind();
+        }
         for worker in 1..threads {
-            let shared = Arc::clone(&team.shared);
+            let (shared, home) = (Arc::clone(&team.shared), homes.next());
             let helper = thread::Builder::new()
                 .name(format!("compute-{worker}"))
-                .spawn(move || help(&shared, worker, spins))
+                .spawn(move || {
+                    if let Some(home) = home {
+                        home.bind();
+                    }
+                    help(&shared, worker, spins);
+                })
                 .map_err(ModelError::Thread)?;
             team.helpers.push(helper);
         }
@@ -284,7 +295,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_whatever_the_threads() {
         for (threads, crowded) in [(1, false), (2, false), (3, true), (8, true)] {
-            let mut team = Team::new(threads, crowded).unwrap();
+            let mut team = Team::new(threads, crowded, Vec::new()).unwrap();
             for tasks in [0, 1, 2, 7, 100, 1000] {
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 team.each(tasks, 3, &|worker, range| {
@@ -300,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_nobody_hangs() {
-        let mut team = Team::new(3, true).unwrap();
+        let mut team = Team::new(3, true, Vec::new()).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             team.each(64, 1, &|_, range| assert!(range.start != 40, "task 40"));
         }));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use galerne_checkpoint::{Checkpoint, Config, Dtype, Weight, dequantize};
 use galerne_types::{Compute, Shards};
 
+use crate::cores::{Cores, nodes};
 use crate::cut::{Cut, Portion};
 use crate::error::ModelError;
 use crate::math::SUM_LANES;
@@ -35,12 +36,12 @@ pub struct Weights {
 const ROUNDED_WEIGHTS_MIN: usize = 500_000_000;
 
 /// The way to compute that `auto` takes for a checkpoint of half a billion weights and more: bytes if any of them are
-/// quantized, in its files or at load; pairs if any are bf16 and this CPU multiplies pairs.
-pub fn compute_for(checkpoint: &Checkpoint) -> Compute {
+/// quantized, in its files or at load; pairs if any are bf16 and `isa` multiplies pairs.
+pub fn compute_for(checkpoint: &Checkpoint, isa: Isa) -> Compute {
     let tensors: Vec<_> = Weight::all(checkpoint.config()).map(|weight| checkpoint.tensor(weight)).collect();
     let weights = tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
     let dtypes: Vec<_> = tensors.iter().map(|tensor| tensor.dtype).collect();
-    compute_of(weights, &dtypes, Isa::best().multiplies_pairs())
+    compute_of(weights, &dtypes, isa.multiplies_pairs())
 }
 
 fn compute_of(weights: usize, dtypes: &[Dtype], pairs: bool) -> Compute {
@@ -70,8 +71,9 @@ pub(crate) struct Layer {
 }
 
 impl Weights {
-    /// Reads and packs the shards of `rank`, and nothing else, with `threads` threads. `progress` is told, from any
-    /// of them, how many of how many bytes are read. Peak memory is the share itself and less than 64 MiB.
+    /// Reads and packs the shards of `rank`, and nothing else, with `threads` threads. Every matrix lies in the memory of the
+    /// nodes of `cores`, each thread's part where that thread is going to compute. `progress` is told, from any of them, how many
+    /// of how many bytes are read. Peak memory is the share itself and less than 64 MiB.
     ///
     /// # Errors
     /// As [`Cut::of`]; [`ModelError::RaggedBlocks`] for a quantized matrix of an odd width; whatever reading the
@@ -84,13 +86,14 @@ impl Weights {
         shards: Shards,
         rank: usize,
         threads: usize,
+        cores: Option<&Cores>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
         let portion = Portion::new(checkpoint, shards, rank)?;
         let config = &portion.config;
         let share = Share { checkpoint, cut: &portion.cut, shards: portion.own_shards() };
         let parts = share.parts()?;
-        let mut loaded = load_parts(checkpoint, &parts, threads, progress)?.into_iter();
+        let mut loaded = load_parts(checkpoint, &parts, threads, cores, progress)?.into_iter();
         let mut all = || loaded.next().unwrap_or_default();
         let embedding = only(all());
         let head = (!config.tied).then(|| only(all()));
@@ -308,16 +311,40 @@ fn widen(dtype: Dtype, encoded: &[u8], out: &mut Vec<u8>) {
     out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
+/// Asks for the pages of every matrix in the nodes whose threads will read them: a job is cut into zones in the order of its
+/// outputs (`team`), and queries, keys and values are one job.
+fn place(memory: &Buffer<u8>, parts: &[Part], nodes: &[(usize, Range<usize>)]) {
+    let threads = nodes.last().map_or(0, |(_, homes)| homes.end);
+    let mut start = 0;
+    for job in parts.chunk_by(|_, next| matches!(next.weight, Weight::K(_) | Weight::V(_))) {
+        let lengths: Vec<usize> = match job {
+            [part] => part.shapes().map(Shape::bytes).collect(),
+            several => vec![several.iter().map(Part::packed_bytes).sum()],
+        };
+        for bytes in lengths {
+            for (node, homes) in nodes {
+                let at = |home: usize| start + bytes * home / threads;
+                memory.prefer(at(homes.start)..at(homes.end), *node);
+            }
+            start += bytes;
+        }
+    }
+}
+
 /// Loads all parts into one memory; the threads take them from the first to the last. The first error ends the
 /// loading. Returns the matrices of each part.
 fn load_parts(
     checkpoint: &Checkpoint,
     parts: &[Part],
     threads: usize,
+    cores: Option<&Cores>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<Vec<Packed>>, ModelError> {
     let total = parts.iter().map(Part::bytes).sum();
     let mut memory = Buffer::zeroed(parts.iter().map(Part::packed_bytes).sum());
+    if let Some(cores) = cores {
+        place(&memory, parts, &nodes(&cores.homes(threads)));
+    }
     let mut rest = &mut memory[..];
     let mut jobs = Vec::with_capacity(parts.len());
     for part in parts {

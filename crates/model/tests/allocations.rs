@@ -59,7 +59,7 @@ fn a_decode_step_allocates_its_answer_and_nothing_else() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bard-1m");
     let checkpoint = Checkpoint::open(&path).unwrap();
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None).unwrap();
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, 1, &|_, _| {}).unwrap());
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, 1, None, &|_, _| {}).unwrap());
     for compute in [Compute::F32, Compute::Int8, Compute::Bf16] {
         let options =
             Options { threads: 2, kv_blocks: 16, sequences_max: SEQUENCES, compute, ..Options::default() };

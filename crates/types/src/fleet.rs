@@ -85,7 +85,7 @@ pub struct RankRecord {
     pub collective: String,
     /// Process id on its host.
     pub pid: u32,
-    /// `cpu xT` with T threads.
+    /// `cpu xT ISA` with T threads and the kernels' instruction set.
     pub device: String,
     /// Version of the binary.
     pub build: String,

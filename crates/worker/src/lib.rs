@@ -16,6 +16,6 @@ mod supervisor;
 
 pub use error::{ERROR_PREFIX, EXIT_CONFIG, EXIT_DRAINED, EXIT_FAILURE, EXIT_REPLACED, WorkerError};
 pub use galerne_sched::Cost;
-pub use options::{Device, KvSize, RankOptions, SupervisorOptions, rank_args};
+pub use options::{CoresShare, Device, KvSize, Processor, RankOptions, SupervisorOptions, rank_args};
 pub use rank::run_rank;
 pub use supervisor::supervise;

@@ -12,6 +12,10 @@ use galerne_sched::Cost;
 use galerne_tls::ClusterFiles;
 use galerne_types::{Compute, GroupId, KvDtype, Quantize, RankId};
 
+pub use self::processor::{CoresShare, Processor};
+
+mod processor;
+
 /// How much KV memory a rank gets. All ranks of a group must be told the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvSize {
@@ -108,6 +112,8 @@ pub struct RankOptions {
     pub cluster_tls: Option<ClusterFiles>,
     /// Compute threads.
     pub threads: usize,
+    /// What they are compiled for, and where they run.
+    pub processor: Processor,
     /// KV memory.
     pub kv: KvSize,
     /// Sequences that run at once, at most.
@@ -172,6 +178,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         etcd_access,
         cluster_tls,
         threads,
+        processor,
         kv,
         sequences_max,
         step_tokens_max,
@@ -199,6 +206,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     flag("--etcd", etcd.join(",").into());
     access_args(etcd_access, cluster_tls.as_ref(), &mut flag);
     flag("--threads", threads.to_string().into());
+    processor.args(&mut flag);
     match kv {
         KvSize::Auto => {}
         KvSize::Bytes(bytes) => flag("--kv-memory", bytes.to_string().into()),
@@ -294,6 +302,7 @@ pub(crate) mod tests {
                 etcd_access: EtcdAccess::default(),
                 cluster_tls: None,
                 threads: 3,
+                processor: Processor::default(),
                 kv: KvSize::Auto,
                 sequences_max: 64,
                 step_tokens_max: 256,
@@ -333,6 +342,11 @@ pub(crate) mod tests {
         options.first.speculation = false;
         options.first.itl_target_ms = Some(30);
         options.first.device = Device::Cuda(2);
+        options.first.processor = Processor {
+            isa: Some("portable".parse().unwrap()),
+            cores: Some("0-3,8".parse().unwrap()),
+            share: CoresShare::new(1, 2).unwrap(),
+        };
         let tls = EtcdTls {
             ca: "e.ca".into(),
             identity: Some(("e.pem".into(), "e.key".into())),
@@ -367,6 +381,9 @@ pub(crate) mod tests {
             ["--itl-target-ms", "30"],
             ["--index", "0"],
             ["--device", "cuda:2"],
+            ["--isa", "portable"],
+            ["--cores", "0-3,8"],
+            ["--cores-share", "1/2"],
         ];
         for pair in others {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");

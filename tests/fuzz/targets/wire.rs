@@ -139,9 +139,10 @@ fn ranks() {
     let checkpoint = Checkpoint::open(&path).expect("a model");
     let leaves = checkpoint.config().kv_heads;
     let shards = Shards::new(leaves, 1).expect("shards");
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, 1, &|_, _| ()).expect("weights"));
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, 1, None, &|_, _| ()).expect("weights"));
     let options = Options {
         threads: 1,
+        cores: None,
         kv_blocks: 8,
         sequences_max: 4,
         step_tokens_max: 64,

@@ -98,7 +98,7 @@ pub(crate) fn near(gpus: &Gpus, path: &Path, report: &mut Report) -> Outcome<()>
     let script = by_token(&memory, &prompt(TOKENS, 5, checkpoint.config().vocab));
     let gpu = || options(memory.blocks(), 1, TOKENS);
     let shards = Shards::new(virtual_shards(&checkpoint), 1)?;
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, threads(), &|_, _| {})?);
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, threads(), None, &|_, _| {})?);
     let on_cpu = |compute, kv_dtype| {
         let options = Options { threads: threads(), compute, kv_dtype, ..gpu() };
         let mut rank =

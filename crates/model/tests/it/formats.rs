@@ -139,7 +139,7 @@ fn a_rank_loads_its_share_and_tells_how_far_it_is() {
             let mut seen = seen.lock().unwrap();
             *seen = (seen.0.max(done), total);
         };
-        let weights = Weights::load(&checkpoint, shards, world_size - 1, 3, &progress).unwrap();
+        let weights = Weights::load(&checkpoint, shards, world_size - 1, 3, None, &progress).unwrap();
         let (done, total) = *seen.lock().unwrap();
         assert!(done == total && total == weights.bytes() as u64, "{done} of {total}");
         weights.bytes()
@@ -153,6 +153,6 @@ fn what_cannot_be_cut_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     model.write_folder(folder.path(), Dtype::F32);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let load = Weights::load(&checkpoint, Shards::new(2, 1).unwrap(), 0, 1, &|_, _| {});
+    let load = Weights::load(&checkpoint, Shards::new(2, 1).unwrap(), 0, 1, None, &|_, _| {});
     assert!(matches!(load, Err(ModelError::TooFewShards { virtual_shards: 2, kv_heads: 4 })));
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use galerne_checkpoint::{Checkpoint, Dtype};
-use galerne_model::{Options, WindowChoice, compute_for};
+use galerne_model::{Isa, Options, WindowChoice, compute_for};
 use galerne_types::{Compute, Quantize};
 
 use crate::golden::Golden;
@@ -38,7 +38,7 @@ fn every_quantized_format_is_near_the_reference() {
         let error_max = if dtype.is_k_quant() { WIDE_ERROR_MAX } else { ERROR_MAX };
         let model = Model::random(config, 1).rounded(dtype);
         let (_folder, checkpoint) = model.gguf(dtype);
-        assert_eq!(compute_for(&checkpoint), Compute::F32, "it is small");
+        assert_eq!(compute_for(&checkpoint, Isa::best()), Compute::F32, "it is small");
         let prompt: Vec<u32> = (0..40).map(|i| i * 31 % 100).collect();
         check(&checkpoint, Compute::Int8, &prompt, error_max, &dtype.to_string());
     }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Collective, Config, Peer, Secret, Solo, connect, tree};
 use galerne_model::gpu::{GpuWeights, Link};
-use galerne_model::{ModelError, Rank, Weights};
-use galerne_types::{Draw, Epoch, EpochRecord, Input, Sampled, Sampling, Shards, Slice, Step};
+use galerne_model::{Cores, ModelError, Options, Rank, Weights};
+use galerne_types::{Draw, Epoch, EpochRecord, Input, Member, Sampled, Sampling, Shards, Slice, Step};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::compute::{Done, Phase};
@@ -91,7 +91,8 @@ impl Engagement {
             None => Link::Host,
         };
         let watched = Box::new(Watched { inner: collective, pulse: pulse.clone() });
-        let mut rank = execution(setup, shape, weights, watched, link)?;
+        let model = Options { cores: self.cores(setup), ..shape.model.clone() };
+        let mut rank = execution(setup, &model, weights, watched, link)?;
         let ended = self.serve(desk, pulse, rank.as_mut());
         // What the other ranks' GPUs wait for must not be waited for here.
         self.abort.abort();
@@ -168,8 +169,9 @@ impl Engagement {
             self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
         };
         let (checkpoint, threads) = (&setup.checkpoint, setup.options.threads);
+        let cores = self.cores(setup);
         let loaded = match &setup.gpu {
-            None => Weights::load(checkpoint, shards, rank, threads, &progress)
+            None => Weights::load(checkpoint, shards, rank, threads, cores.as_ref(), &progress)
                 .map(|weights| (weights.bytes(), Loaded::Here(Arc::new(weights)))),
             Some(gpu) => {
                 GpuWeights::load(checkpoint, shards, rank, gpu.quantize, &gpu.device, threads, &progress)
@@ -182,13 +184,21 @@ impl Engagement {
         Ok(weights)
     }
 
+    /// This rank's share of the cores that its group has on this host.
+    fn cores(&self, setup: &Setup) -> Option<Cores> {
+        let host = &self.record.members[self.rank].host;
+        let on_host = |members: &[Member]| members.iter().filter(|member| &member.host == host).count();
+        let (before, all) = (on_host(&self.record.members[..self.rank]), on_host(&self.record.members));
+        setup.cores.as_ref().map(|cores| cores.share(before, all))
+    }
+
     /// Meets the other ranks; tells how, if there are any.
     fn join(&self, setup: &Setup) -> Result<(Box<dyn Collective>, Option<Config>), EpochError> {
         let leaves = self.record.shards.virtual_shards();
         if self.record.members.len() == 1 {
             return Ok((Box::new(Solo::new(leaves)), None));
         }
-        let peer = |member: &galerne_types::Member| {
+        let peer = |member: &Member| {
             let address = member.collective.parse();
             let address = address.map_err(|_| record_error(format!("no address: {}", member.collective)))?;
             Ok(Peer { host: member.host.clone(), address, leaves: member.shards.clone() })
@@ -244,7 +254,7 @@ impl Engagement {
 /// What runs the steps: the model on its weights, or else a rehearsal.
 fn execution(
     setup: &Setup,
-    shape: &Shape,
+    options: &Options,
     weights: Option<Loaded>,
     collective: Box<dyn Collective>,
     link: Link,
@@ -254,8 +264,8 @@ fn execution(
             let (cost, config) = (setup.options.rehearse.unwrap_or_default(), setup.checkpoint.config());
             return Ok(Box::new(Rehearsal::new(cost, setup.card.vocab, config.eos.clone(), collective)));
         }
-        Some(Loaded::Here(weights)) => Rank::new(weights, &shape.model, collective),
-        Some(Loaded::OnGpu(weights)) => Rank::on_gpu(weights, &shape.model, collective, link),
+        Some(Loaded::Here(weights)) => Rank::new(weights, options, collective),
+        Some(Loaded::OnGpu(weights)) => Rank::on_gpu(weights, options, collective, link),
     };
     Ok(Box::new(rank.map_err(EpochError::Model)?))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Listener;
-use galerne_model::{gpu, kv_bytes_per_block};
+use galerne_model::{Cores, gpu, kv_bytes_per_block};
 use galerne_sched::Limits;
 use galerne_tls::{Client, Server};
 use galerne_types::limits::KV_BLOCK_TOKENS;
@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) card: ModelCard,
     /// What computes, if not this machine's processor.
     pub(crate) gpu: Option<Gpu>,
+    /// The cores of this host that the group's ranks share, where the system tells.
+    pub(crate) cores: Option<Cores>,
     /// What each of N ranks is given, for every N that the group may have.
     shapes: BTreeMap<usize, Shape>,
     /// Where the other ranks of the group meet this one.
@@ -60,7 +62,8 @@ impl Setup {
         }
         let config = checkpoint.config();
         let shards = Shards::for_model(config.kv_heads, options.world_size, options.virtual_shards)?;
-        let on_cpu = || options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint));
+        let isa = options.processor.isa();
+        let on_cpu = || options.compute.unwrap_or_else(|| galerne_model::compute_for(&checkpoint, isa));
         let compute = gpu.as_ref().map_or_else(on_cpu, Gpu::compute);
         let card = ModelCard {
             name: options.model_name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
@@ -76,9 +79,14 @@ impl Setup {
         if gpu.is_none() {
             check_memory(&options, &shapes)?;
         }
+        let cores = options.processor.cores()?;
+        if gpu.is_none() {
+            let on = cores.as_ref().map_or_else(|| "any core".to_owned(), Cores::to_string);
+            tracing::info!(%isa, %compute, threads = options.threads, cores = %on, "the processor computes");
+        }
         let listener = galerne_collective::listen(options.bind)
             .map_err(|source| WorkerError::Bind { address: options.bind.to_string(), source })?;
-        Ok(Self { options, checkpoint, card, gpu, shapes, listener, tls })
+        Ok(Self { options, checkpoint, card, gpu, cores, shapes, listener, tls })
     }
 
     /// What each rank is given when there are `world_size`; `None` if so few have no room.
@@ -109,7 +117,7 @@ impl Setup {
             device: match (&options.rehearse, &self.gpu) {
                 (Some(_), _) => "rehearsal".into(),
                 (None, Some(gpu)) => gpu.name(),
-                (None, None) => format!("cpu x{}", options.threads),
+                (None, None) => format!("cpu x{} {}", options.threads, options.processor.isa()),
             },
             build: env!("CARGO_PKG_VERSION").into(),
             model: self.card.clone(),
@@ -212,6 +220,7 @@ fn shape(
         u64::from(context_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32)) * u64::from(options.sequences_max);
     let mut model = galerne_model::Options {
         threads: options.threads,
+        isa: options.processor.isa(),
         kv_blocks: 0,
         sequences_max: options.sequences_max as usize,
         step_tokens_max: options.step_tokens_max as usize,

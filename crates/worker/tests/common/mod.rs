@@ -69,6 +69,7 @@ impl Cluster {
             etcd_access: EtcdAccess::default(),
             cluster_tls: None,
             threads: 1,
+            processor: galerne_worker::Processor::default(),
             kv: KvSize::Auto,
             sequences_max: 8,
             step_tokens_max: 64,

@@ -31,7 +31,7 @@ pub(crate) fn options() -> Options {
 /// The only rank of a group, with as many virtual shards as KV heads.
 pub(crate) fn solo(checkpoint: &Checkpoint, options: &Options) -> Rank {
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None).unwrap();
-    let weights = Arc::new(Weights::load(checkpoint, shards, 0, 2, &|_, _| {}).unwrap());
+    let weights = Arc::new(Weights::load(checkpoint, shards, 0, 2, None, &|_, _| {}).unwrap());
     let collective = Local::group(shards.virtual_shards(), 1).remove(0);
     Rank::new(weights, options, Box::new(collective)).unwrap()
 }
@@ -100,7 +100,9 @@ impl Held {
 pub(crate) fn load(checkpoint: &Checkpoint, virtual_shards: usize, world_size: usize) -> Vec<Held> {
     let shards = Shards::new(virtual_shards, world_size).unwrap();
     (0..world_size)
-        .map(|rank| Held::Cpu(Arc::new(Weights::load(checkpoint, shards, rank, 2, &|_, _| {}).unwrap())))
+        .map(|rank| {
+            Held::Cpu(Arc::new(Weights::load(checkpoint, shards, rank, 2, None, &|_, _| {}).unwrap()))
+        })
         .collect()
 }
 

@@ -88,6 +88,7 @@ fn options(group: &str, host: Host, index: u16, world_size: usize) -> RankOption
         etcd_access: galerne_coord::EtcdAccess::default(),
         cluster_tls: None,
         threads: 1,
+        processor: crate::Processor::default(),
         kv: KvSize::Blocks(12),
         sequences_max: 4,
         step_tokens_max: 64,
