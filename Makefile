@@ -38,7 +38,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build all dist cuda lint unit test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
+.PHONY: help demo test build all dist cuda lint unit arm test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -49,7 +49,7 @@ demo: ## serve the demo model from 3 rank processes, a router and a real etcd; s
 
 test: ## everything that CI runs
 	@.ci/setup test
-	@$(MAKE) --no-print-directory lint proto all unit faults
+	@$(MAKE) --no-print-directory lint proto all unit $(if $(filter x86_64,$(shell uname -m)),arm) faults
 
 build: ## the release binary, target/release/galerne
 	@.ci/setup build
@@ -78,6 +78,12 @@ proto: ## lint of the gRPC descriptions, and no breaking change since the releas
 
 unit: ## unit, integration and process-level tests (needs `make all` or `make build` first)
 	cargo test --release --workspace --locked
+
+arm: ## the tests of the CPU kernels on 64-bit ARM, on an emulated CPU
+	@.ci/setup arm
+	env -u CUDA_HOME RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64 \
+	cargo test --release --locked --target aarch64-unknown-linux-gnu --target-dir target/arm -p galerne-model --lib
 
 crds: build ## the resource definitions, k8s/crds and the chart's, from the types
 	@mkdir -p k8s/crds helm/galerne/crds
