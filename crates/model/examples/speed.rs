@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! cargo run --release -p galerne-model --example speed -- CHECKPOINT [auto|f32|int8|bf16] [RUNS] [ISA]
-//!     [--threads 1,2] [--batches 1,8,16,32] [--steps 64] [--quantize q8_0] [--json]
+//!     [--threads 1,2] [--batches 1,8,16,32] [--steps 64] [--quantize q8_0]
+//!     [--cores 0-1] [--json]
 //! ```
 //! With `--json`, "first token" is printed as soon as it is there, then an object for each number of threads, as
 //! `benches/peers` reads them.
@@ -19,7 +20,7 @@ use std::time::Instant;
 
 use galerne_checkpoint::{Checkpoint, Weight};
 use galerne_collective::Solo;
-use galerne_model::{Isa, Options, Rank, Weights, compute_for};
+use galerne_model::{Cores, Isa, Options, Rank, Weights, compute_for};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{BlockId, Draw, Epoch, Input, Quantize, Sampling, Shards, Slice, Step};
 use serde_json::{Value, json};
@@ -39,6 +40,7 @@ struct Asked {
     batches: Vec<usize>,
     steps: usize,
     quantize: Option<Quantize>,
+    cores: Option<Cores>,
     json: bool,
 }
 
@@ -47,7 +49,7 @@ impl Asked {
         let most = Options::default().threads;
         let (mut threads, mut batches, mut steps) = (vec![1, most], vec![1, 8, 16, 32], 64);
         threads.dedup();
-        let (mut quantize, mut json, mut plain) = (None, false, Vec::new());
+        let (mut quantize, mut cores, mut json, mut plain) = (None, None, false, Vec::new());
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
@@ -56,6 +58,7 @@ impl Asked {
                 "--threads" => threads = numbers(&value()?)?,
                 "--batches" => batches = numbers(&value()?)?,
                 "--steps" => steps = value()?.parse()?,
+                "--cores" => cores = Cores::of_machine(Some(&value()?.parse()?)),
                 "--quantize" => quantize = Some(value()?.parse()?),
                 _ => plain.push(argument),
             }
@@ -64,11 +67,8 @@ impl Asked {
         let checkpoint = plain.next().ok_or("which checkpoint? speed CHECKPOINT [HOW] [RUNS] [ISA]")?.into();
         let how = plain.next().unwrap_or_else(|| "auto".to_owned());
         let runs = plain.next().map_or(Ok(3), |text| text.parse())?;
-        let named = plain.next();
-        let wanted = |isa: &Isa| named.as_deref().is_none_or(|name| isa.name() == name);
-        let isa =
-            Isa::available().into_iter().rfind(wanted).ok_or("this machine has no such instruction set")?;
-        Ok(Self { checkpoint, how, runs, isa, threads, batches, steps, quantize, json })
+        let isa = plain.next().map_or_else(|| Ok(Isa::best()), |name| name.parse())?;
+        Ok(Self { checkpoint, how, runs, isa, threads, batches, steps, quantize, cores, json })
     }
 
     /// Blocks that each sequence of a batch needs.
@@ -94,7 +94,7 @@ fn main() -> Outcome<()> {
     };
     let shards = Shards::for_model(checkpoint.config().kv_heads, 1, None)?;
     let most = asked.threads.iter().copied().max().unwrap_or(1);
-    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, most, None, &|_, _| {})?);
+    let weights = Arc::new(Weights::load(&checkpoint, shards, 0, most, asked.cores.as_ref(), &|_, _| {})?);
     let loaded = start.elapsed().as_secs_f64();
     let bytes = bytes_read(&checkpoint, &weights);
     let how = format!("{compute} on {}", asked.isa.name());
@@ -102,6 +102,7 @@ fn main() -> Outcome<()> {
     for (index, &threads) in asked.threads.iter().enumerate() {
         let options = Options {
             threads,
+            cores: asked.cores.clone(),
             kv_blocks: PROMPT_TOKENS.div_ceil(KV_BLOCK_TOKENS).max(sequences * asked.blocks()),
             sequences_max: sequences,
             compute,
