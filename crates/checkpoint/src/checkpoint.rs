@@ -116,7 +116,20 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Io`] if the system does not know how.
     pub fn warm(&self) -> Result<(), CheckpointError> {
-        self.sources.iter().try_for_each(Source::warm)
+        self.sources.iter().try_for_each(|source| source.warm(0..source.bytes))
+    }
+
+    /// Asks the same for some rows of a weight, which are going to be read soon.
+    ///
+    /// # Errors
+    /// As [`warm`](Checkpoint::warm).
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn warm_rows(&self, weight: Weight, rows: Range<usize>) -> Result<(), CheckpointError> {
+        let info = self.tensor(weight);
+        let at = |row: usize| info.offset + (row.min(info.rows) * info.stored.row_bytes(info.cols)) as u64;
+        self.sources[info.file].warm(at(rows.start)..at(rows.end))
     }
 
     /// Shape and dtype of a weight; for a tied head the embedding's.

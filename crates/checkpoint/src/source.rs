@@ -1,6 +1,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -24,9 +25,10 @@ impl Source {
         Ok(Self { path: path.to_owned(), bytes, file })
     }
 
-    /// Asks the system to have the file in its cache.
-    pub(crate) fn warm(&self) -> Result<(), CheckpointError> {
-        let asked = fadvise(&self.file, 0, NonZeroU64::new(self.bytes), Advice::WillNeed);
+    /// Asks the system to have these bytes in its cache.
+    pub(crate) fn warm(&self, bytes: Range<u64>) -> Result<(), CheckpointError> {
+        let Some(length) = NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) else { return Ok(()) };
+        let asked = fadvise(&self.file, bytes.start, Some(length), Advice::WillNeed);
         asked.map_err(|errno| io_error(&self.path, "have it cached", errno.into()))
     }
 

@@ -267,6 +267,14 @@ impl Part {
         self.shapes().map(Shape::bytes).sum()
     }
 
+    /// Has the system read ahead what [`load`](Part::load) is going to: of whole rows, so that a rank asks for no other's part.
+    fn warm(&self, checkpoint: &Checkpoint) {
+        if self.columns().len() == checkpoint.tensor(self.weight).cols {
+            // Whoever cannot read ahead reads all the same.
+            let _ = checkpoint.warm_rows(self.weight, self.rows.clone());
+        }
+    }
+
     /// Reads, and packs into `memory`, one matrix after another; `read` is told of every chunk's bytes.
     fn load(&self, checkpoint: &Checkpoint, memory: &mut [u8], read: &dyn Fn(u64)) -> Result<(), ModelError> {
         let (rows, columns, row_bytes) = (self.rows.len(), self.columns(), self.row_bytes());
@@ -352,12 +360,17 @@ fn load_parts(
         jobs.push((part, own));
         rest = after;
     }
-    let (jobs, done) = (Mutex::new(jobs.into_iter()), AtomicU64::new(0));
+    let threads = threads.clamp(1, LOADING_THREADS_MAX);
+    parts.iter().take(threads).for_each(|part| part.warm(checkpoint));
+    let (jobs, done) = (Mutex::new(jobs.into_iter().enumerate()), AtomicU64::new(0));
     let failure = Mutex::new(None);
     let work = || {
         loop {
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((part, memory)) = job else { return };
+            let Some((index, (part, memory))) = job else { return };
+            if let Some(later) = parts.get(index + threads) {
+                later.warm(checkpoint);
+            }
             let result = part.load(checkpoint, memory, &|bytes| {
                 progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
             });
@@ -368,7 +381,7 @@ fn load_parts(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads.clamp(1, LOADING_THREADS_MAX) {
+        for _ in 1..threads {
             scope.spawn(work);
         }
         work();
