@@ -384,3 +384,128 @@ pub struct Fleet {
     /// By name.
     pub groups: BTreeMap<GroupId, Group>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card() -> ModelCard {
+        ModelCard {
+            name: "m".into(),
+            digest: "d".into(),
+            context_tokens_max: 64,
+            vocab: 512,
+            shards: Shards::new(4, 2).unwrap(),
+            quantize: None,
+            compute: Compute::F32,
+            kv: KvDtype::F32,
+        }
+    }
+
+    fn rank() -> RankRecord {
+        RankRecord {
+            id: RankId("a/0".into()),
+            group: GroupId("g".into()),
+            host: "a".into(),
+            index: 0,
+            address: "10.0.0.1:7000".into(),
+            collective: "10.0.0.1:8000".into(),
+            pid: 100,
+            device: "cpu x1".into(),
+            build: "0.1.0".into(),
+            model: card(),
+            state: RankState::Ready,
+            memory_bytes: 0,
+            ranks_min: 1,
+            left: Epoch(8),
+            loss: None,
+        }
+    }
+
+    /// The rank alone in epoch 9, which it has declared healthy.
+    fn serving() -> Group {
+        let RankRecord { id, host, address, collective, pid, .. } = rank();
+        let member = Member { id: id.clone(), host, address: address.clone(), collective, pid, shards: 0..4 };
+        let group = GroupId("g".into());
+        let record = EpochRecord::new(group.clone(), card().shards, vec![member], "00".into());
+        let health = Health {
+            group,
+            epoch: Epoch(9),
+            leader: address,
+            model: card(),
+            kv_blocks: 1,
+            sequences_max: 1,
+            step_tokens_max: 1,
+            draining: false,
+        };
+        Group {
+            ranks: BTreeMap::from([(id, rank())]),
+            epoch: Some((Epoch(9), record)),
+            health: Some(health),
+            ..Group::default()
+        }
+    }
+
+    fn absence(change: fn(&mut RankRecord)) -> Option<Absence> {
+        let mut group = serving();
+        group.ranks.values_mut().for_each(change);
+        let (epoch, record) = group.epoch.as_ref().unwrap();
+        let absence = group.absence(*epoch, &record.members[0]);
+        assert_eq!((group.stands(), group.is_whole()), (absence.is_none(), absence.is_none()));
+        assert_eq!(group.serving().is_some(), absence.is_none());
+        absence
+    }
+
+    #[test]
+    fn a_member_is_one_process_until_it_ends_or_leaves() {
+        assert_eq!(absence(|_| {}), None);
+        assert_eq!(absence(|rank| rank.pid += 1), Some(Absence::Dead), "another process");
+        assert_eq!(absence(|rank| rank.address.push('1')), Some(Absence::Dead));
+        assert_eq!(absence(|rank| rank.collective.push('1')), Some(Absence::Dead));
+        assert_eq!(absence(|rank| rank.state = RankState::Dead), Some(Absence::Dead));
+        assert_eq!(absence(|rank| rank.left = Epoch(9)), Some(Absence::Left));
+        let member = &serving().epoch.unwrap().1.members[0];
+        assert!(!member.is(&RankRecord { id: RankId("a/1".into()), ..rank() }));
+    }
+
+    #[test]
+    fn a_group_without_an_epoch_neither_stands_nor_serves() {
+        let group = Group { epoch: None, ..serving() };
+        assert!(!group.stands() && !group.is_whole() && group.serving().is_none());
+    }
+
+    #[test]
+    fn a_silent_member_ends_nothing_and_an_older_word_is_not_believed() {
+        let mut group = serving();
+        group.ranks.clear();
+        assert!(group.stands() && !group.is_whole() && group.serving().is_some());
+        for other in [Epoch(8), Epoch(10)] {
+            group.health.as_mut().unwrap().epoch = other;
+            assert_eq!(group.serving(), None);
+        }
+    }
+
+    #[test]
+    fn answers_go_on_under_cards_that_compute_the_same() {
+        let same: [fn(&mut ModelCard); 3] = [
+            |card| card.name.push('2'),
+            |card| card.context_tokens_max = 1,
+            |card| card.shards = Shards::new(4, 4).unwrap(),
+        ];
+        let others: [fn(&mut ModelCard); 6] = [
+            |card| card.digest.push('2'),
+            |card| card.vocab += 1,
+            |card| card.shards = Shards::new(8, 2).unwrap(),
+            |card| card.quantize = Some(Quantize::Q8_0),
+            |card| card.compute = Compute::Int8,
+            |card| card.kv = KvDtype::Int8,
+        ];
+        for (changes, goes_on) in [(&same[..], true), (&others[..], false)] {
+            for change in changes {
+                let mut other = card();
+                change(&mut other);
+                assert_eq!(card().same_numerics(&other), goes_on, "{other:?}");
+            }
+        }
+    }
+}
