@@ -36,9 +36,13 @@ LEAKS ?=
 # make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET=templates
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?=
+
+# make mutants MUTANTS="--shard 0/8"
+MUTANTS ?=
+MUTATE = CARGO_INCREMENTAL=1 CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build GALERNE_SEEDS=100 cargo mutants --shuffle --timeout 60 $(MUTANTS) -C=--locked -o target/mutants
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo test build all dist cuda lint unit arm test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz clean
+.PHONY: help demo test build all dist cuda lint unit arm test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz mutants clean
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
@@ -132,6 +136,12 @@ fuzz: ## hostile bytes at every surface, or at FUZZ_TARGET, for FUZZ_SECONDS eac
 	@.ci/setup build
 	FUZZ_SECONDS="$(FUZZ_SECONDS)" RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters" \
 		cargo test --release --workspace --locked --no-fail-fast --target $(HOST) --target-dir target/fuzz --test fuzz -- $(FUZZ_TARGET) --nocapture --test-threads=1
+
+# A mutant costs a build of its crate and a run of its tests, so both are cheap: no optimization, few seeds.
+mutants: ## change the code that fences, replays and deduplicates (.cargo/mutants.toml): do tests notice? (needs cargo-mutants)
+	$(MUTATE)/types -p galerne-types --test-package galerne-types -- --lib
+	$(MUTATE)/coord -p galerne-coord --test-package galerne-coord -- --lib --test conformance -- --skip a_real_etcd_conforms --skip secured
+	$(MUTATE)/streams -p galerne-worker -p galerne-router --test-package galerne-worker,galerne-router -- --lib --test faces
 
 clean: ## build outputs; keeps what was fetched
 	cargo clean
