@@ -515,6 +515,18 @@ mod tests {
     }
 
     #[test]
+    fn a_member_leaves_an_epoch_that_was_over_before_it_could_enter() {
+        let (first, second, mut group) = standing();
+        assert_eq!(missed(&group, &first), None, "it stands");
+        leaves(&mut group, &second, LossKind::Failed, None);
+        assert_eq!(missed(&group, &first), Some(Epoch(9)));
+        assert_eq!(missed(&group, &rank("b", 0)), None, "a spare was never in it");
+        for left in [Epoch(9), Epoch(10)] {
+            assert_eq!(missed(&group, &RankRecord { left, ..first.clone() }), None, "it has left it");
+        }
+    }
+
+    #[test]
     fn another_epoch_or_none_ends_this_one() {
         let (first, _, mut group) = standing();
         assert_eq!(ended(&group, Epoch(8), &first.id), Some(Ended::Superseded(Epoch(9))));
