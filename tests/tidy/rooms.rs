@@ -8,6 +8,7 @@ use crate::tree;
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("telemetry", &[]),
+    ("failpoint", &[]),
     ("sched", &["types"]),
     ("dispatch", &["types"]),
     ("autoscale", &[]),
@@ -20,7 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("grammar", &["types"]),
     ("wire", &["types"]),
     ("tls", &[]),
-    ("coord", &["types"]),
+    ("coord", &["types", "failpoint"]),
     (
         "worker",
         &[
@@ -33,11 +34,12 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
             "tls",
             "telemetry",
+            "failpoint",
             "text",
             "grammar",
         ],
     ),
-    ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry"]),
+    ("router", &["types", "dispatch", "text", "checkpoint", "wire", "tls", "telemetry", "failpoint"]),
     ("load", &["workload", "wire", "tls"]),
     ("apiserver", &[]),
     ("operator", &["types", "autoscale", "wire", "tls", "coord"]),

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
+use galerne_failpoint::{self as failpoint, Point};
 use galerne_types::limits::PAST_EPOCHS_MAX;
 use galerne_types::{
     Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Hold, Past, RankId, RankRecord, RankState, RouterRecord,
@@ -152,7 +153,11 @@ impl Coord {
         ]);
         let answer = self.etcd.txn("form a group", &txn).await?;
         let epoch = Epoch(answer.header().map_or(0, |header| header.revision().unsigned_abs()));
-        Ok(answer.succeeded().then_some((epoch, record)))
+        if !answer.succeeded() {
+            return Ok(None);
+        }
+        failpoint::meet(Point::Written);
+        Ok(Some((epoch, record)))
     }
 
     /// Asks a group to take nothing new, to finish what it has within `grace`, and to end: its ranks' processes exit.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use compact_str::CompactString;
+use galerne_failpoint::{self as failpoint, Point};
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
 use galerne_wire::v1;
@@ -435,6 +436,7 @@ impl Answer {
         if index != expected {
             return Err(Failure::Engine(format!("it sent token {index} where token {expected} was due")));
         }
+        failpoint::meet(Point::Relayed);
         self.progress.tokens.push(token.id);
         self.meter.token(timing, came);
         self.caller.used(1);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Collective, Config, Peer, Secret, Solo, connect, tree};
+use galerne_failpoint::{self as failpoint, Point};
 use galerne_model::gpu::{GpuWeights, Link};
 use galerne_model::{Cores, ModelError, Options, Rank, Weights};
 use galerne_types::{Draw, Epoch, EpochRecord, Input, Member, Sampled, Sampling, Shards, Slice, Step};
@@ -83,6 +84,7 @@ impl Engagement {
         self.phase.send_replace(Phase::Loaded);
         let Some(Ok(())) = self.may_meet.take().map(oneshot::Receiver::blocking_recv) else { return Ok(()) };
         self.phase.send_replace(Phase::Joining);
+        failpoint::meet(Point::Meeting(self.rank));
         let (mut collective, config) = self.join(setup)?;
         self.check_sum(collective.as_mut())?;
         check_options(collective.as_mut(), setup, shape)?;
@@ -141,6 +143,7 @@ impl Engagement {
             } else {
                 gaps.begin(&step);
                 let _span = trace::step(&step, self.rank);
+                failpoint::meet(point(&step, self.rank));
                 let sampled = rank.run(&step, &mut mask)?;
                 gaps.end();
                 sampled
@@ -164,6 +167,7 @@ impl Engagement {
         *held = None; // before the new ones come: there may not be room for both
         let began = Instant::now();
         let progress = |done: u64, total: u64| {
+            failpoint::meet(Point::Loading(rank));
             let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
             let phase = Phase::Loading(u8::try_from(percent).unwrap_or(100));
             self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
@@ -249,6 +253,12 @@ impl Engagement {
         };
         Step { epoch: self.epoch, number: 0, slices: vec![slice], traces: Vec::new() }
     }
+}
+
+/// Whether a prompt is run in this step, or answers go on and nothing else.
+fn point(step: &Step, rank: usize) -> Point {
+    let prompt = |slice: &Slice| matches!(&slice.input, Input::Tokens(tokens) if tokens.len() > 1);
+    if step.slices.iter().any(prompt) { Point::Prefill(rank) } else { Point::Decode(rank) }
 }
 
 /// What runs the steps: the model on its weights, or else a rehearsal.

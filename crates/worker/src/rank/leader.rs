@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use galerne_failpoint::{self as failpoint, Point};
 use galerne_sched::Scheduler;
 use galerne_types::{Epoch, Event, RequestId, Sampled, Step};
 use galerne_wire::v1;
@@ -247,6 +248,7 @@ impl Leader {
             if step.slices.is_empty() {
                 continue; // the ranks have met: there is nothing to learn of it
             }
+            failpoint::meet(Point::Committed);
             self.scheduler.took(&step, took);
             self.stats.drafted(&step, &sampled);
             self.stats.step_done(step.tokens(), self.scheduler.keys(&step), took);
@@ -304,6 +306,7 @@ impl Leader {
             self.oldest_since = tokio::time::Instant::now();
         }
         self.followers.send(&step)?;
+        failpoint::meet(Point::Planned);
         self.steps.submit(step.clone())?;
         self.in_flight.push_back(InFlight { step, own: None, theirs: Vec::new() });
         Ok(())

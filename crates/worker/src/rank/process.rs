@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use galerne_coord::limits::GONE_AFTER;
 use galerne_coord::{Ended, Formed, Registration};
+use galerne_failpoint::{self as failpoint, Point};
 use galerne_sched::Scheduler;
 use galerne_tls::Way;
 use galerne_types::{Epoch, EpochRecord, Fleet, Health, Loss, LossKind, Member, ModelCard, RankState};
@@ -89,6 +90,7 @@ impl Process {
                 of = formed.record.members.len(),
                 "epoch begins"
             );
+            failpoint::meet(Point::Forming(formed.rank));
             let engaged = self.compute.engage(epoch, formed.record.clone(), formed.rank);
             let phase = engaged.phase();
             let end = self.epoch(&formed, engaged).await;
@@ -118,6 +120,7 @@ impl Process {
             if loss == (Loss { kind: LossKind::Slow, rank: Some(self.setup.options.id()) }) {
                 return WorkerError::Slow;
             }
+            failpoint::meet(Point::Leaving(formed.rank));
             self.registration.leave(epoch, loss);
             if let Err(error) = let_go(phase).await {
                 return error;
@@ -259,6 +262,7 @@ impl Process {
             draining: false,
         };
         self.registration.declare(health.clone()).await?;
+        failpoint::meet(Point::Declared);
         self.health.set_serving::<EngineServer<EngineService>>().await;
         tracing::info!(epoch = formed.epoch.0, group = %formed.record.group, "group serves");
         tokio::select! {
@@ -270,6 +274,7 @@ impl Process {
     /// Tells routers and the leader's loop when the group is to end.
     async fn drain(&self, health: Health, calls: mpsc::Sender<Call>) -> Infallible {
         let grace = self.registration.drained().await;
+        failpoint::meet(Point::Draining);
         let due = Instant::now() + grace;
         tracing::info!(epoch = health.epoch.0, grace_ms = grace.as_millis(), "the group is drained");
         if let Err(error) = self.registration.declare(Health { draining: true, ..health }).await {

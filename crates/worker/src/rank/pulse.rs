@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Collective, CollectiveError};
+use galerne_failpoint::{self as failpoint, Point};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often the thread is looked at.
@@ -132,6 +133,7 @@ impl Collective for Watched {
     }
 
     fn all_reduce(&mut self, partials: &[f32], out: &mut [f32]) -> Result<(), CollectiveError> {
+        failpoint::meet(Point::AllReduce(self.inner.rank()));
         self.call(|inner| inner.all_reduce(partials, out))
     }
 
