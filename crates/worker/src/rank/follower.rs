@@ -59,16 +59,19 @@ impl v1::rank_server::Rank for RankService {
     }
 }
 
-/// Runs the leader's steps until something breaks the epoch, which the leader is told.
+/// Runs the leader's steps until something breaks the epoch, which the leader is told. Until the leader has opened its stream
+/// `silence` tells of a rank that does not live.
 pub(crate) async fn follow(
     epoch: Epoch,
     mut visited: mpsc::Receiver<Visit>,
     mut steps: Steps,
+    silence: impl Future<Output = EpochError>,
 ) -> Result<Infallible, EpochError> {
     let late = |_| EpochError::Deadline { what: "the leader's first word".into(), deadline: LEADER_TIMEOUT };
     let visit = tokio::select! {
         visit = timeout(LEADER_TIMEOUT, visited.recv()) => visit.map_err(late)?,
         early = steps.answer() => return Err(early.err().unwrap_or(EpochError::Ended)),
+        error = silence => return Err(error),
     };
     visited.close(); // an epoch has one leader: a second visitor is refused
     let Visit { steps: orders, done } = visit.ok_or(EpochError::Ended)?;
@@ -163,6 +166,8 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
     use galerne_types::{Input, Sampled, Slice};
 
     use super::*;
@@ -209,7 +214,8 @@ mod tests {
             answers.extend(told.recv().await);
             answers
         };
-        let (answers, outcome) = tokio::join!(leader, follow(EPOCH, visited, Steps { to, answers }));
+        let (answers, outcome) =
+            tokio::join!(leader, follow(EPOCH, visited, Steps { to, answers }, pending()));
         (answers, outcome.unwrap_err())
     }
 
@@ -249,10 +255,10 @@ mod tests {
                 orders.send(Ok(order(5, 0))).await.unwrap();
                 assert_eq!(told.recv().await.unwrap().unwrap().number, 0);
             }
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         };
         tokio::select! {
-            outcome = follow(EPOCH, visited, Steps { to, answers }) => {
+            outcome = follow(EPOCH, visited, Steps { to, answers }, pending()) => {
                 let error = outcome.unwrap_err();
                 assert!(matches!(error, EpochError::Silent { rank: 0, .. }), "{error}");
             }
@@ -267,7 +273,7 @@ mod tests {
         let (_visits, visited) = mpsc::channel(1);
         let (to, _taken) = mpsc::channel(1);
         let (_answer, answers) = mpsc::channel(1);
-        let error = follow(EPOCH, visited, Steps { to, answers }).await.unwrap_err();
+        let error = follow(EPOCH, visited, Steps { to, answers }, pending()).await.unwrap_err();
         assert!(matches!(error, EpochError::Deadline { .. }), "{error}");
     }
 }

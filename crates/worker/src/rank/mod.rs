@@ -15,6 +15,7 @@ mod grammars;
 mod leader;
 mod link;
 mod memory;
+mod neighbours;
 mod paces;
 mod process;
 mod pulse;

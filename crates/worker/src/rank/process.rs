@@ -1,6 +1,7 @@
 //! A rank's life after its registration: one epoch after the other.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::error::EpochError;
 use super::follower::{Seat, follow};
 use super::followers::Followers;
 use super::leader::Leader;
+use super::neighbours::silence;
 use super::setup::Setup;
 use crate::backoff::Backoff;
 use crate::error::WorkerError;
@@ -180,14 +182,19 @@ impl Process {
         let (visits, visited) = mpsc::channel(1);
         let seat = Seat { secret: formed.record.secret.clone(), visits };
         let _seat = (formed.rank > 0).then(|| self.rank_door.open(seat));
-        let steps = match self.join(formed, engaged).await {
+        let mut silence = pin!(silence(&formed.record, formed.rank, &self.way));
+        let joined = tokio::select! {
+            joined = self.join(formed, engaged) => joined,
+            error = &mut silence => Err(error),
+        };
+        let steps = match joined {
             Ok(steps) => steps,
             Err(error) => return error,
         };
         let outcome = if formed.rank == 0 {
-            self.lead(formed, steps).await
+            self.lead(formed, steps, silence).await
         } else {
-            follow(formed.epoch, visited, steps).await
+            follow(formed.epoch, visited, steps, silence).await
         };
         match outcome {
             Ok(never) => match never {},
@@ -240,11 +247,20 @@ impl Process {
         waiting.next()
     }
 
-    async fn lead(&self, formed: &Formed, steps: Steps) -> Result<Infallible, EpochError> {
+    /// Leads the epoch; until the followers' streams stand, `silence` tells of one that does not live.
+    async fn lead(
+        &self,
+        formed: &Formed,
+        steps: Steps,
+        silence: impl Future<Output = EpochError>,
+    ) -> Result<Infallible, EpochError> {
         let shards = formed.record.shards;
         let shape = self.setup.shape(shards.world_size());
         let limits = &shape.ok_or_else(|| EpochError::Record("this rank has no room".into()))?.limits;
-        let followers = Followers::open(&formed.record, &self.way).await?;
+        let followers = tokio::select! {
+            opened = Followers::open(&formed.record, &self.way) => opened?,
+            error = silence => return Err(error),
+        };
         let scheduler = Scheduler::new(formed.epoch, limits.clone());
         let (calls, inbox) = mpsc::channel(CALLS_MAX);
         let drain_calls = calls.clone();
