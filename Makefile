@@ -103,11 +103,13 @@ image: ## the container image, galerne:latest (needs docker)
 
 chaos: build ## kill, stop, cut off and molest every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+	$(if $(CHAOS),,python3 benches/chaos/stages.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/partitions.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/hostile.py --table $(STORY))
 
 faults: ## a cut of chaos and leaks (needs `make all` or `make build` first)
 	python3 benches/chaos/run.py --quick
+	python3 benches/chaos/stages.py --quick
 	cd benches/chaos && python3 leaks.py --clients 6000
 
 leaks: build ## 10,000 clients that hang up at random moments: nothing may stay behind

@@ -25,12 +25,16 @@ class Cluster:
 
     #: Members of etcd, and routers.
     members, routers = 1, 2
+    #: Its processes stop at failpoints that are asked for.
+    stops = False
 
-    def __init__(self, model, hosts, tp, spares, groups=1, options=()):
+    def __init__(self, model, hosts, tp, spares, groups=1, ranks=None, options=()):
         self.folder = tempfile.TemporaryDirectory()
         self.log = open(pathlib.Path(self.folder.name) / "log", "wb")
         self.model, self.hosts, self.tp, self.spares, self.groups, self.options = model, hosts, tp, spares, groups, options
-        self.processes = {}
+        self.ranks, self.processes = ranks or tp // hosts, {}
+        self.failpoints = pathlib.Path(self.folder.name) / "failpoints"
+        self.failpoints.mkdir()
         for member in range(self.members):
             self.start_etcd(member)
         for group in range(groups):
@@ -49,6 +53,8 @@ class Cluster:
 
     def spawn(self, name, place, *command):
         environment = dict(os.environ, GALERNE_ADMIN="127.0.0.1:0", GALERNE_LOG="info")
+        if self.stops:
+            environment["GALERNE_FAILPOINTS"] = str(self.failpoints)
         self.processes[name] = subprocess.Popen(
             [str(part) for part in [*self.on(place), *command]], stdout=self.log, stderr=self.log, env=environment
         )
@@ -69,7 +75,7 @@ class Cluster:
 
     def start_worker(self, group, host):
         self.spawn(
-            f"worker g{group} h{host}", f"h{host}", GALERNE, "worker", "--tp", self.tp, "--ranks", self.tp // self.hosts,
+            f"worker g{group} h{host}", f"h{host}", GALERNE, "worker", "--tp", self.tp, "--ranks", self.ranks,
             "--spares", self.spares, "--group", f"g{group}", "--host", f"h{host}", "--bind", self.address(f"h{host}"),
             "--sequences-max", 256, "--threads", 1, "--etcd", self.endpoints(), "--model", self.model, *self.options,
         )
@@ -110,6 +116,20 @@ class Cluster:
         if role == "spare":
             return next(rank["pid"] for rank in group["ranks"] if rank["state"] == "waiting")
         return self.processes[role].pid
+
+    def at(self, point):
+        """Who has stopped at a failpoint since it was asked for, or `None`."""
+        for met in self.failpoints.glob(f"{point}.*"):
+            pid = int(met.suffix[1:])
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T":
+                return pid
+        return None
+
+    def ask(self, point):
+        """The next process that comes to this failpoint is to stop there."""
+        for met in self.failpoints.glob(f"{point}.*"):
+            met.unlink()
+        (self.failpoints / point).touch()
 
     def text(self):
         self.log.flush()

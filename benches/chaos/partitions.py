@@ -11,75 +11,23 @@ Every stream must give the text that it gives undisturbed. Needs root.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 import threading
 import time
-import urllib.request
 
-from cluster import BARD, ETCD_PORT, Cluster
+from hosts import MEMBERS, ROUTERS, Spread, around, ruled
 from network import CUT, Network, Rule
 from streams import Judge, percentile
 
-HOSTS, ROUTERS, MEMBERS = ["h0", "h1"], ["r0", "r1"], ["e0", "e1", "e2"]
+HOSTS = ["h0", "h1"]
 STREAMS, TOKENS = 24, 400
 #: Seconds of streams before a fault and after it.
 AROUND_S = 1.5
 
 
-class Spread(Cluster):
-    """A cluster each part of which has a host of its own."""
-
-    members = len(MEMBERS)
-
-    def __init__(self, network, **options):
-        self.network = network
-        super().__init__(BARD, hosts=len(HOSTS), tp=2, spares=1, **options)
-
-    def address(self, place):
-        return self.network.addresses[place]
-
-    def on(self, place):
-        return ["ip", "netns", "exec", self.network.names[place]]
-
-    def host(self, rank):
-        """The host of a rank, by its number in the group."""
-        ready = [rank["id"] for rank in self.fleet()[0]["ranks"] if rank["state"] == "ready"]
-        return ready[rank].split("/")[0]
-
-    def spread(self):
-        """Has a rank of the group on each host again: a host whose spare was needed holds both."""
-        self.until_ready()
-        while self.host(0) == self.host(1):
-            os.kill(self.pid("rank 1"), signal.SIGKILL)
-            time.sleep(1)
-            self.until_ready()
-
-    def etcd(self, member, path, body):
-        request = urllib.request.Request(f"http://{self.address(member)}:{ETCD_PORT}/v3/{path}", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=2) as reply:
-            return json.load(reply)
-
-    def etcd_leader(self):
-        """The number of etcd's leader."""
-        told = [self.etcd(member, "maintenance/status", {}) for member in MEMBERS]
-        return next(number for number, status in enumerate(told) if status["header"]["member_id"] == status["leader"])
-
-
 # What happens in a cell: begins on entry, ends on exit.
-
-@contextlib.contextmanager
-def ruled(cluster, rule, pairs):
-    cluster.network.set(rule, *pairs)
-    yield
-    cluster.network.heal()
-
-
-def around(cluster, rule, name, others=None):
-    return ruled(cluster, rule, cluster.network.around(name, others))
-
 
 @contextlib.contextmanager
 def killed(cluster, role):
@@ -216,7 +164,7 @@ def main():
     network = Network([*HOSTS, *ROUTERS, *MEMBERS, "clients"], own="clients")
     cluster = None
     try:
-        cluster = Spread(network)
+        cluster = Spread(network, hosts=len(HOSTS), spares=1)
         cluster.until_ready()
         judge = Judge(cluster, STREAMS, TOKENS)
         asyncio.run(judge.learn())
