@@ -221,12 +221,8 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     if let Some(cost) = rehearse {
         flag("--rehearse", cost.to_string().into());
     }
-    if !prefix_cache {
-        args.push("--no-prefix-cache".into());
-    }
-    if !speculation {
-        args.push("--no-speculation".into());
-    }
+    let switches = [("--no-prefix-cache", prefix_cache), ("--no-speculation", speculation)];
+    args.extend(switches.into_iter().filter(|(_, on)| !**on).map(|(name, _)| OsString::from(name)));
     args
 }
 
