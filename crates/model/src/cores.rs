@@ -30,8 +30,10 @@ pub struct Cores {
     all: Vec<Cpu>,
     /// The share of it.
     own: Range<usize>,
-    /// Nobody else computes there.
+    /// No other program computes there.
     ours: bool,
+    /// How many ranks have this same share, of cores too few for one each.
+    ranks: usize,
 }
 
 /// CPUs by number, as systems and people write them: `0-3,8`.
@@ -73,7 +75,7 @@ impl Cores {
         let mut all: Vec<Cpu> = online.iter().copied().filter(may).map(cpu).collect();
         all.sort();
         let ours = named.is_some() || online.iter().any(|id| !allowed.contains(id));
-        (!all.is_empty()).then_some(Self { own: 0..all.len(), all, ours })
+        (!all.is_empty()).then_some(Self { own: 0..all.len(), all, ours, ranks: 1 })
     }
 
     /// Hardware threads.
@@ -99,8 +101,13 @@ impl Cores {
         };
         match self.count() >= parts {
             true => Self { own: first_of(part)..first_of(part + 1), ..self.clone() },
-            false => Self { ours: false, ..self.clone() },
+            false => Self { ranks: self.ranks * parts, ..self.clone() },
         }
+    }
+
+    /// Whether so many threads, with those of the ranks that have the same share, outnumber its cores.
+    pub(crate) fn are_crowded_by(&self, threads: usize) -> bool {
+        threads * self.ranks > self.count()
     }
 
     /// Where `threads` threads run: each core has one before any has two, and those of a node follow each other.
@@ -111,7 +118,7 @@ impl Cores {
         by_turn.sort();
         let mut taken: Vec<Cpu> = by_turn.into_iter().map(|(_, cpu)| cpu).cycle().take(threads).collect();
         taken.sort();
-        let alone = self.ours && threads <= own.len();
+        let alone = self.ours && !self.are_crowded_by(threads);
         let beside = |cpu: &Cpu| -> Vec<usize> {
             self.all.iter().filter(|other| other.node == cpu.node).map(|other| other.id).collect()
         };
@@ -140,7 +147,7 @@ impl fmt::Display for Cores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut ids: Vec<usize> = self.all[self.own.clone()].iter().map(|cpu| cpu.id).collect();
         ids.sort_unstable();
-        let how = if self.ours { "a thread each" } else { "shared with others" };
+        let how = if self.ours && self.ranks == 1 { "a thread each" } else { "shared with others" };
         write!(f, "{} ({how})", CpuList(ids))
     }
 }

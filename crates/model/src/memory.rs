@@ -46,10 +46,12 @@ impl<T: Number> Buffer<T> {
     /// an edge goes to whoever asked last.
     #[cfg(target_os = "linux")]
     pub(crate) fn prefer(&self, numbers: Range<usize>, node: usize) {
-        let own = &self[numbers];
-        let page = if self.len * size_of::<T>() >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { return };
-        let start = own.as_ptr().addr() / page * page;
-        let bytes = (own.as_ptr().addr() + size_of_val(own)).next_multiple_of(page) - start;
+        if self.len * size_of::<T>() < HUGE_PAGE_BYTES {
+            return; // it shares its pages with others
+        }
+        let own = self[numbers].as_ptr_range();
+        let start = own.start.addr() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        let bytes = own.end.addr().next_multiple_of(HUGE_PAGE_BYTES) - start;
         let Some(nodes) = u32::try_from(node).ok().and_then(|node| 1_u64.checked_shl(node)) else { return };
         // SAFETY: whole pages of this buffer's mapping; a policy moves nothing and changes only speed, so that a refusal (a
         // container may forbid it) does no harm. Nodes are bits of one word.

@@ -364,7 +364,7 @@ fn masks_of(
 /// The threads.
 fn engine(options: &Options, collective: &dyn Collective) -> Result<Engine, ModelError> {
     let crowded = match &options.cores {
-        Some(cores) => options.threads > cores.count(),
+        Some(cores) => cores.are_crowded_by(options.threads),
         // Where the other ranks run is not known here; if they share this host's cores, spinning would hurt.
         None => options.threads * collective.world_size() > available_parallelism().map_or(1, usize::from),
     };

@@ -112,6 +112,18 @@ fn nobody_is_nailed_down_where_cores_are_too_few_or_not_there() {
 }
 
 #[test]
+fn threads_are_crowded_where_all_ranks_together_have_more_than_cores() {
+    let machine = machine(1, 2);
+    let cores = all(machine.path());
+    for (threads, ranks, crowded) in
+        [(4, 1, false), (5, 1, true), (2, 2, false), (3, 2, true), (1, 4, false), (1, 5, true)]
+    {
+        assert_eq!(cores.share(0, ranks).are_crowded_by(threads), crowded, "{ranks} ranks of {threads} on 4");
+    }
+    assert!(cores.share(0, 5).share(0, 1).are_crowded_by(1), "a group of one among five");
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_thread_stays_where_it_is_bound() {
     let Some(cores) = Cores::of_machine(None) else { panic!("the system tells its cores") };
