@@ -1,13 +1,18 @@
-"""A cluster each part of which has a host of its own, as a network namespace."""
+"""A cluster each part of which has a host of its own, as a network namespace, and what is done to it, cell by cell."""
 
+import argparse
+import asyncio
 import contextlib
 import json
 import os
 import signal
+import sys
 import time
 import urllib.request
 
 from cluster import BARD, ETCD_PORT, Cluster
+from network import Network
+from streams import Judge
 
 ROUTERS, MEMBERS = ["r0", "r1"], ["e0", "e1", "e2"]
 
@@ -64,3 +69,32 @@ def ruled(cluster, rule, pairs):
 
 def around(cluster, rule, name, others=None):
     return ruled(cluster, rule, cluster.network.around(name, others))
+
+
+def arguments(doc):
+    """What every script of cells is told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", default="", help="only cells in whose names this stands")
+    parser.add_argument("--table", help="file at whose end the table is written")
+    return parser
+
+
+def play(kind, hosts, judged, cell, cells, table, path, **options):
+    """Plays the cells one after the other, each in the same cluster, and appends their table to a file. Exits with 1 if a stream was lost,
+    which is what the fifth place of a row counts. `judged`: streams, and tokens of each."""
+    network = Network([*hosts, *ROUTERS, *MEMBERS, "clients"], own="clients")
+    cluster = None
+    try:
+        cluster = kind(network, hosts=len(hosts), **options)
+        cluster.until_ready()
+        judge = Judge(cluster, *judged)
+        asyncio.run(judge.learn())
+        rows = [asyncio.run(cell(cluster, judge, *each)) for each in cells]
+    finally:
+        if cluster:
+            cluster.end()
+        network.end()
+    if path:
+        with open(path, "a") as file:
+            file.write("\n" + table(rows))
+    sys.exit(any(row[4] for row in rows))

@@ -8,18 +8,16 @@ Every stream must give the text that it gives undisturbed. Needs root.
     partitions.py --cells etcd        those whose names say so
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 
-from hosts import MEMBERS, ROUTERS, Spread, around, ruled
-from network import CUT, Network, Rule
-from streams import Judge, percentile
+from hosts import MEMBERS, Spread, arguments, around, play, ruled
+from network import CUT, Rule
+from streams import flowing, percentile, stalls
 
 HOSTS = ["h0", "h1"]
 STREAMS, TOKENS = 24, 400
@@ -117,29 +115,17 @@ CELLS = [
 
 async def cell(cluster, judge, who, what, seconds, fault):
     """Streams come and go all the time while the fault is on; returns a row."""
-    streams, stop = [], False
-
-    async def client(number):
-        while not stop:
-            streams.append(await judge.stream(number).run())
-
-    await asyncio.to_thread(cluster.spread)
-    clients = [asyncio.ensure_future(client(number)) for number in range(judge.count)]
-    await asyncio.sleep(AROUND_S)
-    at = time.time()
-
     def hold():
         with fault(cluster):
             time.sleep(seconds)
 
-    await asyncio.to_thread(hold)
-    await asyncio.sleep(AROUND_S)
-    stop = True
-    await asyncio.gather(*clients)
+    await asyncio.to_thread(cluster.spread)
+    async with flowing(judge, AROUND_S) as streams:
+        at = time.time()
+        await asyncio.to_thread(hold)
     lost, refused = judge.lost(streams), sum(stream.refusals for stream in streams)
-    stall = {stream: stream.stall(at, at + seconds) for stream in streams if stream.times}
-    open_then = [wait for stream, wait in stall.items() if stream.times[0] < at < stream.times[-1]]
-    row = (who, what, seconds, len(streams), len(lost), refused, percentile(open_then, 0.5), max(stall.values(), default=0.0))
+    open_then, of_all = stalls(streams, at, at + seconds)
+    row = (who, what, seconds, len(streams), len(lost), refused, percentile(open_then, 0.5), max(of_all, default=0.0))
     print(f"{who:24} {what:22} lost {len(lost)} of {len(streams)}, {refused} refused at first, "
           f"stall p50 {row[6]:.2f} s, longest {row[7]:.2f} s", flush=True)
     for said in lost[:5]:
@@ -157,26 +143,9 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default="", help="only cells in whose names this stands")
-    parser.add_argument("--table", help="file at whose end the table is written")
-    options = parser.parse_args()
-    network = Network([*HOSTS, *ROUTERS, *MEMBERS, "clients"], own="clients")
-    cluster = None
-    try:
-        cluster = Spread(network, hosts=len(HOSTS), spares=1)
-        cluster.until_ready()
-        judge = Judge(cluster, STREAMS, TOKENS)
-        asyncio.run(judge.learn())
-        rows = [asyncio.run(cell(cluster, judge, *each)) for each in CELLS if options.cells in f"{each[0]} {each[1]}"]
-    finally:
-        if cluster:
-            cluster.end()
-        network.end()
-    if options.table:
-        with open(options.table, "a") as file:
-            file.write("\n" + table(rows))
-    sys.exit(any(row[4] for row in rows))
+    options = arguments(__doc__).parse_args()
+    cells = [each for each in CELLS if options.cells in f"{each[0]} {each[1]}"]
+    play(Spread, HOSTS, (STREAMS, TOKENS), cell, cells, table, options.table, spares=1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ off, or something else is and it goes on. Every stream must give the text that i
     stages.py --cells "rank 0 decode"     those whose names say so
 """
 
-import argparse
 import asyncio
 import contextlib
 import datetime
@@ -23,9 +22,9 @@ import sys
 import time
 
 from cluster import GALERNE
-from hosts import MEMBERS, ROUTERS, Spread
-from network import CUT, Network
-from streams import Judge, percentile
+from hosts import MEMBERS, ROUTERS, Spread, arguments, play
+from network import CUT
+from streams import flowing, percentile, stalls
 
 HOSTS = ["h0", "h1", "h2"]
 STREAMS, TOKENS = 16, 300
@@ -151,7 +150,7 @@ def strike(cluster, fault, found, stopped):
         cluster.restart(name)
 
 
-def play(cluster, role, stage, fault, before):
+def fail(cluster, role, stage, fault, before):
     """Comes to the stage and strikes there; returns when that was."""
     trigger, point = way(role, stage)
     cluster.ask(point)
@@ -180,18 +179,8 @@ async def cell(cluster, judge, role, stage, fault):
         await asyncio.to_thread(cluster.until_whole)
     before = {name: await asyncio.to_thread(cluster.pid, name) for name in ("rank 0", "rank 1", "spare")}
     before["leader"] = f"etcd {await asyncio.to_thread(cluster.etcd_leader)}"
-    streams, stop = [], False
-
-    async def client(number):
-        while not stop:
-            streams.append(await judge.stream(number, repeats=role == "router").run())
-
-    clients = [asyncio.ensure_future(client(number)) for number in range(judge.count)]
-    await asyncio.sleep(AROUND_S)
-    at = await asyncio.to_thread(play, cluster, role, stage, fault, before)
-    await asyncio.sleep(AROUND_S)
-    stop = True
-    await asyncio.gather(*clients)
+    async with flowing(judge, AROUND_S, repeats=role == "router") as streams:
+        at = await asyncio.to_thread(fail, cluster, role, stage, fault, before)
     if stage == "drain":
         await asyncio.to_thread(cluster.undrain)
     row = measured(cluster, judge, streams, at, HOLD_S[fault])
@@ -205,8 +194,7 @@ async def cell(cluster, judge, role, stage, fault):
 
 def measured(cluster, judge, streams, at, seconds):
     """Streams, those lost, refusals, and how long it took: stalls, until a rank ended the epoch, until a group served again."""
-    stall = {stream: stream.stall(at, at + seconds) for stream in streams if stream.times}
-    waits = [wait for stream, wait in stall.items() if stream.times[0] < at < stream.times[-1]]
+    waits, _ = stalls(streams, at, at + seconds)
     noticed = next(iter(cluster.events(["epoch failed", "epoch is over"], at)), None)
     serves = next(iter(cluster.events(["group serves"], noticed)), None) if noticed else None
     since = lambda when: when and when - at
@@ -227,28 +215,11 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="a cut of it")
-    parser.add_argument("--cells", default="", help="only cells in whose names this stands")
-    parser.add_argument("--table", help="file at whose end the table is written")
     options = parser.parse_args()
     cells = [each for each in (QUICK if options.quick else CELLS) if options.cells in " ".join(each)]
-    network = Network([*HOSTS, *ROUTERS, *MEMBERS, "clients"], own="clients")
-    cluster = None
-    try:
-        cluster = Staged(network, hosts=len(HOSTS), spares=0, ranks=1)
-        cluster.until_whole()
-        judge = Judge(cluster, STREAMS, TOKENS)
-        asyncio.run(judge.learn())
-        rows = [asyncio.run(cell(cluster, judge, *each)) for each in cells]
-    finally:
-        if cluster:
-            cluster.end()
-        network.end()
-    if options.table:
-        with open(options.table, "a") as file:
-            file.write("\n" + table(rows))
-    sys.exit(any(row[4] for row in rows))
+    play(Staged, HOSTS, (STREAMS, TOKENS), cell, cells, table, options.table, spares=0, ranks=1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Clients that read streams, and the judge who knows what they must read."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -75,6 +76,29 @@ class Stream:
 
 async def together(streams):
     return await asyncio.gather(*(stream.run() for stream in streams))
+
+
+@contextlib.asynccontextmanager
+async def flowing(judge, around_s, repeats=False):
+    """Streams that come and go all the time, from some seconds before what is done within until as long after it."""
+    streams, stop = [], False
+
+    async def client(number):
+        while not stop:
+            streams.append(await judge.stream(number, repeats).run())
+
+    clients = [asyncio.ensure_future(client(number)) for number in range(judge.count)]
+    await asyncio.sleep(around_s)
+    yield streams
+    await asyncio.sleep(around_s)
+    stop = True
+    await asyncio.gather(*clients)
+
+
+def stalls(streams, since, until):
+    """The longest waits between two times: of the streams that were open at the first, and of all."""
+    waits = {stream: stream.stall(since, until) for stream in streams if stream.times}
+    return [wait for stream, wait in waits.items() if stream.times[0] < since < stream.times[-1]], list(waits.values())
 
 
 def percentile(values, share):

@@ -247,11 +247,15 @@ impl EngineArgs {
     fn products(&self, checkpoint: &Checkpoint) -> String {
         match self.device {
             Device::Cpu => {
-                let isa = self.isa.unwrap_or_else(Isa::best);
-                self.compute.0.unwrap_or_else(|| galerne_model::compute_for(checkpoint, isa)).to_string()
+                let suits = || galerne_model::compute_for(checkpoint, self.processor().isa());
+                self.compute.0.unwrap_or_else(suits).to_string()
             }
             Device::Cuda(_) => "bf16 on GPUs".to_owned(),
         }
+    }
+
+    fn processor(&self) -> Processor {
+        Processor { isa: self.isa, cores: self.cores.clone(), share: self.cores_share }
     }
 
     /// The options of one rank.
@@ -284,7 +288,7 @@ impl EngineArgs {
             etcd_access: place.etcd_access,
             cluster_tls: place.cluster_tls,
             threads: self.threads.map_or(share, usize::from),
-            processor: Processor { isa: self.isa, cores: self.cores.clone(), share: self.cores_share },
+            processor: self.processor(),
             kv,
             sequences_max: self.sequences_max.unwrap_or(sequences),
             step_tokens_max: self.step_tokens_max.unwrap_or(tokens),

@@ -316,19 +316,24 @@ fn secret() -> Result<String, CoordError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use galerne_types::{Health, Loss, LossKind};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::formation::fixtures::{group_id, rank};
 
-    #[tokio::test]
-    async fn who_evicts_late_leaves_the_survivors_word_alone() {
+    /// A cluster in an embedded store of its own.
+    pub(crate) async fn connected() -> Coord {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoints = [listener.local_addr().unwrap().to_string()];
         tokio::spawn(crate::embedded::serve(listener, std::future::pending()));
-        let coord = Coord::connect(&endpoints, "c", Duration::from_secs(5)).await.unwrap();
+        Coord::connect(&endpoints, "c", Duration::from_secs(5)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_evicts_late_leaves_the_survivors_word_alone() {
+        let coord = connected().await;
         let (group, living, dead) = (group_id(), rank("a", 0), rank("b", 0));
         let dying = coord.register(dead.clone()).await.unwrap();
         let survivor = coord.register(living.clone()).await.unwrap();

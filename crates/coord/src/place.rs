@@ -312,19 +312,13 @@ fn put(key: &str, value: Vec<u8>, lease: i64) -> TxnOp {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::net::TcpListener;
-
     use super::*;
+    use crate::coord::tests::connected;
     use crate::formation::fixtures::{group_id, rank};
 
     #[tokio::test]
     async fn an_epoch_that_is_left_while_its_rank_registers_again_is_told() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoints = [listener.local_addr().unwrap().to_string()];
-        tokio::spawn(crate::embedded::serve(listener, std::future::pending()));
-        let coord = Coord::connect(&endpoints, "c", Duration::from_secs(5)).await.unwrap();
+        let coord = connected().await;
         let place = Place::take(coord.clone(), rank("a", 0)).await.unwrap();
         let (told, lease) = (place.record(), place.lease());
         place.change(|record, _| record.left = Epoch(9));

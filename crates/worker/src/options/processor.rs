@@ -33,7 +33,7 @@ impl Processor {
     }
 
     /// The kernels' instruction set.
-    pub(crate) fn isa(&self) -> Isa {
+    pub fn isa(&self) -> Isa {
         self.isa.unwrap_or_else(Isa::best)
     }
 
