@@ -42,7 +42,7 @@ use crate::linear::Strided;
 use crate::packed::{BLOCK, PANEL, Packed, QUAD};
 use crate::quants::Scale;
 use crate::rows::QuantRows;
-use crate::simd::Isa;
+use crate::simd::{Dots, Isa};
 
 /// From so many tokens on it pays to lay weights out once for all of them. Fewer wait for memory, which is then read in
 /// bursts.
@@ -107,6 +107,34 @@ struct Tile {
     blocks: usize,
     x: QuantRows,
     y: Strided<*mut f32>,
+}
+
+/// Memory that is asked for while there is something to multiply, evenly: what is multiplied next. Behind the last
+/// panel it is asked for nothing that is there, and takes no harm.
+struct Ahead {
+    next: *const u8,
+    end: *const u8,
+    /// Bytes at a time.
+    step: usize,
+}
+
+impl Ahead {
+    /// So many bytes in so many steps.
+    fn of(next: *const u8, bytes: usize, steps: usize) -> Self {
+        Self { next, end: next.wrapping_add(bytes), step: bytes.div_ceil(steps).next_multiple_of(LINE_BYTES) }
+    }
+
+    /// # Safety
+    /// As [`Dots`].
+    #[inline(always)]
+    unsafe fn go_on<V: Dots>(&mut self) {
+        let stop = self.end.min(self.next.wrapping_add(self.step));
+        while self.next < stop {
+            // SAFETY: the caller's.
+            unsafe { V::prefetch(self.next) };
+            self.next = self.next.wrapping_add(LINE_BYTES);
+        }
+    }
 }
 
 impl Scale {

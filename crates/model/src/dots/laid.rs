@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::formats::{At, Format, Products};
-use super::{LINE_BYTES, Tile, quads_of};
+use super::{Ahead, Tile, quads_of};
 use crate::linear::Strided;
 use crate::packed::{BLOCK, GROUP_BLOCKS, PANEL, QUAD};
 use crate::rows::QuantRows;
@@ -61,12 +61,7 @@ impl<F: Format> Laid<F> {
                     let before = from;
                     from = laid.lay::<VECTORS>(from, count);
                     let steps = self.tokens.div_ceil(TOKENS_TOGETHER) * (VECTORS / VECTORS_TOGETHER) * count;
-                    let bytes = from.offset_from_unsigned(before);
-                    let mut ahead = Ahead {
-                        next: from,
-                        end: from.wrapping_add(bytes),
-                        step: bytes.div_ceil(steps).next_multiple_of(LINE_BYTES),
-                    };
+                    let mut ahead = Ahead::of(from, from.offset_from_unsigned(before), steps);
                     let x = QuantRows {
                         values: Strided { start: x.values.start.add(first * BLOCK), ..x.values },
                         scales: Strided { start: x.scales.start.add(first), ..x.scales },
@@ -88,29 +83,6 @@ impl<F: Format> Laid<F> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Memory that is asked for while there is something to multiply: the blocks that are laid out next. Behind the last
-/// panel it is asked for nothing that is there, and takes no harm.
-struct Ahead {
-    next: *const u8,
-    end: *const u8,
-    /// Bytes at a time.
-    step: usize,
-}
-
-impl Ahead {
-    /// # Safety
-    /// As [`Dots`].
-    #[inline(always)]
-    unsafe fn go_on<V: Dots>(&mut self) {
-        let stop = self.end.min(self.next.wrapping_add(self.step));
-        while self.next < stop {
-            // SAFETY: the caller's.
-            unsafe { V::prefetch(self.next) };
-            self.next = self.next.wrapping_add(LINE_BYTES);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::formats::{At, Format, Products};
-use super::{LINE_BYTES, Tile, quads_of};
+use super::{Ahead, Tile, quads_of};
 use crate::linear::{Strided, tokens_together};
 use crate::packed::{BLOCK, GROUP_BLOCKS, PANEL, QUAD};
 use crate::rows::QuantRows;
@@ -13,12 +13,9 @@ use crate::simd::{DotKernel, Dots};
 
 /// How far ahead of its products memory is asked for; beyond the last panel it is asked for nothing that is there.
 const AHEAD_BYTES: usize = 8192;
-/// Blocks that all tokens are multiplied with before the next: few tokens wait for memory, which is asked for the next
-/// blocks while the first tokens need these, and has time to bring them until the last are done.
-const BLOCKS_OF_FEW: usize = GROUP_BLOCKS;
-/// As many as a first-level cache holds.
-const BLOCKS_OF_MANY: usize = 4 * GROUP_BLOCKS;
-const FEW_TOKENS: usize = 16;
+/// Blocks that all tokens are multiplied with before the next, so that the nearest cache holds them and those that are
+/// asked for meanwhile: memory and products take the time of the longer, not of both.
+const BLOCKS_TOGETHER: usize = GROUP_BLOCKS;
 /// Tokens whose sums fit the registers, beside weights and a scale, by a panel's two vectors of 16 lanes.
 const TOKENS_IN_REGISTERS: usize = 6;
 /// Tokens of the largest tile of narrower vectors, which takes one at a time.
@@ -39,7 +36,8 @@ impl<F: Format> DotKernel for One<F> {
             unsafe {
                 let from = start.add(panel * F::LAYOUT.blocks(blocks));
                 let y = Strided { start: y.start.add(panel * PANEL), ..y };
-                Part::<F> { from, blocks, x, y, goes_on: false, reads: false, format }.tile::<V, 1>();
+                Part::<F> { from, blocks, x, y, goes_on: false, format }
+                    .tile::<V, 1>(&mut Ahead::of(from, 0, 1));
             }
         }
     }
@@ -58,16 +56,15 @@ impl<F: Format> DotKernel for Read<F> {
         let Self { tile: Tile { start, panels, blocks, x, y }, tokens, format } = self;
         let wide = V::LANES == 16;
         let most = if wide { TOKENS_IN_REGISTERS } else { TOKENS_OF_NARROW };
-        let together = match tokens {
-            tokens if tokens <= most => blocks,
-            ..=FEW_TOKENS => BLOCKS_OF_FEW,
-            _ => BLOCKS_OF_MANY,
-        };
+        let tiles = tokens.div_ceil(most);
+        let together = if tiles == 1 { blocks } else { BLOCKS_TOGETHER };
         // Panels follow each other without a gap.
         let mut from = start;
         for panel in 0..panels {
             for first in (0..blocks).step_by(together) {
                 let blocks = together.min(blocks - first);
+                let bytes = F::LAYOUT.blocks(blocks);
+                let mut ahead = Ahead::of(from.wrapping_add(AHEAD_BYTES), bytes, blocks * tiles);
                 let mut token = 0;
                 while token < tokens {
                     // SAFETY: within the panels, the rows of x and the rows of y, as the caller has promised; each arm
@@ -79,20 +76,19 @@ impl<F: Format> DotKernel for Read<F> {
                             scales: Strided { start: x.scales.start.add(first), ..x.scales },
                         };
                         let y = Strided { start: y.start.add(token * y.stride + panel * PANEL), ..y };
-                        let (goes_on, reads) = (first > 0, token == 0);
-                        let part = Part::<F> { from, blocks, x, y, goes_on, reads, format };
+                        let part = Part::<F> { from, blocks, x, y, goes_on: first > 0, format };
                         let left = tokens - token;
                         token += match if wide { tokens_together(left, most) } else { left } {
-                            8.. if !wide => part.tile::<V, 8>(),
-                            6.. => part.tile::<V, 6>(),
-                            4.. => part.tile::<V, 4>(),
-                            3 => part.tile::<V, 3>(),
-                            2 => part.tile::<V, 2>(),
-                            _ => part.tile::<V, 1>(),
+                            8.. if !wide => part.tile::<V, 8>(&mut ahead),
+                            6.. => part.tile::<V, 6>(&mut ahead),
+                            4.. => part.tile::<V, 4>(&mut ahead),
+                            3 => part.tile::<V, 3>(&mut ahead),
+                            2 => part.tile::<V, 2>(&mut ahead),
+                            _ => part.tile::<V, 1>(&mut ahead),
                         };
                     }
                 }
-                from = from.wrapping_add(F::LAYOUT.blocks(blocks));
+                from = from.wrapping_add(bytes);
             }
         }
     }
@@ -106,8 +102,6 @@ struct Part<F> {
     y: Strided<*mut f32>,
     /// The sums begin with what stands in `y`, not with 0.
     goes_on: bool,
-    /// No tokens before these have read the blocks, and they are too many to wait for memory anyway and read it in order.
-    reads: bool,
     format: PhantomData<F>,
 }
 
@@ -117,14 +111,14 @@ impl<F: Format> Part<F> {
     /// # Safety
     /// As [`dots`](super::dots), for M tokens.
     #[inline(always)]
-    unsafe fn tile<V: Dots, const M: usize>(self) -> usize {
+    unsafe fn tile<V: Dots, const M: usize>(self, ahead: &mut Ahead) -> usize {
         // SAFETY: W divides the vectors of a panel: two of 16 lanes, or four of 8.
         unsafe {
             match (V::LANES, M) {
-                (16, _) => self.blocks::<V, M, 2, true>(),
-                (_, 2..=4) => self.blocks::<V, M, 2, false>(),
-                (_, 1) => self.blocks::<V, M, 4, false>(),
-                _ => self.blocks::<V, M, 1, false>(),
+                (16, _) => self.blocks::<V, M, 2, true>(ahead),
+                (_, 2..=4) => self.blocks::<V, M, 2, false>(ahead),
+                (_, 1) => self.blocks::<V, M, 4, false>(ahead),
+                _ => self.blocks::<V, M, 1, false>(ahead),
             }
         }
         M
@@ -136,8 +130,11 @@ impl<F: Format> Part<F> {
     /// # Safety
     /// As [`tile`](Self::tile).
     #[inline(always)]
-    unsafe fn blocks<V: Dots, const M: usize, const W: usize, const IN_REGISTERS: bool>(self) {
-        let Self { mut from, blocks, x, y, goes_on, reads, format: _ } = self;
+    unsafe fn blocks<V: Dots, const M: usize, const W: usize, const IN_REGISTERS: bool>(
+        self,
+        ahead: &mut Ahead,
+    ) {
+        let Self { mut from, blocks, x, y, goes_on, format: _ } = self;
         // SAFETY: the caller's.
         unsafe {
             let mut group = from;
@@ -154,11 +151,7 @@ impl<F: Format> Part<F> {
                     group = from;
                     from = from.add(F::LAYOUT.group);
                 }
-                if reads {
-                    for line in (0..F::LAYOUT.block()).step_by(LINE_BYTES) {
-                        V::prefetch(from.wrapping_add(AHEAD_BYTES + line));
-                    }
-                }
+                ahead.go_on::<V>();
                 let x = QuantRows {
                     values: Strided { start: x.values.start.add(block * BLOCK), ..x.values },
                     scales: Strided { start: x.scales.start.add(block), ..x.scales },
