@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Clients that hang up at random moments, thousands of them: nothing may stay behind.
 
-After each batch all KV blocks must be free within a second, and in the end the processes hold no more memory, file descriptors
-or threads than after the first batches. A heap swings by some MiB from batch to batch and a leak never comes back: so the least
-of the last batches is compared with the least of the first. Everything runs on loopback and ends with this script.
+After each batch all KV blocks must be free within a second, and in the end the processes hold no more memory, file descriptors,
+threads or tasks than after the first batches. A heap swings by some MiB from batch to batch and a leak never comes back: so the
+least of the last batches is compared with the least of the first. Everything runs on loopback and ends with this script.
+
+For some minutes instead, a third of the clients read to the end, and every few seconds something is killed, stopped or restarted:
+the second rank, the second router, etcd. Those are new each time; what is compared are the processes that outlive all of it.
 
     make leaks            10,000 clients
     leaks.py --clients N --seed S
+    leaks.py --minutes M  with faults
 """
 
 import argparse
@@ -15,20 +19,27 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 import urllib.request
 
-from cluster import ADMIN, BARD, HTTP, Cluster
+from cluster import ADMIN, BARD, HTTP, SECOND, Cluster
+from streams import Stream
 
 BATCH = 200
 #: Seconds in which all blocks of those who have hung up must be free.
 FREE_S = 1.0
 #: What may be held more in the end than after the first batches: allocators keep some.
-BYTES_MORE_MAX = 1 << 20
+BYTES_MORE_MAX, FILES_MORE_MAX, THREADS_MORE_MAX, TASKS_MORE_MAX = 1 << 20, 4, 2, 4
 #: Batches before anything is compared, and batches whose least is.
 WARM_BATCHES = 10
 WINDOW_BATCHES = 10
+#: The same of a long run: windows that it is cut into, the first of which is for warming up.
+WINDOWS = 10
+#: Seconds between faults, and for which what is stopped stands still.
+FAULT_S = 15
+STOPPED_S = 1.5
 
 
 async def client(dice):
@@ -53,21 +64,22 @@ async def client(dice):
         writer.close()
 
 
-def metrics():
-    with urllib.request.urlopen(f"http://127.0.0.1:{ADMIN}/metrics", timeout=5) as reply:
+def told(path):
+    """What the first router says of itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{ADMIN}{path}", timeout=5) as reply:
         return reply.read().decode()
 
 
 def busy():
     """What the metrics say is still held."""
-    text = metrics()
+    text = told("/metrics")
     names = ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"]
     found = {name: sum(float(value) for value in re.findall(rf"^{name}{{[^\n]*}} ([\d.e+-]+)$", text, re.M)) for name in names}
     return {name: value for name, value in found.items() if value > 0}
 
 
 def held(cluster):
-    """Bytes, file descriptors and threads of each process of the cluster, children included."""
+    """Bytes, file descriptors, threads and tasks of each process of the cluster, children included; tasks of the first router."""
     found = {}
     for name, process in cluster.processes.items():
         if name.startswith("etcd"):
@@ -78,14 +90,34 @@ def held(cluster):
             status = open(f"/proc/{pid}/status").read()
             rss = int(re.search(r"^RssAnon:\s+(\d+)", status, re.M)[1]) << 10
             threads = int(re.search(r"^Threads:\s+(\d+)", status, re.M)[1])
-            found[f"{name} {pid}"] = (rss, len(os.listdir(f"/proc/{pid}/fd")), threads)
+            tasks = json.loads(told("/debug/state"))["runtime"]["tasks"] if name == "router 0" else 0
+            found[f"{name} {pid}"] = (rss, len(os.listdir(f"/proc/{pid}/fd")), threads, tasks)
     return found
 
 
 def least(batches):
-    """The least bytes, descriptors and threads of each process that was there in all of these batches."""
+    """The least bytes, descriptors, threads and tasks of each process that was there in all of these batches."""
     return {name: [min(each) for each in zip(*(batch[name] for batch in batches))]
             for name in batches[0] if all(name in batch for batch in batches)}
+
+
+def compared(after):
+    """What is held more after the last batches than after the first, and what is wrong with that."""
+    if len(after) < 2 * WINDOW_BATCHES:
+        return [f"nothing was compared: that takes {WARM_BATCHES + 2 * WINDOW_BATCHES} batches"]
+    window = max(WINDOW_BATCHES, len(after) // WINDOWS)
+    starts = [*range(0, len(after) - 2 * window + 1, window), len(after) - window]
+    windows = [least(after[start : start + window]) for start in starts]
+    first, last, wrong = windows[0], windows[-1], []
+    for name in sorted(first.keys() & last.keys()):
+        rss, files, threads, tasks = last[name]
+        more = [a - b for a, b in zip(last[name], first[name])]
+        print(f"{name:24} {rss >> 10} KiB ({more[0] / 1024:+.0f}), {files} descriptors ({more[1]:+}), "
+              f"{threads} threads ({more[2]:+}), {tasks} tasks ({more[3]:+}); "
+              f"KiB meanwhile: {', '.join(str(each[name][0] >> 10) for each in windows)}")
+        if any(a > b for a, b in zip(more, (BYTES_MORE_MAX, FILES_MORE_MAX, THREADS_MORE_MAX, TASKS_MORE_MAX))):
+            wrong.append(f"{name} holds more than it did")
+    return wrong
 
 
 async def run(cluster, clients, dice):
@@ -104,30 +136,81 @@ async def run(cluster, clients, dice):
     print()
     if slowest > FREE_S:
         wrong.append(f"blocks were free after {slowest:.2f} s only")
-    if len(after) < 2 * WINDOW_BATCHES:
-        return wrong + [f"nothing was compared: that takes {(WARM_BATCHES + 2 * WINDOW_BATCHES) * BATCH} clients"]
-    first, last = least(after[:WINDOW_BATCHES]), least(after[-WINDOW_BATCHES:])
-    if first.keys() != last.keys():
-        wrong.append(f"processes came or went: {sorted(first.keys() ^ last.keys())}")
-    for name in sorted(first.keys() & last.keys()):
-        now = last[name]
-        more = [a - b for a, b in zip(now, first[name])]
-        print(f"{name:24} {now[0] >> 10} KiB ({more[0] / 1024:+.0f}), {now[1]} descriptors ({more[1]:+}), {now[2]} threads ({more[2]:+})")
-        if more[0] > BYTES_MORE_MAX or more[1] > 4 or more[2] > 2:
-            wrong.append(f"{name} holds more than it did")
-    return wrong
+    if after and after[0].keys() != after[-1].keys():
+        wrong.append(f"processes came or went: {sorted(after[0].keys() ^ after[-1].keys())}")
+    return wrong + compared(after)
+
+
+class Faults:
+    """Kills, stops and restarts, one after another, until it is told to end; never the rank that stays."""
+
+    def __init__(self, cluster, dice):
+        self.cluster, self.dice, self.count, self.over = cluster, dice, 0, False
+        self.stays = cluster.pid("rank 0")
+
+    def other(self):
+        """The process of the other rank, if it is there."""
+        ready = [rank["pid"] for group in self.cluster.fleet() for rank in group["ranks"]]
+        return next((pid for pid in ready if pid != self.stays), None)
+
+    def once(self):
+        what = self.dice.choice(["kill", "kill", "stop", "router 1", "etcd 0", "etcd stop"])
+        pid = self.cluster.pid("etcd 0") if what == "etcd stop" else self.other()
+        if what in ("router 1", "etcd 0"):
+            self.cluster.restart(what)
+        elif pid and what == "kill":
+            os.kill(pid, signal.SIGKILL)
+        elif pid:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+            os.kill(pid, signal.SIGCONT)
+        self.count += 1
+
+    async def run(self):
+        while not self.over:
+            await asyncio.sleep(FAULT_S)
+            try:
+                await asyncio.to_thread(self.once)
+            except ProcessLookupError:
+                pass
+
+
+async def outlive(cluster, minutes, dice):
+    faults = Faults(cluster, dice)
+    fault, until = asyncio.create_task(faults.run()), time.time() + 60 * minutes
+    after, lost, read, batch = [], [], 0, 0
+    while time.time() < until:
+        routers = [("127.0.0.1", HTTP), ("127.0.0.1", HTTP + SECOND)]
+        streams = [Stream(number, dice.randrange(1, 300), *routers) for number in range(BATCH // 3)]
+        hang_up = (client(random.Random(dice.random())) for _ in range(BATCH - len(streams)))
+        await asyncio.gather(*(stream.run() for stream in streams), *hang_up)
+        read, batch = read + len(streams), batch + 1
+        lost += [stream.error for stream in streams if stream.error]
+        if batch > WARM_BATCHES and not await asyncio.to_thread(busy):
+            after.append(held(cluster))
+        left = max(0, until - time.time())
+        print(f"\r{batch * BATCH} clients, {faults.count} faults, {len(lost)} of {read} streams lost, {left:.0f} s left ", end="", flush=True)
+    faults.over = True
+    await fault
+    print()
+    return [f"lost: {said}" for said in lost] + compared(after[len(after) // WINDOWS :])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # So little KV memory that all of it is soon taken from the system.
-    cluster = Cluster(BARD, hosts=1, tp=2, spares=0, options=["--kv-blocks", 512])
+    cluster = Cluster(BARD, hosts=2 if options.minutes else 1, tp=2, spares=0, options=["--kv-blocks", 512])
     try:
         cluster.until_ready()
-        wrong = asyncio.run(run(cluster, options.clients, random.Random(options.seed)))
+        dice = random.Random(options.seed)
+        if options.minutes:
+            wrong = asyncio.run(outlive(cluster, options.minutes, dice))
+        else:
+            wrong = asyncio.run(run(cluster, options.clients, dice))
     finally:
         cluster.end()
     for said in wrong:

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use galerne_wire::v1::FleetResponse;
+use galerne_wire::v1::{FleetResponse, GroupStatus};
 
 use crate::hosts::{ADDRESSES, Network};
 use crate::loss::stream_in_the_background;
@@ -115,6 +115,38 @@ fn a_drained_group_passes_its_streams_on_and_ends() {
     assert!(stranger.output().contains("no rank of group g2"), "{}", stranger.output());
     cluster.process.signal(libc::SIGINT);
     assert!(cluster.process.exit_within(process::PATIENCE).success());
+}
+
+#[test]
+fn a_rank_that_dies_while_its_group_is_drained_does_not_bring_it_back() {
+    let etcd = Etcd::start();
+    let worker = |group: &str| {
+        let mut command = setup::galerne();
+        command.args(["worker", "--tp", "2", "--group", group, "--etcd", &etcd.endpoint, "--model"]);
+        Process::start(command.arg(setup::bard()))
+    };
+    let (mut first, _second) = (worker("g0"), worker("g1"));
+    let (_router, grpc) = router(setup::galerne(), &etcd);
+    let rank = process::eventually("two groups that serve", || {
+        let fleet = setup::fleet(&grpc).ok()?;
+        let ready = fleet.groups.iter().filter(|group| group.state == "ready").count() == 2;
+        ready.then(|| fleet.groups.iter().find(|group| group.name == "g0").map(|group| group.ranks[1].pid))?
+    });
+    let expected = whole(&grpc);
+    let open = [(); 4].map(|()| stream_in_the_background(&grpc));
+    let mut command = setup::galerne();
+    let mut drained = Process::start(command.args(["drain", "g0", "--etcd", &etcd.endpoint]));
+    drained.line_with("group g0 still has");
+    process::send(rank, libc::SIGKILL);
+    for stream in open {
+        assert_eq!(stream.join().expect("no panic").expect("all of it"), expected);
+    }
+    assert!(drained.exit_within(process::PATIENCE).success(), "{}", drained.output());
+    assert!(first.exit_within(process::PATIENCE).success(), "{}", first.output());
+    // What is known of the dead is shown for a while.
+    let left = setup::fleet(&grpc).expect("a fleet").groups;
+    let over = |group: &GroupStatus| group.ranks.iter().all(|rank| rank.state == "dead");
+    assert!(left.iter().all(|group| group.name == "g1" || over(group)), "{left:?}");
 }
 
 #[test]

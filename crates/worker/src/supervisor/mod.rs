@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_coord::Coord;
-use galerne_types::{Fleet, GroupId, RankId};
+use galerne_types::{Drain, Fleet, GroupId, RankId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::WorkerError;
@@ -50,12 +51,16 @@ async fn run(
 ) -> Result<(), WorkerError> {
     let first = &options.first;
     let coord = Coord::connect_as(&first.etcd_access, &first.etcd, &first.cluster, COORD_TIMEOUT).await?;
+    let before = wish(&coord.fleet().await?, &first.group).map_or(0, |drain| drain.revision);
     let fleet = coord.watch_fleet();
+    let (drain, drained) = watch::channel(None);
+    tokio::spawn(until_drained(fleet.clone(), first.group.clone(), before, drain));
     let mut wards = JoinSet::new();
     for index in options.indices() {
         let args = rank_args(&options, index);
         let id = RankId(format!("{}/{index}", first.host));
-        let ward = Ward { program: program.clone(), args, id: id.clone(), stop: stop.clone() };
+        let (program, stop, drained) = (program.clone(), stop.clone(), drained.clone());
+        let ward = Ward { program, args, id: id.clone(), stop, drained };
         let registry =
             Standing { coord: coord.clone(), fleet: fleet.clone(), group: first.group.clone(), id };
         wards.spawn(ward.keep(registry));
@@ -81,6 +86,26 @@ async fn run(
             starting = false;
             result = result.and(Err(error));
         }
+    }
+}
+
+/// What somebody says who wants the group to end.
+fn wish<'a>(fleet: &'a Fleet, group: &GroupId) -> Option<&'a Drain> {
+    fleet.groups.get(group)?.drain.as_ref()
+}
+
+/// Tells by when the group is to have ended, when somebody wants that after revision `before`. A rank that comes back
+/// afterwards would not be meant: whoever drains waits only for those that were there.
+async fn until_drained(
+    mut fleet: watch::Receiver<Fleet>,
+    group: GroupId,
+    before: u64,
+    drain: watch::Sender<Option<Instant>>,
+) {
+    let newer = |fleet: &Fleet| wish(fleet, &group).is_some_and(|drain| drain.revision > before);
+    if let Ok(fleet) = fleet.wait_for(newer).await {
+        let grace_ms = wish(&fleet, &group).map_or(0, |drain| drain.grace_ms);
+        drain.send_replace(Some(Instant::now() + Duration::from_millis(grace_ms)));
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_types::RankId;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,13 +30,15 @@ pub(crate) struct Ward {
     pub(crate) args: Vec<OsString>,
     pub(crate) id: RankId,
     pub(crate) stop: CancellationToken,
+    /// By when the group is to have ended, once somebody wants that.
+    pub(crate) drained: watch::Receiver<Option<Instant>>,
 }
 
 impl Ward {
-    /// Starts the process, and again whenever it ends, until `stop`; then ends it.
+    /// Starts the process, and again whenever it ends, until `stop` or until its group is drained; then ends it.
     pub(crate) async fn keep(self, mut registry: impl Registry) -> Result<(), WorkerError> {
         let mut backoff = Backoff::new();
-        loop {
+        while self.drained.borrow().is_none() {
             let started = Instant::now();
             let mut child = Child::spawn(&self.program, &self.args).map_err(WorkerError::Spawn)?;
             let pid = child.pid();
@@ -46,6 +49,7 @@ impl Ward {
                     exit = child.ends() => break exit,
                     () = registry.was_ready(pid), if !ready => ready = true,
                     () = self.stop.cancelled() => return self.end(child, &mut registry).await,
+                    () = overdue(self.drained.clone()) => return self.end(child, &mut registry).await,
                 }
             };
             if exit.code == Some(EXIT_DRAINED.into()) {
@@ -63,6 +67,8 @@ impl Ward {
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
+        tracing::info!(rank = %self.id, "rank process stays down: its group is drained");
+        Ok(())
     }
 
     async fn end(&self, child: Child, registry: &mut impl Registry) -> Result<(), WorkerError> {
@@ -73,6 +79,18 @@ impl Ward {
             registry.evict(pid).await;
         }
         Ok(())
+    }
+}
+
+/// Waits until the time to end is over, should there ever be one.
+async fn overdue(mut drained: watch::Receiver<Option<Instant>>) {
+    let due = match drained.wait_for(Option::is_some).await {
+        Ok(due) => *due,
+        Err(_) => None,
+    };
+    match due {
+        Some(due) => tokio::time::sleep_until(due + END_DEADLINE).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -112,7 +130,8 @@ mod tests {
     fn ward(script: &str) -> Ward {
         let args = vec!["-c".into(), script.into()];
         let id = RankId("h/0".into());
-        Ward { program: "/bin/sh".into(), args, id, stop: CancellationToken::new() }
+        let (_, drained) = watch::channel(None);
+        Ward { program: "/bin/sh".into(), args, id, stop: CancellationToken::new(), drained }
     }
 
     #[test]
@@ -175,5 +194,26 @@ mod tests {
         stop.cancel();
         kept.await.unwrap().unwrap();
         assert!(evictions.try_recv().is_err(), "it ended by itself");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_dies_while_its_group_is_drained_stays_down() {
+        let (evicted, mut evictions) = mpsc::unbounded_channel();
+        let (drain, drained) = watch::channel(None);
+        let ward = Ward { drained, ..ward("kill -9 $$") };
+        let kept = tokio::spawn(ward.keep(Fake { ready: true, evicted }));
+        evictions.recv().await.unwrap();
+        drain.send_replace(Some(Instant::now() + Duration::from_secs(600)));
+        kept.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_does_not_end_when_its_group_does_is_ended() {
+        let (evicted, _evictions) = mpsc::unbounded_channel();
+        let (drain, drained) = watch::channel(None);
+        let ward = Ward { drained, ..ward("while :; do echo .; sleep 0.01; done") };
+        let kept = tokio::spawn(ward.keep(Fake { ready: true, evicted }));
+        drain.send_replace(Some(Instant::now()));
+        kept.await.unwrap().unwrap();
     }
 }
