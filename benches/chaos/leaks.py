@@ -15,8 +15,10 @@ the second rank, the second router, etcd. Those are new each time; what is compa
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -84,14 +86,14 @@ def held(cluster):
     for name, process in cluster.processes.items():
         if name.startswith("etcd"):
             continue
-        pids = [process.pid] + [int(pid) for task in os.listdir(f"/proc/{process.pid}/task")
-                                for pid in open(f"/proc/{process.pid}/task/{task}/children").read().split()]
-        for pid in pids:
-            status = open(f"/proc/{pid}/status").read()
-            rss = int(re.search(r"^RssAnon:\s+(\d+)", status, re.M)[1]) << 10
-            threads = int(re.search(r"^Threads:\s+(\d+)", status, re.M)[1])
-            tasks = json.loads(told("/debug/state"))["runtime"]["tasks"] if name == "router 0" else 0
-            found[f"{name} {pid}"] = (rss, len(os.listdir(f"/proc/{pid}/fd")), threads, tasks)
+        children = (pid for listed in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children") for pid in listed.read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, TypeError):  # it is dying
+            for pid in [process.pid, *children]:
+                status = pathlib.Path(f"/proc/{pid}/status").read_text()
+                rss = int(re.search(r"^RssAnon:\s+(\d+)", status, re.M)[1]) << 10
+                threads = int(re.search(r"^Threads:\s+(\d+)", status, re.M)[1])
+                tasks = json.loads(told("/debug/state"))["runtime"]["tasks"] if name == "router 0" else 0
+                found[f"{name} {pid}"] = (rss, len(os.listdir(f"/proc/{pid}/fd")), threads, tasks)
     return found
 
 
