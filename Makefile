@@ -39,7 +39,7 @@ FUZZ_TARGET ?=
 
 # make mutants MUTANTS="--shard 0/8"
 MUTANTS ?=
-MUTATE = CARGO_INCREMENTAL=1 CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build GALERNE_SEEDS=100 cargo mutants --shuffle --timeout 60 $(MUTANTS) -C=--locked -o target/mutants
+MUTATE = mkdir -p target/mutants && CARGO_INCREMENTAL=1 CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build GALERNE_SEEDS=100 cargo mutants --shuffle --timeout 60 $(MUTANTS) -C=--locked -o target/mutants
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: help demo test build all dist cuda lint unit arm test-e2e proto crds chart image bench chaos faults leaks soak gpu-suite fuzz mutants clean
