@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::process::{self, Process};
 use crate::setup::{self, Cluster};
+use crate::traces::{get, post};
 
 #[test]
 fn a_rank_killed_while_serving_is_back_by_itself_and_answers_the_same_tokens() {
@@ -51,6 +54,61 @@ pub(crate) fn stream_in_the_background(
     });
     wait.recv().expect("the stream begins");
     stream
+}
+
+/// Requests whose answers hang on more than tokens and seed.
+fn of_all_kinds() -> Vec<Value> {
+    let speech = "The fool speaks of kings. ".repeat(12);
+    vec![
+        json!({ "prompt": "The queen", "n": 2, "temperature": 0.5, "logprobs": 2 }),
+        json!({ "prompt": speech, "echo": true, "temperature": 0, "logprobs": 1 }),
+        json!({ "prompt": "The king", "temperature": 0.9, "presence_penalty": 0.5, "frequency_penalty": 0.3,
+                "repetition_penalty": 1.1, "logit_bias": { "40": 2.0 }, "stop": ["Zanzibar"] }),
+        json!({ "prompt": ["a", "b"], "temperature": 1.2, "min_p": 0.05, "top_k": 40 }),
+        json!({ "prompt": "x", "ignore_eos": false,
+                "structured_outputs": { "regex": "([a-z]{3,9} ){90,120}end" } }),
+        json!({ "prompt": "x", "ignore_eos": false, "response_format": { "type": "json_schema", "json_schema": {
+                "name": "acts", "schema": { "type": "array", "items": { "type": "integer" },
+                "minItems": 200, "maxItems": 250 } } } }),
+    ]
+}
+
+/// The whole answer, but for what is new each time.
+fn answered(http: &str, request: &Value) -> Value {
+    let mut body = json!({ "max_tokens": 1200, "seed": 7, "ignore_eos": true });
+    body.as_object_mut().expect("an object").extend(request.as_object().expect("an object").clone());
+    let answer = post(http, "/v1/completions", "", &body.to_string());
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200"), "{request}: {answer}");
+    let mut answer: Value = serde_json::from_str(body).expect("JSON");
+    for new in ["id", "created"] {
+        assert!(!answer[new].take().is_null(), "{answer}");
+    }
+    answer["usage"]["prompt_tokens_details"].take(); // what was kept of a prompt went with its ranks
+    answer
+}
+
+#[test]
+fn answers_of_all_kinds_are_the_same_although_ranks_die() {
+    let cluster = Cluster::up(&setup::bard(), &["--tp", "2", "--spares", "1"]);
+    let whole: Vec<Value> = of_all_kinds().iter().map(|body| answered(&cluster.http, body)).collect();
+    let asked = of_all_kinds().into_iter().map(|body| {
+        let http = cluster.http.clone();
+        std::thread::spawn(move || answered(&http, &body))
+    });
+    let asked: Vec<_> = asked.collect();
+    for victim in [1, 0] {
+        let open = stream_in_the_background(&cluster.grpc);
+        process::send(cluster.rank_pids()[victim], libc::SIGKILL);
+        open.join().expect("no panic").expect("all of it");
+    }
+    for (asked, whole) in asked.into_iter().zip(whole) {
+        assert_eq!(asked.join().expect("an answer"), whole);
+    }
+    let page = get(&cluster.admin, "/metrics");
+    let moved = page.lines().filter(|line| line.starts_with("galerne_router_stream_migrations_total"));
+    let moved: u64 = moved.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+    assert!(moved > of_all_kinds().len() as u64, "{moved} answers were under way when a rank died");
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Requests that their clients send again: a repeat takes the place of the one that is under way.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use axum::http::{HeaderMap, HeaderName};
@@ -44,8 +43,6 @@ pub(crate) struct Repeats(Mutex<HashMap<RepeatKey, Weak<Claim>>>);
 pub(crate) struct Claim {
     key: RepeatKey,
     repeats: Arc<Repeats>,
-    /// Set with the token, and cheaper to ask.
-    over: AtomicBool,
     superseded: CancellationToken,
     /// Its ends of links to leaders.
     cuts: Mutex<Vec<Cut>>,
@@ -57,7 +54,6 @@ impl Repeats {
         let claim = Arc::new(Claim {
             key,
             repeats: self.clone(),
-            over: AtomicBool::new(false),
             superseded: CancellationToken::new(),
             cuts: Mutex::default(),
         });
@@ -82,7 +78,7 @@ impl Repeats {
 impl Claim {
     /// Whether a repeat has taken the request's place.
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Relaxed)
+        self.superseded.is_cancelled()
     }
 
     /// Tells when one does.
@@ -103,10 +99,8 @@ impl Claim {
 
     fn supersede(&self) {
         let mut cuts = self.cuts();
-        self.over.store(true, Relaxed);
-        cuts.drain(..).for_each(|cut| cut.cut());
-        drop(cuts);
         self.superseded.cancel();
+        cuts.drain(..).for_each(|cut| cut.cut());
     }
 
     fn cuts(&self) -> MutexGuard<'_, Vec<Cut>> {
@@ -116,7 +110,7 @@ impl Claim {
 
 impl std::fmt::Debug for Claim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Claim").field("over", &self.over).finish_non_exhaustive()
+        f.debug_struct("Claim").field("over", &self.is_over()).finish_non_exhaustive()
     }
 }
 

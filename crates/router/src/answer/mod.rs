@@ -320,16 +320,12 @@ impl Answer {
 
     /// As [`next`](Self::next).
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delta, Failure>>> {
-        let over = self.caller.claimed().is_some_and(|claim| claim.is_over());
         let event = match self.poll_event(context) {
-            _ if over => Err(Trouble::Final(Failure::Superseded)),
-            Poll::Ready(Some(event)) => event,
             Poll::Ready(None) => return Poll::Ready(None),
+            _ if self.poll_superseded(context).is_ready() => Err(Trouble::Final(Failure::Superseded)),
+            Poll::Ready(Some(event)) => event,
             Poll::Pending if self.closing.as_mut().poll(context).is_ready() => {
                 Err(Trouble::Final(Failure::Closing))
-            }
-            Poll::Pending if self.poll_superseded(context).is_ready() => {
-                Err(Trouble::Final(Failure::Superseded))
             }
             Poll::Pending => {
                 self.meter.settle();
