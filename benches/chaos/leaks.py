@@ -37,8 +37,9 @@ BYTES_MORE_MAX, FILES_MORE_MAX, THREADS_MORE_MAX, TASKS_MORE_MAX = 1 << 20, 4, 2
 #: Batches before anything is compared, and batches whose least is.
 WARM_BATCHES = 10
 WINDOW_BATCHES = 10
-#: The same of a long run: windows that it is cut into, the first of which is for warming up.
+#: The same of a long run: windows that it is cut into, the first of which are for warming up: until a rank has run alone.
 WINDOWS = 10
+WARM_WINDOWS = 2
 #: Seconds between faults, and for which what is stopped stands still.
 FAULT_S = 15
 STOPPED_S = 1.5
@@ -195,7 +196,7 @@ async def outlive(cluster, minutes, dice):
     faults.over = True
     await fault
     print()
-    return [f"lost: {said}" for said in lost] + compared(after[len(after) // WINDOWS :])
+    return [f"lost: {said}" for said in lost] + compared(after[WARM_WINDOWS * len(after) // WINDOWS :])
 
 
 def main():
