@@ -153,8 +153,8 @@ class Faults:
 
     def other(self):
         """The process of the other rank, if it is there."""
-        ready = [rank["pid"] for group in self.cluster.fleet() for rank in group["ranks"]]
-        return next((pid for pid in ready if pid != self.stays), None)
+        pids = [rank["pid"] for group in self.cluster.fleet() for rank in group["ranks"]]
+        return next((pid for pid in pids if pid != self.stays), None)
 
     def once(self):
         what = self.dice.choice(["kill", "kill", "stop", "router 1", "etcd 0", "etcd stop"])

@@ -97,6 +97,11 @@ fn answers_of_all_kinds_are_the_same_although_ranks_die() {
         std::thread::spawn(move || answered(&http, &body))
     });
     let asked: Vec<_> = asked.collect();
+    process::eventually("most of their answers under way", || {
+        let state = get(&cluster.admin, "/debug/state");
+        let state: Value = serde_json::from_str(state.split_once("\r\n\r\n")?.1).ok()?;
+        (state["requests"]["running"].as_u64()? >= asked.len() as u64).then_some(())
+    });
     for victim in [1, 0] {
         let open = stream_in_the_background(&cluster.grpc);
         process::send(cluster.rank_pids()[victim], libc::SIGKILL);
