@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use galerne_failpoint::{self as failpoint, Point};
 use galerne_types::limits::PAST_EPOCHS_MAX;
 use galerne_types::{
@@ -110,8 +110,7 @@ impl Coord {
         let record =
             seen.group.ranks.get(rank).filter(|record| record.pid == pid && record.state != RankState::Dead);
         let Some(record) = record else { return Ok(Some(false)) };
-        let grant = |mut client: Client| async move { client.lease_grant(DEAD_TTL_S, None).await };
-        let lease = self.etcd.call("get a lease", grant).await?.id();
+        let lease = self.etcd.lease(DEAD_TTL_S).await?;
         let (key, epoch_key) = (self.keys.rank(group, rank), self.keys.epoch(group));
         let dead = RankRecord { state: RankState::Dead, memory_bytes: 0, ..record.clone() };
         let mut ops = vec![TxnOp::put(&*key, json(&dead), Some(PutOptions::new().with_lease(lease)))];
@@ -119,9 +118,8 @@ impl Coord {
         if members.any(|member| member.id == *rank && member.pid == pid) {
             ops.push(TxnOp::delete(self.keys.health(group), None));
         }
-        let epoch = Compare::mod_revision(&*epoch_key, CompareOp::Equal, seen.modified(&epoch_key));
-        let txn = Txn::new().when([seen.same_registration(&key), epoch]).and_then(ops);
-        Ok(self.etcd.txn("evict a rank", &txn).await?.succeeded().then_some(true))
+        let txn = Txn::new().when([seen.same_registration(&key), seen.unchanged(&epoch_key)]).and_then(ops);
+        Ok(self.etcd.exchange("evict a rank", &txn).await?.succeeded().then_some(true))
     }
 
     /// Writes the group's next epoch if `me` is the rank to do so, when the group has been in need of it for `waited`: see
@@ -142,16 +140,15 @@ impl Coord {
         let seen = self.group(group).await?;
         let Some(formed) = formation(&seen.group, me, waited) else { return Ok(None) };
         let epoch_key = self.keys.epoch(group);
-        let unchanged = Compare::mod_revision(&*epoch_key, CompareOp::Equal, seen.modified(&epoch_key));
         let standing =
             formed.members.iter().map(|member| seen.same_registration(&self.keys.rank(group, &member.id)));
-        let compares: Vec<Compare> = std::iter::once(unchanged).chain(standing).collect();
+        let compares: Vec<Compare> = std::iter::once(seen.unchanged(&epoch_key)).chain(standing).collect();
         let record = next(&seen.group, group, formed, now_ms())?;
         let txn = Txn::new().when(compares).and_then([
             TxnOp::put(epoch_key, json(&record), None),
             TxnOp::delete(self.keys.health(group), None),
         ]);
-        let answer = self.etcd.txn("form a group", &txn).await?;
+        let answer = self.etcd.exchange("form a group", &txn).await?;
         let epoch = Epoch(answer.header().map_or(0, |header| header.revision().unsigned_abs()));
         if !answer.succeeded() {
             return Ok(None);
@@ -180,10 +177,9 @@ impl Coord {
         let (drain, epoch) = (self.keys.drain(group), self.keys.epoch(group));
         let forget = [TxnOp::delete(drain, None), TxnOp::delete(self.keys.hold(group), None)];
         let gone = seen.group.ranks.values().all(|rank| rank.state == RankState::Dead);
-        let unchanged = Compare::mod_revision(&*epoch, CompareOp::Equal, seen.modified(&epoch));
         let txn = match gone {
             true => Txn::new()
-                .when([unchanged])
+                .when([seen.unchanged(&epoch)])
                 .and_then([&forget[..], &[TxnOp::delete(epoch, None)]].concat())
                 .or_else(forget),
             false => Txn::new().and_then(forget),
@@ -289,8 +285,18 @@ pub(crate) struct Seen {
 impl Seen {
     /// Holds while the rank of `key` is registered as it was seen: every registration has a lease of its own,
     /// and updates keep it.
-    fn same_registration(&self, key: &str) -> Compare {
-        Compare::lease(key, CompareOp::Equal, self.find(key).map_or(0, KeyValue::lease))
+    pub(crate) fn same_registration(&self, key: &str) -> Compare {
+        Compare::lease(key, CompareOp::Equal, self.lease(key))
+    }
+
+    /// What `key` hangs on; 0 if that is nothing, or if it is absent.
+    pub(crate) fn lease(&self, key: &str) -> i64 {
+        self.find(key).map_or(0, KeyValue::lease)
+    }
+
+    /// Holds while `key` is as it was seen.
+    pub(crate) fn unchanged(&self, key: &str) -> Compare {
+        Compare::mod_revision(key, CompareOp::Equal, self.modified(key))
     }
 
     /// Revision at which `key` was last written; 0 if it is absent, which is what etcd compares it to.

@@ -4,6 +4,8 @@ use std::error::Error as _;
 
 use galerne_types::{Epoch, GroupId, RankId};
 
+use crate::formation::Ended;
+
 /// Why something could not be agreed on.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordError {
@@ -68,13 +70,15 @@ pub enum CoordError {
         /// The place.
         rank: RankId,
     },
-    /// The epoch is not the group's last one.
-    #[error("epoch {} of group {group} has been superseded", epoch.0)]
-    Superseded {
+    /// The epoch is not the group's last one, or cannot go on.
+    #[error("epoch {} of group {group} is over: {ended}", epoch.0)]
+    Over {
         /// The group.
         group: GroupId,
         /// The one that is over.
         epoch: Epoch,
+        /// Why it is.
+        ended: Ended,
     },
     /// The rank's lease is gone and not renewed yet.
     #[error("rank {rank} of group {group} is not registered at present; try again")]

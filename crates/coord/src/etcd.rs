@@ -120,7 +120,7 @@ impl Etcd {
         self.call_until(what, (Instant::now() + CALL_DEADLINE, CALL_DEADLINE), attempt).await
     }
 
-    /// The same for what changes nothing, whenever it arrives: an attempt that takes long is made at another member, too.
+    /// The same for what does no harm, whenever it arrives: an attempt that takes long is made at another member, too.
     pub(crate) async fn ask<T, F>(
         &self,
         what: &'static str,
@@ -226,8 +226,21 @@ impl Etcd {
         self.ask("keep a lease alive", keep_alive).await
     }
 
+    /// A transaction that must not arrive late: it is made at one member at a time.
     pub(crate) async fn txn(&self, what: &'static str, txn: &Txn) -> Result<TxnResponse, CoordError> {
         self.call(what, |mut client| async move { client.txn(txn.clone()).await }).await
+    }
+
+    /// A transaction that compares whatever it replaces, so that of several attempts, however late, one holds at most. An
+    /// answer that it does not hold may mean that it has held already.
+    pub(crate) async fn exchange(&self, what: &'static str, txn: &Txn) -> Result<TxnResponse, CoordError> {
+        self.ask(what, |mut client| async move { client.txn(txn.clone()).await }).await
+    }
+
+    /// A lease of so many seconds. One whose number is not heard of ends by itself.
+    pub(crate) async fn lease(&self, ttl_s: i64) -> Result<i64, CoordError> {
+        let grant = |mut client: Client| async move { client.lease_grant(ttl_s, None).await };
+        self.ask("get a lease", grant).await.map(|lease| lease.id())
     }
 }
 

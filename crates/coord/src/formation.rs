@@ -53,7 +53,7 @@ pub fn need(group: &Group) -> Option<Need> {
 ///
 /// With too few ranks that nobody blames, a group that has survivors forms after [`SHRINK_AFTER`] of waiting: of the most
 /// ranks that divide S and have room for their shares. It grows again when more have stood for [`GROW_AFTER`], and for
-/// longer if that has not gone well before.
+/// up to 16 times as long if that has not gone well before.
 pub fn formation(group: &Group, me: &RankId, waited: Duration) -> Option<Formation> {
     let mine = group.ranks.get(me).filter(|_| is_free(group, me))?;
     let need = need(group)?;
@@ -113,7 +113,7 @@ fn grow_after(group: &Group) -> Duration {
     let bad = past
         .filter(|past| !matches!(past.loss.kind, LossKind::Died | LossKind::Drained | LossKind::Grown))
         .count();
-    GROW_AFTER * (1 << bad.min(6))
+    GROW_AFTER * (1 << bad.min(4))
 }
 
 /// Whether the rank is in no epoch that goes on.

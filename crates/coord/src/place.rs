@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use etcd_client::{Client, Compare, CompareOp, Error as EtcdError, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Client, Compare, CompareOp, Error as EtcdError, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
+};
 use galerne_types::{Epoch, Health, RankRecord};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::coord::{Coord, Seen, json};
 use crate::error::CoordError;
 use crate::etcd::is_not_found;
+use crate::formation::ended;
 use crate::limits::{KEEP_ALIVE_INTERVAL, LEASE_TTL_S};
 
 /// What the keeper and its callers share.
@@ -33,9 +37,13 @@ struct State {
     record: RankRecord,
     /// etcd does not hold `record` yet.
     record_is_news: bool,
+    /// Revision of what etcd holds under the rank's key.
+    record_at: i64,
     health: Option<Health>,
     /// etcd does not know yet that `health` is declared, or that it is withdrawn.
     health_is_news: bool,
+    /// Revision of the word that etcd was told last.
+    health_at: i64,
 }
 
 /// Whether a process comes or comes back.
@@ -65,8 +73,10 @@ impl Place {
                 arrived: 0,
                 record,
                 record_is_news: true,
+                record_at: 0,
                 health: None,
                 health_is_news: false,
+                health_at: 0,
             }),
             turn: AsyncMutex::default(),
             changed: Notify::new(),
@@ -130,10 +140,10 @@ impl Place {
         let _turn = self.turn.lock().await;
         let written = self.write_health(&health).await;
         match &written {
-            Ok(()) => self.told(&health, Some(&health)),
+            Ok(revision) => self.told(&health, Some(*revision)),
             Err(_) => self.change(|_, declared| *declared = None),
         }
-        written
+        written.map(drop)
     }
 
     /// Revokes the lease; one that is gone already is no error.
@@ -167,24 +177,18 @@ impl Place {
     async fn register(&self, arrival: Arrival) -> Result<(), CoordError> {
         let etcd = &self.coord.etcd;
         let group = self.record().group;
-        let grant = |mut client: Client| async move { client.lease_grant(LEASE_TTL_S, None).await };
-        let lease = etcd.call("get a lease", grant).await?.id();
+        let lease = etcd.lease(LEASE_TTL_S).await?;
         loop {
             let seen = self.coord.group(&group).await?;
             if arrival == Arrival::Again && self.is_taken(&seen) {
                 return Err(self.replaced_error());
             }
             let record = self.arriving(arrival, &seen);
-            let unchanged = [&self.epoch_key, &self.rank_key]
-                .map(|key| Compare::mod_revision(&**key, CompareOp::Equal, seen.modified(key)));
+            let unchanged = [&self.epoch_key, &self.rank_key].map(|key| seen.unchanged(key));
             let txn = Txn::new().when(unchanged).and_then([put(&self.rank_key, json(&record), lease)]);
-            let answer = etcd.txn("register a rank", &txn).await?;
+            let answer = etcd.exchange("register a rank", &txn).await?;
             if answer.succeeded() {
-                self.arrived(lease, &record);
-                if arrival == Arrival::First {
-                    self.state().arrived =
-                        answer.header().map_or(0, |header| header.revision().unsigned_abs());
-                }
+                self.arrived(arrival, lease, &record, revision(&answer));
                 return self.write().await.map(drop);
             }
         }
@@ -209,9 +213,12 @@ impl Place {
         record.clone()
     }
 
-    fn arrived(&self, lease: i64, record: &RankRecord) {
+    fn arrived(&self, arrival: Arrival, lease: i64, record: &RankRecord, revision: i64) {
         let state = &mut *self.state();
-        state.lease = lease;
+        if arrival == Arrival::First {
+            state.arrived = revision.unsigned_abs();
+        }
+        (state.lease, state.record_at) = (lease, revision);
         state.record_is_news = state.record != *record;
         // The old lease took the old word with it.
         state.health_is_news = state.health.is_some();
@@ -222,28 +229,76 @@ impl Place {
         Ok(if self.coord.etcd.renew_lease(lease).await? { Hold::Held } else { Hold::Lost })
     }
 
-    /// Sees to it that the rank's key still hangs on the lease, and writes what is new.
+    /// Sees to it that the rank's key still hangs on the lease and that etcd holds what it was told, and writes what is new.
     async fn write(&self) -> Result<Hold, CoordError> {
-        let (lease, news, record) = {
-            let state = self.state();
-            (state.lease, state.record_is_news, state.record.clone())
-        };
-        let puts = if news { vec![put(&self.rank_key, json(&record), lease)] } else { Vec::new() };
-        let txn = Txn::new().when([self.hold(lease)]).and_then(puts);
-        if !self.coord.etcd.txn("update a rank", &txn).await?.succeeded() {
-            return Ok(Hold::Lost);
+        loop {
+            let (record, txn) = self.update();
+            let answer = self.coord.etcd.exchange("update a rank", &txn).await?;
+            if answer.succeeded() {
+                self.updated(&record, &answer);
+                return self.write_word().await;
+            }
+            if self.look(&answer) == Hold::Lost {
+                return Ok(Hold::Lost);
+            }
         }
+    }
+
+    /// The record, and a transaction that writes it if it is news, while etcd holds what it was told.
+    fn update(&self) -> (RankRecord, Txn) {
+        let state = self.state();
+        let at = |key: &str, revision| Compare::mod_revision(key, CompareOp::Equal, revision);
+        let lease = Compare::lease(&*self.rank_key, CompareOp::Equal, state.lease);
+        let mut as_told = vec![lease, at(&self.rank_key, state.record_at)];
+        if state.health.is_some() && !state.health_is_news {
+            as_told.push(at(&self.health_key, state.health_at));
+        }
+        let news = state.record_is_news.then(|| put(&self.rank_key, json(&state.record), state.lease));
+        let keys = [&self.rank_key, &self.health_key].map(|key| TxnOp::get(&**key, None));
+        (state.record.clone(), Txn::new().when(as_told).and_then(Vec::from_iter(news)).or_else(keys))
+    }
+
+    /// Takes note that etcd holds `record`.
+    fn updated(&self, record: &RankRecord, answer: &TxnResponse) {
+        let state = &mut *self.state();
+        if !answer.op_responses().is_empty() {
+            state.record_at = revision(answer);
+        }
+        state.record_is_news = state.record != *record;
+    }
+
+    /// Takes note of what etcd holds instead of what it was told: an answer may have been lost, or etcd has lost its last
+    /// writes, or was put back to an earlier state, or somebody took the leader's word away.
+    fn look(&self, answer: &TxnResponse) -> Hold {
+        let responses = answer.op_responses();
+        let mut found = responses.iter().map(|response| match response {
+            TxnOpResponse::Get(get) => get.kvs().first(),
+            _ => None,
+        });
+        let (rank, health) = (found.next().flatten(), found.next().flatten());
+        let state = &mut *self.state();
+        let Some(rank) = rank.filter(|rank| rank.lease() == state.lease) else { return Hold::Lost };
+        if rank.mod_revision() != state.record_at {
+            tracing::info!(rank = %state.record.id, "etcd holds another record of this rank; it is told again");
+            (state.record_at, state.record_is_news) = (rank.mod_revision(), true);
+        }
+        let word_at = health.map_or(0, KeyValue::mod_revision);
+        state.health_is_news |= state.health.is_some() && word_at != state.health_at;
+        Hold::Held
+    }
+
+    /// Writes the leader's word if it is news.
+    async fn write_word(&self) -> Result<Hold, CoordError> {
         let (health, news) = {
-            let state = &mut *self.state();
-            state.record_is_news = state.record != record;
+            let state = self.state();
             (state.health.clone(), state.health_is_news)
         };
         match health {
             _ if !news => {}
             None => self.delete_health().await?,
             Some(health) => match self.write_health(&health).await {
-                Ok(()) => self.told(&health, Some(&health)),
-                Err(CoordError::Superseded { .. }) => self.told(&health, None),
+                Ok(revision) => self.told(&health, Some(revision)),
+                Err(CoordError::Over { .. }) => self.told(&health, None),
                 Err(CoordError::Unregistered { .. }) => return Ok(Hold::Lost),
                 Err(error) => return Err(error),
             },
@@ -251,59 +306,72 @@ impl Place {
         Ok(Hold::Held)
     }
 
-    /// Writes a leader's word, if its epoch is the last one and the rank's lease holds.
-    async fn write_health(&self, health: &Health) -> Result<(), CoordError> {
-        let lease = self.state().lease;
-        let epoch = i64::try_from(health.epoch.0).unwrap_or(i64::MAX);
-        let last = Compare::mod_revision(&*self.epoch_key, CompareOp::Equal, epoch);
-        let txn = Txn::new()
-            .when([last, self.hold(lease)])
-            .and_then([put(&self.health_key, json(health), lease)])
-            .or_else([TxnOp::get(&*self.epoch_key, None)]);
-        let answer = self.coord.etcd.txn("declare a group's health", &txn).await?;
-        if answer.succeeded() {
-            return Ok(());
+    /// Writes a leader's word, if its epoch is the last one and goes on, and the rank's lease holds. Returns its revision.
+    async fn write_health(&self, health: &Health) -> Result<i64, CoordError> {
+        let (RankRecord { group, id: rank, .. }, lease) = (self.record(), self.lease());
+        loop {
+            let seen = self.coord.group(&group).await?;
+            if let Some(ended) = ended(&seen.group, health.epoch, &rank) {
+                return Err(CoordError::Over { group, epoch: health.epoch, ended });
+            }
+            if seen.lease(&self.rank_key) != lease {
+                return Err(CoordError::Unregistered { group, rank });
+            }
+            let members = seen.group.epoch.iter().flat_map(|(_, record)| &record.members);
+            let standing =
+                members.map(|member| seen.same_registration(&self.coord.keys.rank(&group, &member.id)));
+            let unchanged = [&self.epoch_key, &self.health_key].map(|key| seen.unchanged(key));
+            let txn = Txn::new().when(Vec::from_iter(standing.chain(unchanged))).and_then([put(
+                &self.health_key,
+                json(health),
+                lease,
+            )]);
+            let answer = self.coord.etcd.exchange("declare a group's health", &txn).await?;
+            if answer.succeeded() {
+                return Ok(revision(&answer));
+            }
         }
-        let responses = answer.op_responses();
-        let last = match responses.first() {
-            Some(TxnOpResponse::Get(get)) => get.kvs().first().map_or(0, |kv| kv.mod_revision()),
-            _ => 0,
-        };
-        let RankRecord { group, id: rank, .. } = self.record();
-        Err(if last == epoch {
-            CoordError::Unregistered { group, rank }
-        } else {
-            CoordError::Superseded { group, epoch: health.epoch }
-        })
     }
 
     /// Deletes the leader's word if it is this rank's.
     async fn delete_health(&self) -> Result<(), CoordError> {
-        let mine = Compare::lease(&*self.health_key, CompareOp::Equal, self.state().lease);
-        let txn = Txn::new().when([mine]).and_then([TxnOp::delete(&*self.health_key, None)]);
-        self.coord.etcd.txn("withdraw a group's health", &txn).await?;
+        let (group, lease) = (self.record().group, self.lease());
+        loop {
+            let seen = self.coord.group(&group).await?;
+            let delete = TxnOp::delete(&*self.health_key, None);
+            let txn = Txn::new().when([seen.unchanged(&self.health_key)]).and_then([delete]);
+            if seen.lease(&self.health_key) != lease
+                || self.coord.etcd.exchange("withdraw a group's health", &txn).await?.succeeded()
+            {
+                break;
+            }
+        }
         let mut state = self.state();
         state.health_is_news = state.health.is_some();
         Ok(())
     }
 
-    /// etcd holds `now` where `before` was to be written; if there is nothing newer, that is that.
-    fn told(&self, before: &Health, now: Option<&Health>) {
+    /// etcd holds `word` since that revision, or does not take it; if there is nothing newer, that is that.
+    fn told(&self, word: &Health, at: Option<i64>) {
         let state = &mut *self.state();
-        if state.health.as_ref() == Some(before) {
-            state.health = now.cloned();
+        if state.health.as_ref() == Some(word) {
+            match at {
+                Some(revision) => state.health_at = revision,
+                None => state.health = None,
+            }
             state.health_is_news = false;
         }
-    }
-
-    fn hold(&self, lease: i64) -> Compare {
-        Compare::lease(&*self.rank_key, CompareOp::Equal, lease)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // No holder of the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The revision at which a transaction wrote what it wrote.
+fn revision(answer: &TxnResponse) -> i64 {
+    answer.header().map_or(0, ResponseHeader::revision)
 }
 
 fn put(key: &str, value: Vec<u8>, lease: i64) -> TxnOp {
@@ -320,9 +388,9 @@ mod tests {
     async fn an_epoch_that_is_left_while_its_rank_registers_again_is_told() {
         let coord = connected().await;
         let place = Place::take(coord.clone(), rank("a", 0)).await.unwrap();
-        let (told, lease) = (place.record(), place.lease());
+        let (told, lease, at) = (place.record(), place.lease(), place.state().record_at);
         place.change(|record, _| record.left = Epoch(9));
-        place.arrived(lease, &told);
+        place.arrived(Arrival::Again, lease, &told, at);
         assert!(place.write().await.unwrap() == Hold::Held);
         let group = coord.fleet().await.unwrap().groups.remove(&group_id()).unwrap();
         assert_eq!(group.ranks[&told.id].left, Epoch(9));

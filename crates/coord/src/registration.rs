@@ -134,7 +134,7 @@ impl Registration {
     /// and renewed, until the rank [leaves](Self::leave) the epoch.
     ///
     /// # Errors
-    /// [`CoordError::Superseded`] when `health.epoch` is not the group's last one,
+    /// [`CoordError::Over`] when `health.epoch` is not the group's last one or cannot go on,
     /// [`CoordError::Unregistered`] when the lease is lost, and when etcd cannot be reached.
     pub async fn declare(&self, health: Health) -> Result<(), CoordError> {
         self.place.declare(health).await

@@ -55,10 +55,7 @@ async fn attend(
     }
     let held = match *lease {
         Some(held) => held,
-        None => {
-            let grant = |mut client: Client| async move { client.lease_grant(ROUTER_TTL_S, None).await };
-            *lease.insert(coord.etcd.call("get a lease", grant).await?.id())
-        }
+        None => *lease.insert(coord.etcd.lease(ROUTER_TTL_S).await?),
     };
     let value = json(&*records.borrow_and_update());
     let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(held)));

@@ -28,7 +28,10 @@ pub(crate) async fn ranks_come_and_go(server: Rc<Server>) {
 
     first.update(RankState::Loading { percent: 40 }, 1 << 20);
     first.update(RankState::Ready, 2 << 20);
-    let ready = seen(&mut fleet, |group| group.ranks[&rank_id(0)].state == RankState::Ready).await;
+    let ready = seen(&mut fleet, |group| {
+        group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.state == RankState::Ready)
+    })
+    .await;
     assert_eq!(ready.ranks[&rank_id(0)].memory_bytes, 2 << 20);
 
     first.close().await.unwrap();
@@ -145,7 +148,7 @@ pub(crate) async fn a_dead_rank_is_evicted_with_its_groups_health(server: Rc<Ser
     drop(follower);
     assert!(coord.evict(&group_id(), &rank_id(1), pid).await.unwrap());
     assert!(!coord.evict(&group_id(), &rank_id(1), pid).await.unwrap(), "it is gone already");
-    let dead = |group: &Group| group.ranks[&rank_id(1)].state == RankState::Dead;
+    let dead = |group: &Group| group.ranks.get(&rank_id(1)).is_some_and(|rank| rank.state == RankState::Dead);
     let group = seen(&mut fleet, dead).await;
     assert_eq!(group.health, None);
     assert_eq!(leader.ended(formed.epoch).await, Ended::Dead(rank_id(1)));
@@ -223,7 +226,7 @@ pub(crate) async fn only_the_last_epoch_declares_health(server: Rc<Server>) {
     let new = leader.form().await.unwrap().epoch;
     assert!(new > old);
     let refused = leader.declare(health(old)).await;
-    assert!(matches!(refused, Err(CoordError::Superseded { epoch, .. }) if epoch == old), "{refused:?}");
+    assert!(matches!(refused, Err(CoordError::Over { epoch, .. }) if epoch == old), "{refused:?}");
     assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].health, None);
     leader.declare(health(new)).await.unwrap();
     // The view may still be of the old epoch.
@@ -252,6 +255,65 @@ pub(crate) async fn a_lost_lease_is_taken_up_again(server: Rc<Server>) {
     assert_ne!(client.get(key, None).await.unwrap().kvs()[0].lease(), lease);
 }
 
+/// An etcd that is put back to an earlier state, or that loses its last writes with its power (3.5 before 3.5.5 does when it
+/// has one member), holds what is no longer so.
+pub(crate) async fn what_etcd_has_lost_is_told_again(server: Rc<Server>) {
+    let coord = server.coord_of("lossy").await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let epoch = leader.form().await.unwrap().epoch;
+    leader.declare(health(epoch)).await.unwrap();
+    leader.update(RankState::Ready, 7);
+    let ready = |group: &Group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.memory_bytes == 7);
+    seen(&mut fleet, |group| group.serving().is_some() && ready(group)).await;
+
+    let mut client = server.client().await;
+    client.delete("/galerne/lossy/groups/g/health", None).await.unwrap();
+    seen(&mut fleet, |group| group.serving().is_none()).await;
+    let back = seen(&mut fleet, |group| group.serving().is_some()).await;
+    assert_eq!(back.serving(), Some(&health(epoch)), "it is the same epoch");
+
+    let key = "/galerne/lossy/groups/g/ranks/host/0";
+    let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
+    let earlier = serde_json::to_vec(&rank(0, 1)).unwrap();
+    client.put(key, earlier, Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    seen(&mut fleet, |group| !ready(group)).await;
+    seen(&mut fleet, ready).await;
+    assert_eq!(client.get(key, None).await.unwrap().kvs()[0].lease(), lease, "it stayed registered");
+}
+
+pub(crate) async fn who_leads_a_dead_rank_is_not_believed(server: Rc<Server>) {
+    let coord = server.coord_of("widow").await;
+    let mut fleet = coord.watch_fleet();
+    let leader = coord.register(rank(0, 2)).await.unwrap();
+    let follower = coord.register(rank(1, 2)).await.unwrap();
+    let epoch = form(&leader, &follower).await;
+    leader.declare(health(epoch)).await.unwrap();
+    drop(follower);
+    assert!(coord.evict(&group_id(), &rank_id(1), rank(1, 2).pid).await.unwrap());
+    let refused = leader.declare(Health { draining: true, ..health(epoch) }).await;
+    assert!(matches!(refused, Err(CoordError::Over { ended: Ended::Dead(_), .. })), "{refused:?}");
+
+    // Nor when it registers anew before it knows.
+    drop(leader);
+    let leader = coord.register(RankRecord { pid: 9_999, ..rank(0, 2) }).await.unwrap();
+    let follower = coord.register(RankRecord { pid: 9_998, ..rank(1, 2) }).await.unwrap();
+    let epoch = form(&leader, &follower).await;
+    leader.declare(health(epoch)).await.unwrap();
+    drop(follower);
+    assert!(coord.evict(&group_id(), &rank_id(1), 9_998).await.unwrap());
+    let mut client = server.client().await;
+    let key = "/galerne/widow/groups/g/ranks/host/0";
+    let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
+    client.lease_revoke(lease).await.unwrap();
+    let there = |group: &Group| group.ranks.contains_key(&rank_id(0));
+    seen(&mut fleet, |group| !there(group)).await;
+    seen(&mut fleet, there).await;
+    leader.update(RankState::Ready, 7);
+    seen(&mut fleet, |group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.memory_bytes == 7)).await;
+    assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].health, None);
+}
+
 pub(crate) async fn the_latest_process_holds_the_place(server: Rc<Server>) {
     let coord = server.coord().await;
     let mut fleet = coord.watch_fleet();
@@ -260,7 +322,7 @@ pub(crate) async fn the_latest_process_holds_the_place(server: Rc<Server>) {
     early.replaced().await;
     assert!(matches!(early.form().await, Err(CoordError::Replaced { .. })));
     early.close().await.unwrap();
-    seen(&mut fleet, |group| group.ranks[&rank_id(0)].pid == 9_999).await;
+    seen(&mut fleet, |group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.pid == 9_999)).await;
     late.close().await.unwrap();
 }
 

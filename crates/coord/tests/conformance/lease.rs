@@ -37,10 +37,10 @@ pub(crate) async fn grants_and_revocations(server: Rc<Server>) {
 
 pub(crate) async fn expiry_is_seen_by_watchers(server: Rc<Server>) {
     let mut client = server.client().await;
+    let started = Instant::now();
     let lease = client.lease_grant(1, None).await.unwrap();
     let mut watch = client.watch("expire/", Some(WatchOptions::new().with_prefix())).await.unwrap();
     assert!(watch.message().await.unwrap().unwrap().created());
-    let started = Instant::now();
     for key in ["expire/a", "expire/b"] {
         client.put(key, "v", Some(PutOptions::new().with_lease(lease.id()))).await.unwrap();
     }
@@ -57,8 +57,9 @@ pub(crate) async fn expiry_is_seen_by_watchers(server: Rc<Server>) {
 
 pub(crate) async fn keep_alive_prolongs(server: Rc<Server>) {
     let mut client = server.client().await;
-    let (kept, dropped) =
-        (client.lease_grant(1, None).await.unwrap(), client.lease_grant(1, None).await.unwrap());
+    // Without renewals the one that is kept would end first.
+    let kept = client.lease_grant(2, None).await.unwrap();
+    let dropped = client.lease_grant(3, None).await.unwrap();
     let mut watch = client.watch("kept/", Some(WatchOptions::new().with_prefix())).await.unwrap();
     client.put("kept/yes", "v", Some(PutOptions::new().with_lease(kept.id()))).await.unwrap();
     client.put("kept/no", "v", Some(PutOptions::new().with_lease(dropped.id()))).await.unwrap();

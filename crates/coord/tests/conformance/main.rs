@@ -61,6 +61,8 @@ const TOGETHER: &[Case] = cases![
     coord::a_group_forms_again_after_a_restart_and_after_a_leave,
     coord::only_the_last_epoch_declares_health,
     coord::a_lost_lease_is_taken_up_again,
+    coord::what_etcd_has_lost_is_told_again,
+    coord::who_leads_a_dead_rank_is_not_believed,
     coord::the_latest_process_holds_the_place,
     coord::what_is_not_a_record_is_skipped,
     coord::the_fleet_view_survives_compaction,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_coord::limits::GONE_AFTER;
-use galerne_coord::{Ended, Formed, Registration};
+use galerne_coord::{CoordError, Ended, Formed, Registration};
 use galerne_failpoint::{self as failpoint, Point};
 use galerne_sched::Scheduler;
 use galerne_tls::Way;
@@ -172,7 +172,10 @@ impl Process {
     async fn epoch(&self, formed: &Formed, mut engaged: Engaged) -> End {
         let phase = engaged.phase();
         tokio::select! {
-            error = self.serve(formed, &mut engaged) => End::Failed(error),
+            error = self.serve(formed, &mut engaged) => match error {
+                EpochError::Coord(CoordError::Over { ended, .. }) => End::Over(ended),
+                error => End::Failed(error),
+            },
             reason = self.registration.ended(formed.epoch) => End::Over(reason),
             never = self.report(phase) => match never {},
         }

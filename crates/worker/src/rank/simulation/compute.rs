@@ -186,7 +186,7 @@ pub(super) enum Ill {
     Hangs,
     /// A step draws other tokens than at the other ranks.
     Errs,
-    /// Steps take this many times as long, as long as the process lives.
+    /// Steps take this many times as long, as long as the process lives, or until all is well.
     Slow(u32),
 }
 
@@ -197,6 +197,12 @@ pub(super) struct Ills(Arc<Mutex<BTreeMap<u32, Ill>>>);
 impl Ills {
     pub(super) fn strike(&self, process: u32, ill: Ill) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(process, ill);
+    }
+
+    /// Nobody is slow any more.
+    pub(super) fn quicken(&self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, ill| !matches!(ill, Ill::Slow(_)));
     }
 
     fn of(&self, process: u32) -> Option<Ill> {

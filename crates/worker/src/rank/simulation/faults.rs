@@ -80,9 +80,11 @@ pub(super) fn strike(world: &mut World, scenario: Scenario) {
     }
 }
 
-/// All is well again.
+/// All is well again; a rank that hangs or errs must still be found. One that is slow is found by its fellows: not if it has
+/// none, or if they are slow, too.
 pub(super) fn heal(world: &mut World) {
     world.net.mend_all();
+    world.ills.quicken();
     world.still.clear();
     for pid in pids(world, |_| true) {
         world.let_go_on(pid);

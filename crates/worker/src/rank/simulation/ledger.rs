@@ -17,6 +17,8 @@ struct Inner {
     epochs: BTreeMap<u64, Known>,
     /// The newest epoch that each process has begun.
     newest: BTreeMap<u32, u64>,
+    /// Processes that have ended.
+    dead: BTreeSet<u32>,
     wrongs: Vec<String>,
     story: Vec<String>,
     tells: bool,
@@ -75,11 +77,21 @@ impl Ledger {
         self.inner().digest
     }
 
-    /// Epochs that have been lost, but for those that nobody has followed yet.
+    /// Epochs that have been lost, but for those whose processes live and that no other has followed yet.
     pub(super) fn losses(&self) -> usize {
         let inner = self.inner();
-        let groups: BTreeSet<&GroupId> = inner.epochs.values().map(|known| &known.record.group).collect();
-        inner.epochs.len() - groups.len()
+        let newest: BTreeMap<&GroupId, u64> =
+            inner.epochs.iter().map(|(epoch, known)| (&known.record.group, *epoch)).collect();
+        let is_lost = |(epoch, known): &(&u64, &Known)| {
+            newest[&known.record.group] > **epoch
+                || known.ranks.values().any(|rank| inner.dead.contains(rank))
+        };
+        inner.epochs.iter().filter(is_lost).count()
+    }
+
+    /// A process has ended.
+    pub(super) fn died(&self, process: u32) {
+        self.inner().dead.insert(process);
     }
 
     /// Epochs that have begun anywhere.

@@ -331,6 +331,7 @@ impl World {
     /// What is left of a process, and what its supervisor does.
     fn bury(&mut self, pid: u32, process: Process) {
         self.meetings.died(pid);
+        self.ledger.died(pid);
         self.net.forget(pid);
         let (host, role) = (process.host, process.role);
         set_clock(process.local_us / 1_000);
