@@ -20,7 +20,7 @@ use crate::access::{Contents, EtcdAccess};
 use crate::backoff::Backoff;
 use crate::error::{CoordError, root_cause};
 use crate::limits::{
-    ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, HEDGE_INTERVAL, PING_DEADLINE, PING_INTERVAL,
+    ANSWER_BYTES_MAX, CALL_DEADLINE, DIAL_DEADLINE, HEDGE_AFTER, PING_DEADLINE, PING_INTERVAL,
 };
 
 /// A connection to etcd's members.
@@ -244,18 +244,21 @@ impl Etcd {
     }
 }
 
-/// The first answer of attempts of which another begins every [`HEDGE_INTERVAL`]: a member may take calls and be unable
-/// to answer, as when the others cannot reach it, and the next attempt is likely to find another one.
+/// The first answer of attempts, of which a second begins after [`HEDGE_AFTER`], a third after twice that, and so on: a member
+/// may take calls and be unable to answer, as when the others cannot reach it, and the next attempt is likely to find another
+/// one. All of etcd may be slow, too, and must not be asked ever more.
 async fn hedged<T, E, F>(attempt: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
     let mut attempts = FuturesUnordered::new();
+    let mut patience = HEDGE_AFTER;
     loop {
         attempts.push(attempt());
-        if let Ok(Some(answer)) = timeout(HEDGE_INTERVAL, attempts.next()).await {
+        if let Ok(Some(answer)) = timeout(patience, attempts.next()).await {
             return answer;
         }
+        patience *= 2;
     }
 }
 
@@ -379,7 +382,7 @@ mod tests {
                 }
             }
         });
-        assert_eq!((answer.await, begun.elapsed()), (Ok(3), 2 * HEDGE_INTERVAL));
+        assert_eq!((answer.await, begun.elapsed()), (Ok(3), 3 * HEDGE_AFTER));
     }
 
     async fn connect(endpoint: &str, timeout: Duration) -> Result<Etcd, CoordError> {

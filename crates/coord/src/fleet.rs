@@ -8,13 +8,13 @@ use std::time::Duration;
 use etcd_client::{Event, EventType, KeyValue, WatchStream};
 use galerne_types::Fleet;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backoff::{Backoff, jitter};
 use crate::error::{CoordError, root_cause};
 use crate::etcd::{Etcd, Listing};
 use crate::keys::Keys;
-use crate::limits::{BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL};
+use crate::limits::{ASK_INTERVAL, BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL, SILENCE_MAX};
 use crate::view::{self, Apply, Value};
 
 /// What following a prefix shows.
@@ -139,20 +139,38 @@ async fn round(
     }
 }
 
-/// Tells events, and in `seen` up to which revision.
+/// Tells events, and in `seen` up to which revision. A member that has stopped, or that cannot be reached any more, leaves
+/// the stream open: so it is asked now and then how far it is, which it must answer.
 async fn read(
     mut stream: WatchStream,
     reconcile_at: Instant,
     seen: &AtomicI64,
     tell: &mut impl FnMut(News<'_>),
 ) -> Over {
+    let mut asks = interval(ASK_INTERVAL);
+    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
     loop {
-        let response = match timeout_at(reconcile_at, stream.message()).await {
-            Err(_) => return Over::Reconcile,
-            Ok(Ok(Some(response))) => response,
-            Ok(Ok(None)) => return Over::Broken("etcd ended the stream".into()),
-            Ok(Err(error)) => return Over::Broken(root_cause(&error)),
+        let told = tokio::select! {
+            biased;
+            told = stream.message() => told,
+            () = sleep_until(reconcile_at) => return Over::Reconcile,
+            _ = asks.tick() => {
+                if heard.elapsed() > SILENCE_MAX {
+                    return Over::Broken("its member of etcd is silent".into());
+                }
+                match stream.request_progress().await {
+                    Ok(()) => continue,
+                    Err(error) => return Over::Broken(root_cause(&error)),
+                }
+            }
         };
+        let response = match told {
+            Ok(Some(response)) => response,
+            Ok(None) => return Over::Broken("etcd ended the stream".into()),
+            Err(error) => return Over::Broken(root_cause(&error)),
+        };
+        heard = Instant::now();
         if response.canceled() && response.compact_revision() > 0 {
             return Over::Compacted;
         }
@@ -194,6 +212,7 @@ mod tests {
     use etcd_client::proto::{PbKvServer, PbWatchRequest, PbWatchResponse, PbWatchServer};
     use futures_util::{Stream, StreamExt as _};
     use tokio::net::TcpListener;
+    use tokio::time::timeout;
     use tonic::transport::Server;
     use tonic::transport::server::TcpIncoming;
     use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -202,8 +221,13 @@ mod tests {
     use crate::access::EtcdAccess;
     use crate::embedded::Service;
 
-    /// Takes watches and never tells them anything.
-    struct Deaf;
+    /// Takes watches and tells them nothing that happens.
+    #[derive(Clone)]
+    struct Deaf {
+        /// Says how far it is when it is asked.
+        answers: bool,
+        watches: watch::Sender<usize>,
+    }
 
     #[async_trait]
     impl etcd_client::proto::PbWatchService for Deaf {
@@ -211,34 +235,57 @@ mod tests {
 
         async fn watch(
             &self,
-            _: Request<Streaming<PbWatchRequest>>,
+            requests: Request<Streaming<PbWatchRequest>>,
         ) -> Result<Response<Self::WatchStream>, Status> {
-            let created = PbWatchResponse { created: true, ..PbWatchResponse::default() };
-            let silence = futures_util::stream::pending();
-            Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(created)]).chain(silence))))
+            self.watches.send_modify(|watches| *watches += 1);
+            let (answers, mut created) = (self.answers, false);
+            let answer = move |request: Result<PbWatchRequest, Status>| {
+                let created = !std::mem::replace(&mut created, true);
+                let response = request.map(|_| PbWatchResponse { created, ..PbWatchResponse::default() });
+                std::future::ready((created || answers).then_some(response))
+            };
+            Ok(Response::new(Box::pin(requests.into_inner().filter_map(answer))))
         }
+    }
+
+    /// A view of a store whose watches are `deaf`.
+    async fn followed(answers: bool) -> (Etcd, watch::Receiver<Fleet>, watch::Receiver<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let (watches, watched) = watch::channel(0);
+        let server = Server::builder()
+            .add_service(PbKvServer::new(Service::new()))
+            .add_service(PbWatchServer::new(Deaf { answers, watches }))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(server);
+        let (access, limit) = (EtcdAccess::default(), Duration::from_secs(5));
+        let etcd = Etcd::connect(&[endpoint], &access, keys().groups(), limit).await.unwrap();
+        let mut fleet = follow(etcd.clone(), keys(), keys().groups().to_owned(), view::apply);
+        fleet.changed().await.unwrap();
+        assert!(fleet.borrow_and_update().groups.is_empty());
+        (etcd, fleet, watched)
+    }
+
+    fn keys() -> Keys {
+        Keys::new("c").unwrap()
     }
 
     #[tokio::test]
     async fn a_watch_that_tells_nothing_is_given_up() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = listener.local_addr().unwrap().to_string();
-        let server = Server::builder()
-            .add_service(PbKvServer::new(Service::new()))
-            .add_service(PbWatchServer::new(Deaf))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(server);
-        let keys = Keys::new("c").unwrap();
-        let limit = std::time::Duration::from_secs(5);
-        let etcd = Etcd::connect(&[endpoint], &EtcdAccess::default(), keys.groups(), limit).await.unwrap();
-        let mut fleet = follow(etcd.clone(), keys.clone(), keys.groups().to_owned(), view::apply);
-        fleet.changed().await.unwrap();
-        assert!(fleet.borrow_and_update().groups.is_empty());
-
+        let (etcd, mut fleet, watched) = followed(true).await;
+        sleep(2 * SILENCE_MAX).await;
+        assert_eq!(*watched.borrow(), 1, "nothing has happened");
         let group = galerne_types::GroupId("g".into());
-        let hold = etcd_client::TxnOp::put(keys.hold(&group), r#"{"why":"a test"}"#, None);
+        let hold = etcd_client::TxnOp::put(keys().hold(&group), r#"{"why":"a test"}"#, None);
         etcd.txn("hold a group", &etcd_client::Txn::new().and_then([hold])).await.unwrap();
-        let told = tokio::time::timeout(4 * LAG_INTERVAL, fleet.wait_for(|fleet| fleet.groups.len() == 1));
+        let told = timeout(4 * LAG_INTERVAL, fleet.wait_for(|fleet| fleet.groups.len() == 1));
         told.await.expect("the change is noticed").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watch_whose_member_is_silent_is_given_up() {
+        let (_etcd, _fleet, mut watched) = followed(false).await;
+        let again = timeout(20 * SILENCE_MAX, watched.wait_for(|watches| *watches == 2));
+        again.await.expect("it watches anew").unwrap();
     }
 }

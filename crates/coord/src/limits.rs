@@ -25,8 +25,8 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// A call to etcd, repetitions included, is given up after so long.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(2);
-/// A call that has no answer for so long is also made anew, perhaps at another member of etcd.
-pub const HEDGE_INTERVAL: Duration = Duration::from_millis(500);
+/// A call that has no answer for so long is also made anew, perhaps at another member of etcd: far longer than etcd takes.
+pub const HEDGE_AFTER: Duration = Duration::from_millis(150);
 /// Dialling one endpoint is given up after so long.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(1);
 /// First pause after a failed attempt; the next ones double.
@@ -35,6 +35,10 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The fleet is listed afresh at least so often, whatever the watch told.
 pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// Whoever has etcd tell what happens asks so often whether it is still there.
+pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// A member of etcd that has neither told nor answered for so long is not.
+pub const SILENCE_MAX: Duration = Duration::from_millis(900);
 /// Whether a watch has told everything is looked at so often: the member that it hangs on may lag behind the others.
 pub const LAG_INTERVAL: Duration = Duration::from_secs(2);
 /// A watch may be behind for so long.

@@ -155,7 +155,7 @@ impl Place {
                 other => other.map(drop),
             }
         };
-        self.coord.etcd.call("give a lease up", revoke).await
+        self.coord.etcd.ask("give a lease up", revoke).await
     }
 
     pub(crate) fn replaced_error(&self) -> CoordError {

@@ -33,7 +33,7 @@ pub(crate) async fn keep(coord: &Coord, key: &str, mut records: watch::Receiver<
     }
     if let Some(lease) = lease.filter(|_| !away) {
         let revoke = |mut client: Client| async move { client.lease_revoke(lease).await };
-        let _ = coord.etcd.call("give a lease up", revoke).await; // it ends by itself
+        let _ = coord.etcd.ask("give a lease up", revoke).await; // it ends by itself
     }
 }
 
