@@ -14,7 +14,7 @@ use crate::backoff::{Backoff, jitter};
 use crate::error::{CoordError, root_cause};
 use crate::etcd::{Etcd, Listing};
 use crate::keys::Keys;
-use crate::limits::{ASK_INTERVAL, BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL, SILENCE_MAX};
+use crate::limits::{ASK_INTERVAL, ASKS_MAX, BACKOFF_MAX, LAG_INTERVAL, LAG_MAX, RECONCILE_INTERVAL};
 use crate::view::{self, Apply, Value};
 
 /// What following a prefix shows.
@@ -149,16 +149,17 @@ async fn read(
 ) -> Over {
     let mut asks = interval(ASK_INTERVAL);
     asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
+    let mut unanswered = 0;
     loop {
         let told = tokio::select! {
             biased;
             told = stream.message() => told,
             () = sleep_until(reconcile_at) => return Over::Reconcile,
             _ = asks.tick() => {
-                if heard.elapsed() > SILENCE_MAX {
+                if unanswered == ASKS_MAX {
                     return Over::Broken("its member of etcd is silent".into());
                 }
+                unanswered += 1;
                 match stream.request_progress().await {
                     Ok(()) => continue,
                     Err(error) => return Over::Broken(root_cause(&error)),
@@ -170,7 +171,7 @@ async fn read(
             Ok(None) => return Over::Broken("etcd ended the stream".into()),
             Err(error) => return Over::Broken(root_cause(&error)),
         };
-        heard = Instant::now();
+        unanswered = 0;
         if response.canceled() && response.compact_revision() > 0 {
             return Over::Compacted;
         }
@@ -273,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn a_watch_that_tells_nothing_is_given_up() {
         let (etcd, mut fleet, watched) = followed(true).await;
-        sleep(2 * SILENCE_MAX).await;
+        sleep(2 * ASK_INTERVAL * ASKS_MAX).await;
         assert_eq!(*watched.borrow(), 1, "nothing has happened");
         let group = galerne_types::GroupId("g".into());
         let hold = etcd_client::TxnOp::put(keys().hold(&group), r#"{"why":"a test"}"#, None);
@@ -285,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn a_watch_whose_member_is_silent_is_given_up() {
         let (_etcd, _fleet, mut watched) = followed(false).await;
-        let again = timeout(20 * SILENCE_MAX, watched.wait_for(|watches| *watches == 2));
+        let again = timeout(20 * ASK_INTERVAL * ASKS_MAX, watched.wait_for(|watches| *watches == 2));
         again.await.expect("it watches anew").unwrap();
     }
 }

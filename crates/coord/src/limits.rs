@@ -37,8 +37,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
 pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// Whoever has etcd tell what happens asks so often whether it is still there.
 pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
-/// A member of etcd that has neither told nor answered for so long is not.
-pub const SILENCE_MAX: Duration = Duration::from_millis(900);
+/// A member of etcd that has left so many of these questions without an answer is not.
+pub const ASKS_MAX: u32 = 2;
 /// Whether a watch has told everything is looked at so often: the member that it hangs on may lag behind the others.
 pub const LAG_INTERVAL: Duration = Duration::from_secs(2);
 /// A watch may be behind for so long.
