@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use crate::access::EtcdAccess;
 use crate::error::CoordError;
-use crate::etcd::{Etcd, Listing};
+use crate::etcd::{Etcd, Listing, revision};
 use crate::fleet::{fleet_of, follow};
 use crate::formation::{Formation, formation};
 use crate::keys::{Keys, check_name, check_rank};
@@ -149,12 +149,11 @@ impl Coord {
             TxnOp::delete(self.keys.health(group), None),
         ]);
         let answer = self.etcd.exchange("form a group", &txn).await?;
-        let epoch = Epoch(answer.header().map_or(0, |header| header.revision().unsigned_abs()));
         if !answer.succeeded() {
             return Ok(None);
         }
         failpoint::meet(Point::Written);
-        Ok(Some((epoch, record)))
+        Ok(Some((Epoch(revision(&answer).unsigned_abs()), record)))
     }
 
     /// Asks a group to take nothing new, to finish what it has within `grace`, and to end: its ranks' processes exit.

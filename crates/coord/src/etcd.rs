@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use etcd_client::{
-    Channel as EtcdChannel, Client, ConnectOptions, GetOptions, KeyValue, Txn, TxnResponse, WatchOptions,
-    WatchStream,
+    Channel as EtcdChannel, Client, ConnectOptions, GetOptions, KeyValue, ResponseHeader, Txn, TxnResponse,
+    WatchOptions, WatchStream,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -297,6 +297,11 @@ fn failure(
         true => CoordError::Unreachable { endpoints, what, reason },
         false => CoordError::Refused { endpoints, what, reason },
     }
+}
+
+/// The revision at which a transaction wrote what it wrote.
+pub(crate) fn revision(answer: &TxnResponse) -> i64 {
+    answer.header().map_or(0, ResponseHeader::revision)
 }
 
 pub(crate) fn is_not_found(status: &Status) -> bool {

@@ -223,7 +223,6 @@ mod tests {
     use crate::embedded::Service;
 
     /// Takes watches and tells them nothing that happens.
-    #[derive(Clone)]
     struct Deaf {
         /// Says how far it is when it is asked.
         answers: bool,
@@ -249,7 +248,7 @@ mod tests {
         }
     }
 
-    /// A view of a store whose watches are `deaf`.
+    /// A view of a store whose watches are [`Deaf`].
     async fn followed(answers: bool) -> (Etcd, watch::Receiver<Fleet>, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error as EtcdError, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, Error as EtcdError, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use galerne_types::{Epoch, Health, RankRecord};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::coord::{Coord, Seen, json};
 use crate::error::CoordError;
-use crate::etcd::is_not_found;
+use crate::etcd::{is_not_found, revision};
 use crate::formation::ended;
 use crate::limits::{KEEP_ALIVE_INTERVAL, LEASE_TTL_S};
 
@@ -321,11 +321,8 @@ impl Place {
             let standing =
                 members.map(|member| seen.same_registration(&self.coord.keys.rank(&group, &member.id)));
             let unchanged = [&self.epoch_key, &self.health_key].map(|key| seen.unchanged(key));
-            let txn = Txn::new().when(Vec::from_iter(standing.chain(unchanged))).and_then([put(
-                &self.health_key,
-                json(health),
-                lease,
-            )]);
+            let word = put(&self.health_key, json(health), lease);
+            let txn = Txn::new().when(Vec::from_iter(standing.chain(unchanged))).and_then([word]);
             let answer = self.coord.etcd.exchange("declare a group's health", &txn).await?;
             if answer.succeeded() {
                 return Ok(revision(&answer));
@@ -338,11 +335,12 @@ impl Place {
         let (group, lease) = (self.record().group, self.lease());
         loop {
             let seen = self.coord.group(&group).await?;
+            if seen.lease(&self.health_key) != lease {
+                break;
+            }
             let delete = TxnOp::delete(&*self.health_key, None);
             let txn = Txn::new().when([seen.unchanged(&self.health_key)]).and_then([delete]);
-            if seen.lease(&self.health_key) != lease
-                || self.coord.etcd.exchange("withdraw a group's health", &txn).await?.succeeded()
-            {
+            if self.coord.etcd.exchange("withdraw a group's health", &txn).await?.succeeded() {
                 break;
             }
         }
@@ -367,11 +365,6 @@ impl Place {
         // No holder of the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The revision at which a transaction wrote what it wrote.
-fn revision(answer: &TxnResponse) -> i64 {
-    answer.header().map_or(0, ResponseHeader::revision)
 }
 
 fn put(key: &str, value: Vec<u8>, lease: i64) -> TxnOp {

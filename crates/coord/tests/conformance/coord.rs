@@ -28,10 +28,7 @@ pub(crate) async fn ranks_come_and_go(server: Rc<Server>) {
 
     first.update(RankState::Loading { percent: 40 }, 1 << 20);
     first.update(RankState::Ready, 2 << 20);
-    let ready = seen(&mut fleet, |group| {
-        group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.state == RankState::Ready)
-    })
-    .await;
+    let ready = seen_rank(&mut fleet, 0, |rank| rank.state == RankState::Ready).await;
     assert_eq!(ready.ranks[&rank_id(0)].memory_bytes, 2 << 20);
 
     first.close().await.unwrap();
@@ -148,8 +145,7 @@ pub(crate) async fn a_dead_rank_is_evicted_with_its_groups_health(server: Rc<Ser
     drop(follower);
     assert!(coord.evict(&group_id(), &rank_id(1), pid).await.unwrap());
     assert!(!coord.evict(&group_id(), &rank_id(1), pid).await.unwrap(), "it is gone already");
-    let dead = |group: &Group| group.ranks.get(&rank_id(1)).is_some_and(|rank| rank.state == RankState::Dead);
-    let group = seen(&mut fleet, dead).await;
+    let group = seen_rank(&mut fleet, 1, |rank| rank.state == RankState::Dead).await;
     assert_eq!(group.health, None);
     assert_eq!(leader.ended(formed.epoch).await, Ended::Dead(rank_id(1)));
 }
@@ -239,10 +235,7 @@ pub(crate) async fn only_the_last_epoch_declares_health(server: Rc<Server>) {
 pub(crate) async fn a_lost_lease_is_taken_up_again(server: Rc<Server>) {
     let coord = server.coord_of("lost-lease").await;
     let mut fleet = coord.watch_fleet();
-    let leader = coord.register(rank(0, 1)).await.unwrap();
-    let epoch = leader.form().await.unwrap().epoch;
-    leader.declare(health(epoch)).await.unwrap();
-    seen(&mut fleet, |group| group.serving().is_some()).await;
+    let (_leader, epoch) = leads_alone(&coord, &mut fleet).await;
 
     let mut client = server.client().await;
     let key = "/galerne/lost-lease/groups/g/ranks/host/0";
@@ -260,12 +253,9 @@ pub(crate) async fn a_lost_lease_is_taken_up_again(server: Rc<Server>) {
 pub(crate) async fn what_etcd_has_lost_is_told_again(server: Rc<Server>) {
     let coord = server.coord_of("lossy").await;
     let mut fleet = coord.watch_fleet();
-    let leader = coord.register(rank(0, 1)).await.unwrap();
-    let epoch = leader.form().await.unwrap().epoch;
-    leader.declare(health(epoch)).await.unwrap();
+    let (leader, epoch) = leads_alone(&coord, &mut fleet).await;
     leader.update(RankState::Ready, 7);
-    let ready = |group: &Group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.memory_bytes == 7);
-    seen(&mut fleet, |group| group.serving().is_some() && ready(group)).await;
+    seen_rank(&mut fleet, 0, |rank| rank.memory_bytes == 7).await;
 
     let mut client = server.client().await;
     client.delete("/galerne/lossy/groups/g/health", None).await.unwrap();
@@ -277,8 +267,8 @@ pub(crate) async fn what_etcd_has_lost_is_told_again(server: Rc<Server>) {
     let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
     let earlier = serde_json::to_vec(&rank(0, 1)).unwrap();
     client.put(key, earlier, Some(PutOptions::new().with_lease(lease))).await.unwrap();
-    seen(&mut fleet, |group| !ready(group)).await;
-    seen(&mut fleet, ready).await;
+    seen_rank(&mut fleet, 0, |rank| rank.memory_bytes == 0).await;
+    seen_rank(&mut fleet, 0, |rank| rank.memory_bytes == 7).await;
     assert_eq!(client.get(key, None).await.unwrap().kvs()[0].lease(), lease, "it stayed registered");
 }
 
@@ -310,7 +300,7 @@ pub(crate) async fn who_leads_a_dead_rank_is_not_believed(server: Rc<Server>) {
     seen(&mut fleet, |group| !there(group)).await;
     seen(&mut fleet, there).await;
     leader.update(RankState::Ready, 7);
-    seen(&mut fleet, |group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.memory_bytes == 7)).await;
+    seen_rank(&mut fleet, 0, |rank| rank.memory_bytes == 7).await;
     assert_eq!(coord.fleet().await.unwrap().groups[&group_id()].health, None);
 }
 
@@ -322,7 +312,7 @@ pub(crate) async fn the_latest_process_holds_the_place(server: Rc<Server>) {
     early.replaced().await;
     assert!(matches!(early.form().await, Err(CoordError::Replaced { .. })));
     early.close().await.unwrap();
-    seen(&mut fleet, |group| group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.pid == 9_999)).await;
+    seen_rank(&mut fleet, 0, |rank| rank.pid == 9_999).await;
     late.close().await.unwrap();
 }
 
@@ -355,20 +345,14 @@ pub(crate) async fn the_fleet_view_survives_compaction(server: Rc<Server>) {
         // Each receiver of another handle lists and watches anew.
         assert!(server.coord_of("noise").await.watch_fleet().changed().await.is_ok());
     }
-    seen(&mut fleet, |group| {
-        group.ranks.get(&rank_id(0)).is_some_and(|rank| rank.state == RankState::Loading { percent: 49 })
-    })
-    .await;
+    seen_rank(&mut fleet, 0, |rank| rank.state == RankState::Loading { percent: 49 }).await;
 }
 
 pub(crate) async fn a_member_that_is_away_is_passed_over(server: Rc<Server>) {
     let endpoints = [free_address(), server.endpoint.clone()];
     let coord = Coord::connect(&endpoints, "members", Duration::from_secs(4)).await.unwrap();
     let mut fleet = coord.watch_fleet();
-    let leader = coord.register(rank(0, 1)).await.unwrap();
-    let epoch = leader.form().await.unwrap().epoch;
-    leader.declare(health(epoch)).await.unwrap();
-    seen(&mut fleet, |group| group.serving().is_some()).await;
+    let _leading = leads_alone(&coord, &mut fleet).await;
     for _ in 0..20 {
         assert_eq!(coord.fleet().await.unwrap().groups.len(), 1);
     }
@@ -377,10 +361,7 @@ pub(crate) async fn a_member_that_is_away_is_passed_over(server: Rc<Server>) {
 pub(crate) async fn the_fleet_view_survives_a_restart(server: Rc<Server>) {
     let coord = server.coord_of("restart").await;
     let mut fleet = coord.watch_fleet();
-    let leader = coord.register(rank(0, 1)).await.unwrap();
-    let epoch = leader.form().await.unwrap().epoch;
-    leader.declare(health(epoch)).await.unwrap();
-    seen(&mut fleet, |group| group.serving().is_some()).await;
+    let (leader, epoch) = leads_alone(&coord, &mut fleet).await;
 
     server.restart().await;
     let mut client = wait_for(&server).await;
@@ -412,6 +393,15 @@ async fn wait_for(server: &Server) -> Client {
     server.client().await
 }
 
+/// A rank that leads a group of its own, which is seen to serve.
+async fn leads_alone(coord: &Coord, fleet: &mut watch::Receiver<Fleet>) -> (Registration, Epoch) {
+    let leader = coord.register(rank(0, 1)).await.unwrap();
+    let epoch = leader.form().await.unwrap().epoch;
+    leader.declare(health(epoch)).await.unwrap();
+    seen(fleet, |group| group.serving().is_some()).await;
+    (leader, epoch)
+}
+
 async fn form(first: &Registration, second: &Registration) -> Epoch {
     let (first, second) = tokio::join!(first.form(), second.form());
     let epoch = first.unwrap().epoch;
@@ -423,6 +413,15 @@ async fn form(first: &Registration, second: &Registration) -> Epoch {
 pub(crate) async fn seen(fleet: &mut watch::Receiver<Fleet>, holds: impl Fn(&Group) -> bool) -> Group {
     let group = |fleet: &Fleet| fleet.groups.get(&group_id()).cloned().unwrap_or_default();
     group(&fleet.wait_for(|fleet| holds(&group(fleet))).await.unwrap())
+}
+
+/// The same for one of its ranks.
+async fn seen_rank(
+    fleet: &mut watch::Receiver<Fleet>,
+    index: u16,
+    holds: impl Fn(&RankRecord) -> bool,
+) -> Group {
+    seen(fleet, |group| group.ranks.get(&rank_id(index)).is_some_and(&holds)).await
 }
 
 fn group_id() -> GroupId {
