@@ -39,14 +39,11 @@ async fn answer(
     if let Some((group, version)) = request::group_version(uri.path()) {
         return resources(&store.current(), group, version);
     }
-    let Some(target) = Target::parse(uri.path()) else {
-        return Failure::not_found("path", uri.path()).into_response();
-    };
+    let Some(target) = Target::parse(uri.path()) else { return no_such_page() };
     let query = Query::new(parameters(query.as_deref().unwrap_or_default()));
     let kind = store.current().kind(&target.group, &target.version, &target.plural);
     let Some(kind) = kind else {
-        return Failure::not_found("the server could not find the requested resource", &target.plural)
-            .into_response();
+        return not_served(&target.group);
     };
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let metadata_only = accept.contains("as=PartialObjectMetadata");
@@ -80,11 +77,21 @@ fn resources(state: &State, group: &str, version: &str) -> Response {
     let resource = |kind: &Arc<Kind>| json!({ "name": kind.plural, "singularName": kind.kind.to_lowercase(), "kind": kind.kind, "namespaced": kind.namespaced, "verbs": verbs });
     let resources: Vec<Value> = kinds.map(resource).collect();
     if resources.is_empty() {
-        return Failure::not_found("the server could not find the requested resource", "").into_response();
+        return not_served(group);
     }
     let of = format!("{group}/{version}");
     Json(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": of, "resources": resources }))
         .into_response()
+}
+
+/// Of a kind or a version that there is not: a `Status` in a group of Kubernetes' own, and a line of text in any other.
+fn not_served(group: &str) -> Response {
+    let own = group.ends_with(".k8s.io") || !group.contains('.');
+    if own { Failure::not_served().into_response() } else { no_such_page() }
+}
+
+fn no_such_page() -> Response {
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
 struct Request {

@@ -23,6 +23,10 @@ impl Failure {
         Self::new(404, "NotFound", format!("{what} {name:?} not found"))
     }
 
+    pub(crate) fn not_served() -> Self {
+        Self::new(404, "NotFound", "the server could not find the requested resource")
+    }
+
     pub(crate) fn exists(what: &str, name: &str) -> Self {
         Self::new(409, "AlreadyExists", format!("{what} {name:?} already exists"))
     }

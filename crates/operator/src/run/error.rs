@@ -26,3 +26,9 @@ impl PassError {
         move |error| Self::Write { verb, kind, name, source: Box::new(error) }
     }
 }
+
+/// Whether the API server says that what is asked about is not there. Of a kind that it does not know it says so in a line of text,
+/// not in a `Status` with a reason: the code is all that both have.
+pub(crate) fn not_there(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}

@@ -10,6 +10,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 
 use super::bell::Bell;
+use super::error::not_there;
 use super::index::{Index, Key};
 use super::observe::Shown;
 use super::shown::{self, Made};
@@ -94,7 +95,7 @@ impl Extra {
             let listed = client.list_api_group_resources(&format!("{group}/{version}")).await;
             let served = match listed {
                 Ok(list) => list.resources.iter().any(|resource| resource.name == plural),
-                Err(kube::Error::Api(status)) if status.is_not_found() => false,
+                Err(error) if not_there(&error) => false,
                 Err(error) => {
                     tracing::warn!(%error, group, "the API server does not say what it serves");
                     return Offer::Unknown;

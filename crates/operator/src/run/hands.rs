@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::error::PassError;
+use super::error::{PassError, not_there};
 use super::extras::Meta;
 use super::fleets::View;
 use super::index::Key;
@@ -183,7 +183,7 @@ impl Hands {
         K: Clone + std::fmt::Debug + DeserializeOwned,
     {
         match api.delete(name, params).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) if not_there(&error) => Ok(()),
             result => {
                 self.metrics.wrote("delete", kind);
                 result.map(drop).map_err(PassError::writes("delete", kind, name))
@@ -308,7 +308,7 @@ impl Hands {
             json!({ "metadata": { "annotations": { names::RETIRED: format!("{since} {why}") } } });
         let params = PatchParams { field_manager: Some(names::RETIRER.into()), ..PatchParams::default() };
         match self.api::<StatefulSet>(cluster).patch(name, &params, &Patch::Merge(&note)).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) if not_there(&error) => Ok(()),
             Err(error) => Err(PassError::writes("retire", "StatefulSet", name)(error)),
             Ok(set) => {
                 self.metrics.wrote("patch", "StatefulSet");
