@@ -52,7 +52,7 @@ pub struct GroupSeen {
     pub ranks_ready: u16,
     /// Ranks that are registered and not dead.
     pub ranks_living: u16,
-    /// It was asked to drain.
+    /// It was asked to drain, and has not formed since.
     pub draining: bool,
     /// It gets no requests.
     pub held: bool,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use galerne_types::{Fleet, Group, RankState};
+use galerne_types::{Drain, Fleet, Group, RankState};
 
 use super::extras::{Extra, Offer};
 use super::index::{Index, Key};
@@ -215,10 +215,27 @@ fn from_etcd(seen: &mut GroupSeen, group: &Group) {
     seen.epoch = group.epoch.as_ref().map(|(epoch, _)| epoch.0);
     seen.ranks_ready = members().filter(member_ready).count() as u16;
     seen.ranks_living = living.count() as u16;
-    seen.draining = group.drain.is_some();
+    seen.draining = is_meant(group.drain.as_ref(), seen.epoch);
     seen.held = group.hold.is_some();
     seen.remembered = true;
     seen.digest = group.serving().map(|health| health.model.digest.clone()).unwrap_or_default();
     let last = group.epoch.as_ref().and_then(|(_, record)| record.past.last());
     seen.last_loss = last.map(|past| past.loss.to_string());
+}
+
+/// Whether a wish to drain is meant for what a group formed last: ranks that came after it are not, and may have formed anew.
+fn is_meant(drain: Option<&Drain>, epoch: Option<u64>) -> bool {
+    drain.is_some_and(|drain| epoch.is_none_or(|epoch| epoch < drain.revision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_formed_after_a_wish_are_asked_again() {
+        let drain = Drain { revision: 7, grace_ms: 0 };
+        assert_eq!([None, Some(5), Some(9)].map(|epoch| is_meant(Some(&drain), epoch)), [true, true, false]);
+        assert!(!is_meant(None, Some(5)));
+    }
 }

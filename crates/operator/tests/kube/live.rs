@@ -63,21 +63,19 @@ async fn play(world: &World, processes: &Processes) {
     world.settled(2).await;
     streams.more(BREATH).await;
 
-    if world.ours.is_some() {
-        let nodes: Api<Node> = Api::all(world.client.clone());
-        let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
-        nodes.patch(&world.nodes[0], &PatchParams::default(), &cordon).await.expect("a node");
-        let away = async || {
-            let pods = world.pods().await;
-            let moved = pods.iter().all(|pod| {
-                pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&world.nodes[1])
-            });
-            moved.then_some(())
-        };
-        world.eventually("empty", away).await;
-        world.settled(2).await;
-        streams.more(BREATH).await;
-    }
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
+    nodes.patch(&world.nodes[0], &PatchParams::default(), &cordon).await.expect("a node");
+    let away = async || {
+        let pods = world.pods().await;
+        let moved = pods
+            .iter()
+            .all(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&world.nodes[1]));
+        moved.then_some(())
+    };
+    world.eventually("empty", away).await;
+    world.settled(2).await;
+    streams.more(BREATH).await;
 
     let before = world.cluster().await.status.unwrap_or_default().rollout.unwrap_or_default().revision;
     world.patch(json!({ "workerArgs": ["--threads=1", "--kv-blocks=256"] })).await;

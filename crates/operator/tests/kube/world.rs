@@ -11,9 +11,9 @@ use galerne_operator::run::{OperatorError, Options, run};
 use galerne_tls::ClusterFiles;
 use galerne_types::RouterRecord;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kubelet::{Containers, Kubelet};
 use crate::processes::{Etcd, Processes};
+use crate::real;
 
 /// Pause between two looks at something that is waited for.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// So long something may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Its name is unique, because a real cluster is shared by all cases.
@@ -45,6 +46,8 @@ type Running = (CancellationToken, JoinHandle<Result<(), OperatorError>>);
 /// Where a case is played.
 pub(crate) struct World {
     pub(crate) client: Client,
+    /// What the operator asks with: in a real cluster it has the chart's rights alone.
+    operates: Client,
     pub(crate) namespace: String,
     pub(crate) coord: Coord,
     pub(crate) nodes: [String; 2],
@@ -79,16 +82,19 @@ impl World {
     }
 
     async fn new(case: &str, etcd: String, trust: Trust, containers: Containers) -> Self {
-        let namespace = format!("galerne-{}", case.replace('_', "-")).chars().take(60).collect::<String>();
-        let (client, ours) = if std::env::var_os("KUBECONFIG").is_some() {
-            (Client::try_default().await.expect("the cluster that KUBECONFIG names"), None)
+        let namespace = real::unique(case);
+        let (client, operates, ours) = if std::env::var_os("KUBECONFIG").is_some() {
+            let client = Client::try_default().await.expect("the cluster that KUBECONFIG names");
+            define(&client).await;
+            real::prepare(&client, &namespace).await;
+            (client, real::operator(&namespace).await, None)
         } else {
             let ours = ApiServer::start().await.expect("an API server");
             let client = Client::try_from(Config::new(ours.url().parse().expect("a URL"))).expect("a client");
-            (client, Some(ours))
+            define(&client).await;
+            (client.clone(), client, Some(ours))
         };
         let controllers = ours.as_ref().map(|ours| Controllers::start(ours.store.clone()));
-        prepare(&client, &namespace, ours.is_none()).await;
         let (endpoints, name) = ([etcd.clone()], names::in_etcd(&namespace, CLUSTER));
         let coord = connect(&trust.etcd, &endpoints, &name).await;
         let nodes = ["a", "b"].map(|letter| format!("{namespace}-{letter}"));
@@ -99,6 +105,7 @@ impl World {
         let operator = std::sync::Mutex::new(None);
         let world = Self {
             client,
+            operates,
             namespace,
             coord,
             nodes,
@@ -130,22 +137,33 @@ impl World {
             admin: Some(TcpListener::from_std(admin).expect("a listener")),
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(self.client.clone(), options, stop.clone()));
+        let running = tokio::spawn(run(self.operates.clone(), options, stop.clone()));
         *self.operator.lock().expect("no panic") = Some((stop, running));
     }
 
     /// What the operator tells other autoscalers of the cluster: a status, and a body.
     pub(crate) async fn number(&self) -> (String, Value) {
+        let (status, body) = self.ask_operator(&format!("/autoscale/{}/{CLUSTER}", self.namespace)).await;
+        (status, serde_json::from_str(&body).expect("JSON"))
+    }
+
+    /// What the operator has written since it began.
+    pub(crate) async fn writes(&self) -> u64 {
+        let (_, metrics) = self.ask_operator("/metrics").await;
+        let writes = metrics.lines().filter(|line| line.starts_with("galerne_operator_writes_total{"));
+        writes.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    }
+
+    /// A status and a body of its admin face.
+    async fn ask_operator(&self, path: &str) -> (String, String) {
         let admin = self.admin.lock().expect("no panic").clone();
         let mut stream = tokio::net::TcpStream::connect(admin).await.expect("an operator");
-        let path = format!("/autoscale/{}/{CLUSTER}", self.namespace);
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("a request that is taken");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        (status, serde_json::from_str(body).expect("JSON"))
+        (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
     }
 
     /// A router that is played: it tells what is sent here.
@@ -168,12 +186,7 @@ impl World {
     pub(crate) async fn end(self) {
         self.stop_operator().await;
         if self.ours.is_none() {
-            let namespaces: Api<Namespace> = Api::all(self.client.clone());
-            namespaces.delete(&self.namespace, &DeleteParams::default()).await.ok();
-            let nodes: Api<Node> = Api::all(self.client.clone());
-            for node in &self.nodes {
-                nodes.delete(node, &DeleteParams::default()).await.ok();
-            }
+            real::end(&self.client, &self.namespace, &self.nodes).await;
         }
     }
 
@@ -283,8 +296,8 @@ async fn connect(access: &EtcdAccess, endpoints: &[String], name: &str) -> Coord
     }
 }
 
-/// Everything that must be there before an operator is.
-async fn prepare(client: &Client, namespace: &str, real: bool) {
+/// Says what a GalerneCluster is.
+async fn define(client: &Client) {
     let definition: CustomResourceDefinition = serde_saphyr::from_str(&crd_yaml()).expect("a definition");
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let params = PatchParams::apply("test").force();
@@ -292,16 +305,6 @@ async fn prepare(client: &Client, namespace: &str, real: bool) {
         .patch(&definition.name_any(), &params, &Patch::Apply(&definition))
         .await
         .expect("the definition");
-    if real {
-        let meta = kube::api::ObjectMeta { name: Some(namespace.into()), ..Default::default() };
-        let created = Namespace { metadata: meta, ..Namespace::default() };
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        namespaces.create(&PostParams::default(), &created).await.expect("a namespace");
-    }
-    let clusters: Api<GalerneCluster> = Api::namespaced(client.clone(), namespace);
-    while clusters.list(&ListParams::default()).await.is_err() {
-        tokio::time::sleep(LOOK).await; // a real server takes a moment to serve a new kind
-    }
 }
 
 async fn add_node(client: &Client, name: &str) {
