@@ -197,7 +197,8 @@ impl State {
         write: &Write,
     ) -> Result<Arc<Value>, Failure> {
         if write.manager.is_empty() {
-            return Err(Failure::bad("fieldManager is required for apply patch"));
+            let why = "fieldManager: Required value: is required for apply patch";
+            return Err(Failure::invalid("PatchOptions.meta.k8s.io", "", why));
         }
         if applied["metadata"].get("managedFields").is_some() {
             return Err(Failure::bad("metadata.managedFields must be nil"));
@@ -206,6 +207,10 @@ impl State {
         let before = self.objects.get(&place).cloned();
         if before.is_none() && write.status() {
             return Err(Failure::not_found(&kind.plural, name));
+        }
+        if before.is_none() && applied["metadata"]["name"] != name {
+            let why = "undeterminable: name must be provided, and be the one of the path";
+            return Err(Failure::bad(format!("the name of the object ({name} based on URL) was {why}")));
         }
         if let Some(before) = &before {
             same_version(kind, before, applied)?;
