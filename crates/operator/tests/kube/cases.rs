@@ -263,7 +263,7 @@ pub(crate) async fn users_errors_are_told_in_a_sentence(world: &World) {
             json!({ "model": { "path": "../other" } }),
             "spec.model.path is relative to spec.storage and stays in it",
         ),
-        (json!({ "storage": { "claim": "models" } }), "spec.storage is one of claim, hostPath and ephemeral"),
+        (json!({ "storage": { "hostPath": "/x" } }), "spec.storage is one of claim, hostPath and ephemeral"),
         (
             json!({ "router": { "noAuth": false } }),
             "spec.router names an apiKeysSecret, or says noAuth: true",

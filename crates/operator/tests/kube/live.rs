@@ -31,7 +31,7 @@ async fn no_stream_is_lost() {
 async fn play(world: &World, processes: &Processes) {
     let mut spec = world.spec();
     spec["tensorParallel"] = 2.into();
-    spec["storage"]["hostPath"] = root().join("tests/golden").display().to_string().into();
+    spec["storage"] = json!({ "hostPath": root().join("tests/golden").display().to_string() });
     spec["workerArgs"] = json!(["--threads=1"]);
     spec["update"] = json!({ "canary": { "enabled": true } });
     world.create(spec).await;

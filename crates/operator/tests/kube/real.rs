@@ -23,9 +23,13 @@ pub(crate) fn unique(case: &str) -> String {
     format!("galerne-{case}-{:x}", now & 0xffff_ffff)
 }
 
-/// Makes a namespace, and gives its service account `operator` the chart's rights.
-pub(crate) async fn prepare(client: &Client, namespace: &str) {
-    create(&Api::<Namespace>::all(client.clone()), json!({ "metadata": { "name": namespace } })).await;
+/// Makes a namespace, and gives its service account `operator` the chart's rights. A `restricted` one takes only pods that keep to
+/// that profile of the Pod Security Standards.
+pub(crate) async fn prepare(client: &Client, namespace: &str, restricted: bool) {
+    let profile = if restricted { "restricted" } else { "privileged" };
+    let labels = json!({ "pod-security.kubernetes.io/enforce": profile });
+    let made = json!({ "metadata": { "name": namespace, "labels": labels } });
+    create(&Api::<Namespace>::all(client.clone()), made).await;
     let subjects = json!([{ "kind": "ServiceAccount", "name": "operator", "namespace": namespace }]);
     let meta = json!({ "name": namespace });
     let bound = |kind: &str| {

@@ -28,7 +28,7 @@ async fn live_load_makes_groups_come_and_go() {
 
 async fn play(world: &World, processes: &Processes) {
     let mut spec = world.spec();
-    spec["storage"]["hostPath"] = root().join("tests/golden").display().to_string().into();
+    spec["storage"] = json!({ "hostPath": root().join("tests/golden").display().to_string() });
     spec["workerArgs"] = json!(["--threads=1", "--sequences-max=4"]);
     spec["groups"] = json!({ "min": 0, "max": 2, "idleSeconds": 10 });
     // No machine keeps it, so a quarter more than what one request alone gets is aimed at, however fast the machine is.

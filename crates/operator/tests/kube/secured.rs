@@ -54,7 +54,7 @@ async fn play(world: &World, processes: &Processes, member: ClusterFiles, renew:
     let mut spec = world.spec();
     spec["tensorParallel"] = 2.into();
     spec["groups"]["replicas"] = 1.into();
-    spec["storage"]["hostPath"] = root().join("tests/golden").display().to_string().into();
+    spec["storage"] = json!({ "hostPath": root().join("tests/golden").display().to_string() });
     spec["workerArgs"] = json!(["--threads=1"]);
     spec["tls"] = json!({ "secret": "ours" });
     spec["etcd"]["tls"] = json!({ "secret": "theirs" });

@@ -86,7 +86,7 @@ impl World {
         let (client, operates, ours) = if std::env::var_os("KUBECONFIG").is_some() {
             let client = Client::try_default().await.expect("the cluster that KUBECONFIG names");
             define(&client).await;
-            real::prepare(&client, &namespace).await;
+            real::prepare(&client, &namespace, matches!(containers, Containers::Played)).await;
             (client, real::operator(&namespace).await, None)
         } else {
             let ours = ApiServer::start().await.expect("an API server");
@@ -205,7 +205,7 @@ impl World {
             "groups": { "min": 0, "max": 4, "replicas": 2 },
             "router": { "noAuth": true },
             "etcd": { "endpoints": [self.etcd] },
-            "storage": { "hostPath": "/models" },
+            "storage": { "claim": "models" },
             "drainSeconds": 1,
             "update": { "canary": { "enabled": false } },
         })
