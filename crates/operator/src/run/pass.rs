@@ -23,7 +23,9 @@ use super::trial::{self, Caller};
 use crate::api::{AutoscaleStatus, ClusterStatus, GalerneCluster, Trial};
 use crate::build::{Kind, Site};
 use crate::names;
-use crate::plan::{About, Asked, Invalid, Plan, Seen, Step, TrialSeen, plan, refused, status, validate};
+use crate::plan::{
+    About, Asked, GroupSeen, Invalid, Plan, Seen, Step, TrialSeen, plan, refused, status, validate,
+};
 use crate::scale::Order;
 
 /// A cluster is looked at again after so long, whatever has happened.
@@ -118,6 +120,12 @@ impl Context {
             self.scalers.passed(&key, place, view, &passed);
         }
         let done = self.act(&key, &site, &asked, &planned, view, ending).await;
+        if ending && done.is_ok() && planned.is_silent() && !seen.groups.values().any(GroupSeen::occupies) {
+            // Nobody needs the status of what goes, and the finalizer is taken from the version that was looked at.
+            self.hands.finalize(cluster, false).await?;
+            self.forget(&key);
+            return Ok(Action::await_change());
+        }
         let about = About {
             generation: cluster.metadata.generation,
             model: &cluster.spec.model.name,
@@ -129,11 +137,6 @@ impl Context {
             self.tell(&key, cluster, &last, status(&asked, &seen, &planned, about, &last)).await?;
         }
         done?;
-        if ending && seen.groups.values().all(|group| !group.occupies()) && planned.is_silent() {
-            self.hands.finalize(cluster, false).await?;
-            self.forget(&key);
-            return Ok(Action::await_change());
-        }
         let deadlines = [planned.again_after_s, look_at.map(|at| at - now)];
         let again = deadlines
             .into_iter()

@@ -142,6 +142,22 @@ pub(crate) async fn an_operator_that_begins_anew_finds_nothing_to_do(world: &Wor
         // Whatever the API server has added to what was applied.
         assert_eq!(store.counts().writes, before + 2, "one of this test's, and the generation in the status");
     }
+
+    // As when the whole namespace goes: another operator finds the groups gone, and has only to let the cluster go.
+    world.stop_operator().await;
+    for set in world.sets().await {
+        world.api::<StatefulSet>().delete(&set, &DeleteParams::default()).await.unwrap();
+    }
+    world.eventually("gone", async || world.sets().await.is_empty().then_some(())).await;
+    world.api::<GalerneCluster>().delete("demo", &DeleteParams::default()).await.unwrap();
+    world.start_operator("three");
+    let gone = async || world.api::<GalerneCluster>().get_opt("demo").await.unwrap().is_none().then_some(());
+    world.eventually("gone", gone).await;
+    assert_eq!(
+        world.counted("galerne_operator_passes_total{result=\"error\"}").await,
+        0,
+        "in passes that end well"
+    );
 }
 
 pub(crate) async fn groups_come_and_go_by_the_scale_subresource(world: &World) {

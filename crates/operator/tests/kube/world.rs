@@ -149,9 +149,14 @@ impl World {
 
     /// What the operator has written since it began.
     pub(crate) async fn writes(&self) -> u64 {
+        self.counted("galerne_operator_writes_total{").await
+    }
+
+    /// The sum of the operator's metrics that begin so.
+    pub(crate) async fn counted(&self, metric: &str) -> u64 {
         let (_, metrics) = self.ask_operator("/metrics").await;
-        let writes = metrics.lines().filter(|line| line.starts_with("galerne_operator_writes_total{"));
-        writes.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+        let lines = metrics.lines().filter(|line| line.starts_with(metric));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 
     /// A status and a body of its admin face.
