@@ -3,9 +3,9 @@
 //! references, evictions against budgets, defaults of the kinds that the operator makes, custom resources by their definitions, and
 //! what there is of a version of an API group.
 //!
-//! It is a test's other half and must not be what makes the test pass: `tests/facts.rs` holds its answers against what the API's
-//! documentation says, and the operator's suite runs against a real API server as well. What it does not do: authentication,
-//! admission, JSON patches, strategic merges, and of CEL what our rules do not say.
+//! It is a test's other half and must not be what makes the test pass: `tests/facts` holds its answers against what the API's
+//! documentation says, and those facts and the operator's suite are asked of a real API server as well (KUBECONFIG). What it does not
+//! do: authentication, admission, JSON patches, strategic merges, and of CEL what our rules do not say.
 
 mod apply;
 mod cel;
