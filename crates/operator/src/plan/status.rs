@@ -167,7 +167,11 @@ fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'s
         status.groups.iter().find(|group| !matches!(group.phase, GroupPhase::Ready | GroupPhase::Degraded));
     match moving {
         _ if status.groups_total == asked.wanted && status.groups_ready == asked.wanted => {
-            verdict(false, "Settled", format!("{} groups serve", asked.wanted))
+            let says = match asked.wanted {
+                1 => "1 group serves".into(),
+                wanted => format!("{wanted} groups serve"),
+            };
+            verdict(false, "Settled", says)
         }
         Some(GroupStatus { name, phase, message, .. }) => verdict(
             true,
