@@ -15,6 +15,10 @@ use crate::segment::Address;
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
 
+/// A connection may take so many times the wait before its next try. Where the queue of a listener is full, or a packet
+/// is lost, the system itself asks again only after a second.
+const CONNECT_RETRIES: u32 = 20;
+
 /// Who this rank is.
 pub(crate) struct Identity<'a> {
     pub(crate) secret: &'a Secret,
@@ -38,7 +42,8 @@ pub(crate) struct Dial {
 enum Stage {
     /// To be tried (again) at this time; `None`: at once.
     Idle(Option<Instant>),
-    Connecting(TcpStream),
+    /// Until this time.
+    Connecting(TcpStream, Instant),
     /// Connected; waits for the challenge.
     Connected(TcpStream, Fixed<32>),
     /// Has answered the challenge; waits for the welcome.
@@ -83,12 +88,16 @@ impl Dial {
     ) -> io::Result<(Stage, Option<(TcpStream, Address)>)> {
         let next = match stage {
             Stage::Idle(Some(due)) if now < due => Stage::Idle(Some(due)),
-            Stage::Idle(_) => Stage::Connecting(start_connecting(self.address)?),
-            Stage::Connecting(socket) => {
+            Stage::Idle(_) => {
+                Stage::Connecting(start_connecting(self.address)?, now + self.retry * CONNECT_RETRIES)
+            }
+            Stage::Connecting(socket, due) => {
                 if is_connected(&socket)? {
                     Stage::Connected(socket, Fixed::default())
+                } else if now < due {
+                    Stage::Connecting(socket, due)
                 } else {
-                    Stage::Connecting(socket)
+                    return Err(io::ErrorKind::TimedOut.into());
                 }
             }
             Stage::Connected(socket, mut challenge) => {
@@ -128,7 +137,7 @@ impl Dial {
     /// The socket that it waits for.
     pub(crate) fn awaited(&self) -> Option<(&TcpStream, PollFlags)> {
         match &self.stage {
-            Stage::Connecting(socket) => Some((socket, PollFlags::OUT)),
+            Stage::Connecting(socket, _) => Some((socket, PollFlags::OUT)),
             Stage::Connected(socket, _) | Stage::Answered(socket, _) => Some((socket, PollFlags::IN)),
             Stage::Idle(_) | Stage::Done => None,
         }
@@ -138,6 +147,7 @@ impl Dial {
     pub(crate) fn due(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Idle(due) => *due,
+            Stage::Connecting(_, due) => Some(*due),
             _ => None,
         }
     }

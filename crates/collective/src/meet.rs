@@ -18,7 +18,7 @@ use crate::wait::timespec;
 use crate::{AbortHandle, CollectiveError, Config};
 
 /// Connections that have not proved yet who they are. One more, and the oldest is dropped.
-const HANDSHAKES_MAX: usize = 64;
+const HANDSHAKES_MAX: usize = 100;
 
 /// How long one may take to prove it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -116,7 +116,7 @@ fn strangers_do_not_disturb() {
     let address = listeners[0].address();
     // They stand in the queue before the real rank comes: silent ones, more than may be pending; garbage; and
     // one that hangs up.
-    let silent: Vec<_> = (0..80).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let silent: Vec<_> = (0..120).map(|_| TcpStream::connect(address).unwrap()).collect();
     let mut garbage = TcpStream::connect(address).unwrap();
     garbage.write_all(&[0x5a; 4096]).unwrap();
     drop(TcpStream::connect(address).unwrap());
@@ -128,6 +128,25 @@ fn strangers_do_not_disturb() {
     let _ = garbage.read_to_end(&mut heard);
     assert_eq!(heard.len(), 32);
     drop(silent);
+}
+
+#[test]
+fn a_rank_whose_queue_strangers_have_filled_is_met_as_soon_as_it_looks() {
+    let (mut configs, listeners) = group(&["a", "b"], 2);
+    let address = listeners[0].address();
+    let knock = || TcpStream::connect_timeout(&address, Duration::from_millis(50));
+    let strangers: Vec<_> = std::iter::from_fn(|| knock().ok()).take(8192).collect();
+    assert!(strangers.len() < 8192, "the queue has an end");
+    // The system asks again after a second where an answer is missing, which is too late here.
+    configs[0].meet_timeout = Duration::from_millis(800);
+    thread::scope(|scope| {
+        let meet = |rank: usize| connect(&configs[rank], &listeners[rank], &AbortHandle::new())?.barrier();
+        let dials = scope.spawn(move || meet(1));
+        thread::sleep(Duration::from_millis(20));
+        meet(0).unwrap();
+        dials.join().unwrap().unwrap();
+    });
+    drop(strangers);
 }
 
 #[test]
