@@ -14,6 +14,8 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import os
+import pathlib
 import random
 import socket
 import struct
@@ -126,6 +128,13 @@ def read_slowly(opened):
         time.sleep(1)
 
 
+def listening(pid):
+    """The ports at which a process waits for connections."""
+    own = {os.readlink(descriptor) for descriptor in pathlib.Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = [line.split() for line in pathlib.Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return [int(each[1].split(":")[1], 16) for each in sockets if each[3] == "0A" and f"socket:[{each[9]}]" in own]
+
+
 def steps_go_on():
     """Whether the group computes something within a second."""
     generated = lambda: [line for line in metrics().splitlines() if line.startswith("vllm:generation_tokens_total")]
@@ -188,7 +197,7 @@ def main():
         judge = Judge(cluster, STREAMS, TOKENS)
         asyncio.run(judge.learn())
         faces = [("127.0.0.1", port) for port in (HTTP, GRPC, ADMIN)]
-        ranks = [(address, int(port)) for rank in cluster.fleet()[0]["ranks"] for address, port in [rank["address"].split(":")]]
+        ranks = [("127.0.0.1", port) for rank in cluster.fleet()[0]["ranks"] for port in listening(rank["pid"])]
         cells = [
             (f"{READERS} readers of 1 B/s", lambda: readers(cluster)),
             (f"{GARBAGE_PER_S} garbage connections a second, router", lambda: beside_garbage(faces, GARBAGE_PER_S, rates)),

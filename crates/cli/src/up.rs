@@ -1,5 +1,6 @@
 //! `galerne up`: a whole cluster on this machine.
 
+use std::future::pending;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -117,7 +118,8 @@ impl Up {
             );
             let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
             let address = listener.local_addr()?;
-            store.spawn(async move { Ok(embedded::serve(listener, std::future::pending()).await?) });
+            let connections = galerne_tls::incoming(listener, None);
+            store.spawn(async move { Ok(embedded::serve_connections(connections, pending()).await?) });
             println!(
                 "coordination: embedded store on {address}, in memory, for this machine only (--etcd takes a real one)"
             );

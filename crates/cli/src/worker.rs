@@ -8,6 +8,7 @@ use galerne_types::GroupId;
 use galerne_worker::SupervisorOptions;
 
 use crate::args::{self, ClusterTlsArgs, EngineArgs, EtcdArgs, ModelArgs, Place};
+use crate::limits;
 
 /// Runs this host's ranks of one group, each in a process of its own, and restarts those that die.
 ///
@@ -122,6 +123,7 @@ impl RankCommand {
     }
 
     pub(crate) async fn run(self) -> anyhow::Result<()> {
+        limits::raise_files();
         let options = self.engine.rank(&self.model, self.place.place(&self.etcd, self.index, 1));
         galerne_worker::run_rank(options, args::shutdown_on_signal()?).await?;
         Ok(())

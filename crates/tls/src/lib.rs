@@ -12,6 +12,7 @@
 mod client;
 mod error;
 mod fresh;
+mod incoming;
 mod pem;
 mod server;
 mod validity;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 pub use client::{Client, ClientFiles, Dialer};
 pub use error::TlsError;
 pub use fresh::keep_fresh;
+pub use incoming::{Opened, incoming};
 pub use server::{Alpn, Server, ServerFiles};
 pub use way::{Dial, Dialling, Way};
 

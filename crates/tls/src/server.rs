@@ -5,15 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::error::TlsError;
 use crate::fresh::Fresh;
@@ -21,12 +18,6 @@ use crate::pem;
 
 /// Time for a handshake.
 const HANDSHAKE_S_MAX: Duration = Duration::from_secs(10);
-
-/// Handshakes at once on a listener of [`Server::incoming`]; further connections wait in the system's queue.
-const HANDSHAKES_MAX: usize = 256;
-
-/// Time before the next try to accept a connection when the system had no room for it.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// What a server shows, and whose certificates it wants to see: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,45 +84,6 @@ impl Server {
         let handshake = TlsAcceptor::from(self.config.get()).accept(stream);
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long");
         timeout(HANDSHAKE_S_MAX, handshake).await.map_err(late)?
-    }
-
-    /// The connections of a listener whose handshakes have succeeded, for a server that takes a stream of them. Others
-    /// are dropped with a word in the log. Ends when it is dropped.
-    pub fn incoming(
-        self: Arc<Self>,
-        listener: TcpListener,
-    ) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
-        let (done, ready) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-            while let Ok(place) = places.clone().acquire_owned().await {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    () = done.closed() => break,
-                };
-                let (stream, peer) = match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                        continue;
-                    }
-                };
-                let (server, done) = (self.clone(), done.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%peer, %error, "TCP_NODELAY could not be set");
-                    }
-                    match server.accept(stream).await {
-                        // Nobody takes it when the server has ended.
-                        Ok(stream) => drop(done.send(Ok(stream)).await),
-                        Err(error) => tracing::info!(%peer, %error, "a TLS handshake failed"),
-                    }
-                    drop(place);
-                });
-            }
-        });
-        ReceiverStream::new(ready)
     }
 }
 

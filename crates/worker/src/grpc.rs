@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use galerne_tls::{Server as TlsServer, Way};
 use tokio::net::TcpListener;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server};
 
 /// An idle connection is pinged so often, from both sides.
@@ -31,11 +31,7 @@ pub(crate) async fn serve(
     tls: Option<Arc<TlsServer>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    if let Some(tls) = tls {
-        return router.serve_with_incoming_shutdown(tls.incoming(listener), stop).await;
-    }
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    router.serve_with_incoming_shutdown(incoming, stop).await
+    router.serve_with_incoming_shutdown(galerne_tls::incoming(listener, tls), stop).await
 }
 
 /// A connection to the rank at `address`, `IP:PORT`; says in words why there is none.

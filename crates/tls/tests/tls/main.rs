@@ -1,6 +1,7 @@
 //! Servers and clients with real certificates.
 
 mod authority;
+mod opening;
 
 use std::io;
 use std::path::Path;
@@ -8,14 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use authority::Authority;
-use galerne_tls::{Alpn, CLUSTER_NAME, Client, ClientFiles, ClusterFiles, Server, ServerFiles, cluster};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use galerne_tls::{
+    Alpn, CLUSTER_NAME, Client, ClientFiles, ClusterFiles, Server, ServerFiles, cluster, incoming,
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::transport::Uri;
 use tower_service::Service as _;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is said on a connection here, again and again: HTTP/2's preface, without which none opens.
+const WORD: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 async fn patiently<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("within patience")
@@ -33,11 +39,11 @@ fn client(authority: &Authority, identity: Option<(&Authority, &str)>) -> Arc<Cl
 }
 
 /// Serves what comes, echoing it, and returns the port.
-async fn echo(server: Arc<Server>) -> u16 {
+async fn echo(server: impl Into<Option<Arc<Server>>>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
+    let mut connections = incoming(listener, server.into());
     tokio::spawn(async move {
-        let mut connections = server.incoming(listener);
         while let Some(Ok(stream)) = connections.next().await {
             tokio::spawn(async move {
                 let (mut read, mut write) = tokio::io::split(stream);
@@ -46,6 +52,15 @@ async fn echo(server: Arc<Server>) -> u16 {
         }
     });
     port
+}
+
+/// Sends a word and reads it back.
+async fn say(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+    stream.write_all(WORD).await?;
+    let mut heard = [0; WORD.len()];
+    patiently(stream.read_exact(&mut heard)).await?;
+    assert_eq!(&heard, WORD);
+    Ok(())
 }
 
 /// One connection, open.
@@ -59,12 +74,7 @@ impl Call {
 
     /// Sends a word and reads it back. A client learns here that its certificate is refused: TLS 1.3 tells it late.
     async fn word(&mut self) -> io::Result<()> {
-        let stream = self.0.inner_mut();
-        stream.write_all(b"word").await?;
-        let mut heard = [0; 4];
-        patiently(stream.read_exact(&mut heard)).await?;
-        assert_eq!(&heard, b"word");
-        Ok(())
+        say(self.0.inner_mut()).await
     }
 
     fn server_certificate(&self) -> Vec<u8> {
