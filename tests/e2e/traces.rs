@@ -133,8 +133,28 @@ fn one_trace_joins_client_router_leader_and_every_ranks_steps() {
         (first.len() as u64 >= TOKENS && first.len() == second.len()).then_some((first, second))
     });
     assert_eq!(steps.0, steps.1, "both ranks ran the same steps");
-    let strangers: Vec<_> = receiver.spans().into_iter().filter(|span| span["trace"] != TRACE).collect();
+    let strange = |span: &Value| span["trace"] != TRACE && span["name"] != "group.form";
+    let strangers: Vec<_> = receiver.spans().into_iter().filter(strange).collect();
     assert!(strangers.is_empty(), "only the request that asked for it is traced: {strangers:?}");
+}
+
+#[test]
+fn a_group_that_forms_is_a_span_that_says_why() {
+    let (receiver, endpoint) = Receiver::start();
+    let flags = ["--tp", "2", "--threads", "1", "--trace-ratio", "0", "--otlp-endpoint", &endpoint];
+    let cluster = Cluster::up(&setup::bard(), &flags);
+    let formed = |count: usize| {
+        let spans = || receiver.spans().into_iter().filter(|span| span["name"] == "group.form");
+        let last = process::eventually("spans of a group", || spans().nth(count - 1));
+        assert_eq!(last["status"], 1, "it serves: {last}");
+        last["attributes"].clone()
+    };
+    let first = formed(1);
+    assert_eq!((&first["galerne.ranks"], &first["galerne.reformation.reason"]), (&json!(2), &Value::Null));
+    process::send(cluster.rank_pids()[1], libc::SIGKILL);
+    let second = formed(2);
+    assert_eq!(second["galerne.reformation.reason"], "died", "{second}");
+    assert!(second["galerne.epoch"].as_u64() > first["galerne.epoch"].as_u64(), "{first} {second}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use galerne_wire::v1::engine_server::EngineServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic_health::server::HealthReporter;
+use tracing::Span;
 
 use super::compute::{Compute, Engaged, Phase, Steps};
 use super::desk::Desk;
@@ -26,6 +27,7 @@ use super::followers::Followers;
 use super::leader::Leader;
 use super::neighbours::silence;
 use super::setup::Setup;
+use super::trace;
 use crate::backoff::Backoff;
 use crate::error::WorkerError;
 use crate::supervisor::COORD_TIMEOUT;
@@ -185,6 +187,7 @@ impl Process {
         let (visits, visited) = mpsc::channel(1);
         let seat = Seat { secret: formed.record.secret.clone(), visits };
         let _seat = (formed.rank > 0).then(|| self.rank_door.open(seat));
+        let forming = (formed.rank == 0).then(|| trace::forming(formed.epoch, &formed.record));
         let mut silence = pin!(silence(&formed.record, formed.rank, &self.way));
         let joined = tokio::select! {
             joined = self.join(formed, engaged) => joined,
@@ -194,10 +197,9 @@ impl Process {
             Ok(steps) => steps,
             Err(error) => return error,
         };
-        let outcome = if formed.rank == 0 {
-            self.lead(formed, steps, silence).await
-        } else {
-            follow(formed.epoch, visited, steps, silence).await
+        let outcome = match forming {
+            Some(forming) => self.lead(formed, steps, silence, forming).await,
+            None => follow(formed.epoch, visited, steps, silence).await,
         };
         match outcome {
             Ok(never) => match never {},
@@ -256,6 +258,7 @@ impl Process {
         formed: &Formed,
         steps: Steps,
         silence: impl Future<Output = EpochError>,
+        forming: Span,
     ) -> Result<Infallible, EpochError> {
         let shards = formed.record.shards;
         let shape = self.setup.shape(shards.world_size());
@@ -283,6 +286,7 @@ impl Process {
         self.registration.declare(health.clone()).await?;
         failpoint::meet(Point::Declared);
         self.health.set_serving::<EngineServer<EngineService>>().await;
+        trace::formed(forming);
         tracing::info!(epoch = formed.epoch.0, group = %formed.record.group, "group serves");
         tokio::select! {
             outcome = leader.lead(inbox) => outcome,

@@ -4,9 +4,11 @@
 //! engine.run ─┬─ queue ─ prefill ─ decode      one after the other, at the leader
 //!             └─ step, step, step …            at each rank, linked to the other traced requests of the batch
 //! ```
+//!
+//! And `group.form` at each leader, a trace of its own: from an epoch's record on until its group serves.
 
 use galerne_telemetry::{SPANS, link, number, remote, traceparent};
-use galerne_types::{Epoch, FinishReason, Request, Step};
+use galerne_types::{Epoch, EpochRecord, FinishReason, Request, Step};
 use tracing::{Span, field, info_span};
 
 /// A traced request, from its call to its end.
@@ -76,6 +78,34 @@ impl Drop for Traced {
     fn drop(&mut self) {
         self.run.record("gen_ai.usage.output_tokens", number(self.tokens));
     }
+}
+
+/// The span of a group that forms, at its leader: why the epoch before ended, and from now on how long until it serves.
+/// An error, unless it is told to have [`formed`].
+pub(crate) fn forming(epoch: Epoch, record: &EpochRecord) -> Span {
+    let span = info_span!(
+        target: SPANS,
+        parent: None,
+        "group.form",
+        otel.status_code = "ERROR",
+        galerne.group = %record.group,
+        galerne.epoch = number(epoch.0),
+        galerne.ranks = number(record.members.len() as u64),
+        galerne.reformation.reason = field::Empty,
+        galerne.reformation.rank = field::Empty,
+    );
+    if let Some(past) = record.past.last() {
+        span.record("galerne.reformation.reason", past.loss.kind.name());
+        if let Some(rank) = &past.loss.rank {
+            span.record("galerne.reformation.rank", field::display(rank));
+        }
+    }
+    span
+}
+
+/// The group serves: its span ends well.
+pub(crate) fn formed(span: Span) {
+    span.record("otel.status_code", "OK");
 }
 
 /// The span of a step at this rank, to be dropped when it has run; none for a step without traced requests.
