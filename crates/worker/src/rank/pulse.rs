@@ -14,8 +14,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the thread may compute without meeting the other ranks: half a layer's work, apart from its tokens.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 
-/// How much longer for each token of the step: a slow machine with a large model takes some ten milliseconds.
-const STUCK_AFTER_TOKEN: Duration = Duration::from_millis(100);
+/// How much longer for each token of the step, at first: a slow machine with a large model takes some ten milliseconds.
+const STUCK_AFTER_TOKEN_MAX: Duration = Duration::from_millis(100);
+
+/// Later it is so many times the most that a token has taken until then.
+const SLOWER_MAX: u64 = 10;
 
 /// What the compute thread is doing, written by it and read by others.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ struct Shared {
     since_ns: AtomicU64,
     /// What it has computed since it was last [taken](Pulse::take_busy).
     busy_ns: AtomicU64,
+    /// The most that it has computed for a token without meeting the other ranks.
+    token_ns_max: AtomicU64,
 }
 
 /// It has no step, or waits for others.
@@ -48,6 +53,7 @@ impl Pulse {
             began: Instant::now(),
             since_ns: AtomicU64::new(0),
             busy_ns: AtomicU64::new(0),
+            token_ns_max: AtomicU64::new(0),
         }))
     }
 
@@ -68,6 +74,8 @@ impl Pulse {
     pub(crate) fn waits(&self) {
         let computed = self.now_ns() - self.0.since_ns.load(Ordering::Relaxed);
         self.0.busy_ns.fetch_add(computed, Ordering::Relaxed);
+        let tokens = u64::from(self.0.tokens.load(Ordering::Relaxed)).max(1);
+        self.0.token_ns_max.fetch_max(computed / tokens, Ordering::Relaxed);
         self.waits_uncounted();
     }
 
@@ -96,11 +104,19 @@ impl Pulse {
                 continue;
             }
             for_ticks += 1;
-            let may_take = STUCK_AFTER + STUCK_AFTER_TOKEN * self.0.tokens.load(Ordering::Relaxed);
-            if LOOK_INTERVAL * for_ticks > may_take {
+            if LOOK_INTERVAL * for_ticks > self.may_take() {
                 return LOOK_INTERVAL * for_ticks;
             }
         }
+    }
+
+    /// How long the thread may compute now, until it is taken to be stuck.
+    fn may_take(&self) -> Duration {
+        let token = match self.0.token_ns_max.load(Ordering::Relaxed) {
+            0 => STUCK_AFTER_TOKEN_MAX,
+            most => STUCK_AFTER_TOKEN_MAX.min(Duration::from_nanos(most.saturating_mul(SLOWER_MAX))),
+        };
+        STUCK_AFTER + token * self.0.tokens.load(Ordering::Relaxed)
     }
 
     fn now_ns(&self) -> u64 {
@@ -179,12 +195,13 @@ mod tests {
         let pulse = Pulse::new();
         let a_while = Duration::from_secs(20);
         assert!(timeout(a_while, pulse.stuck()).await.is_err(), "it has nothing to do");
-        pulse.begins(0);
-        assert_eq!(pulse.stuck().await, STUCK_AFTER + LOOK_INTERVAL);
+        pulse.begins(100);
+        assert_eq!(pulse.stuck().await, STUCK_AFTER + 100 * STUCK_AFTER_TOKEN_MAX + LOOK_INTERVAL);
         pulse.waits();
         assert!(timeout(a_while, pulse.stuck()).await.is_err(), "it waits for others");
-        pulse.begins(10);
-        assert_eq!(pulse.stuck().await, STUCK_AFTER + 10 * STUCK_AFTER_TOKEN + LOOK_INTERVAL);
+        pulse.begins(100);
+        let took = pulse.stuck().await;
+        assert!(took < STUCK_AFTER + 10 * STUCK_AFTER_TOKEN_MAX, "a token takes microseconds here: {took:?}");
     }
 
     #[tokio::test(start_paused = true)]
