@@ -16,7 +16,7 @@ pub const DEAD_TTL_S: i64 = 10;
 /// takes to find out that its lease is lost, and to register again.
 pub const GONE_AFTER: Duration = Duration::from_secs(2);
 /// So long survivors wait for a rank to come back, before they go on with fewer.
-pub const SHRINK_AFTER: Duration = Duration::from_secs(1);
+pub const SHRINK_AFTER: Duration = Duration::from_millis(700);
 /// So long more ranks than a group has must stand before it grows: it begins anew for it.
 pub const GROW_AFTER: Duration = Duration::from_secs(3);
 /// A rank that waits for time to pass looks again so often.
