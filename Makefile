@@ -103,6 +103,7 @@ image: ## the container image, galerne:latest (needs docker)
 
 chaos: build ## kill, stop, cut off and molest every part of a cluster while streams run; count what was lost (CHAOS="--quick")
 	python3 benches/chaos/run.py $(CHAOS)
+	$(if $(CHAOS),,python3 benches/chaos/takeover.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/stages.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/partitions.py --table $(STORY))
 	$(if $(CHAOS),,python3 benches/chaos/hostile.py --table $(STORY))
