@@ -245,6 +245,16 @@ impl Answer {
             let says = format!("resume must be at most {most} tokens of the vocabulary of {vocab}");
             return Err(Failure::invalid("resume", says));
         }
+        let stops = &self.progress.request.stop_tokens;
+        let before_last = &tokens[..tokens.len().saturating_sub(1)];
+        if let Some(at) = before_last.iter().position(|token| stops.contains(token)) {
+            let says = format!(
+                "resume has token {} at {at}, which ends an answer, and more behind it: resume with the tokens of this \
+                 request's own stream, with the same stop_token_ids and ignore_eos",
+                tokens[at]
+            );
+            return Err(Failure::invalid("resume", says));
+        }
         for &token in &self.progress.tokens {
             let ends = self.progress.request.stop_tokens.contains(&token) && !self.include_stop;
             if !ends && self.detokenizer.push(token).stopped {

@@ -112,6 +112,10 @@ async fn a_stream_that_broke_off_is_taken_up_at_any_token() {
 
     let most = GenerateRequest { max_tokens: Some(3), ..resuming(&verse[..3]) };
     assert_eq!(generate(&stage, most.clone()).await.last().unwrap().finish_reason(), FinishReason::Length);
+    let ends = |told| GenerateRequest { stop_token_ids: vec![40], ..resuming(told) };
+    assert_eq!(generate(&stage, ends(&[41, 40])).await.last().unwrap().finish_reason(), FinishReason::Stop);
+    let refused = stage.client().await.generate(ends(&[41, 40, 42])).await.unwrap_err();
+    assert!(refused.message().contains("resume has token 40 at 1, which ends an answer"), "{refused}");
     for wrong in [&verse[..4], &[1024]] {
         let request = GenerateRequest { max_tokens: Some(3), ..resuming(wrong) };
         let refused = stage.client().await.generate(request).await.unwrap_err();
