@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Retries for each hundred requests.
+/// Retries for each hundred requests: of what a leader refused, or could not be told. What a leader had accepted and lost is no
+/// retry: nobody asked twice, and it comes once for each time that it was lost.
 pub const RETRIES_PERCENT_MAX: u32 = 10;
 
-/// Retries in a second that are let through however few requests there are.
+/// Retries in a second that are let through however few requests there are: a tenth of a handful is none, and the first request
+/// that meets a dead leader should find another one. Ten a second are nothing to a group, as Finagle and Linkerd have it, too.
 pub const RETRIES_PER_S_MIN: u32 = 10;
 
 /// What is looked back upon, in seconds.
@@ -27,10 +29,7 @@ impl RetryBudget {
     }
 
     /// Counts a retry, if there is one left.
-    ///
-    /// # Errors
-    /// The time until there may be more.
-    pub fn retry(&mut self, now: Duration) -> Result<(), Duration> {
+    pub fn retry(&mut self, now: Duration) -> bool {
         self.second(now);
         let (requests, retries) = self
             .seconds
@@ -39,13 +38,9 @@ impl RetryBudget {
         let most = RETRIES_PER_S_MIN * RETRY_WINDOW_S
             + requests / 100 * RETRIES_PERCENT_MAX
             + requests % 100 * RETRIES_PERCENT_MAX / 100;
-        if retries < most {
-            self.second(now).2 += 1;
-            return Ok(());
-        }
-        let used = self.seconds.iter().find(|(_, _, retries)| *retries > 0);
-        let second = used.map_or(now.as_secs(), |(second, _, _)| *second);
-        Err(Duration::from_secs(second + u64::from(RETRY_WINDOW_S)).saturating_sub(now))
+        let left = retries < most;
+        self.second(now).2 += u32::from(left);
+        left
     }
 
     /// The second that `now` is in, after those that are too old have been forgotten.
@@ -68,7 +63,7 @@ mod tests {
     const FLOOR: u32 = RETRIES_PER_S_MIN * RETRY_WINDOW_S;
 
     fn granted(budget: &mut RetryBudget, now: Duration) -> u32 {
-        (0..).take_while(|_| budget.retry(now).is_ok()).count() as u32
+        (0..).take_while(|_| budget.retry(now)).count() as u32
     }
 
     #[test]
@@ -78,7 +73,7 @@ mod tests {
         assert_eq!(granted(&mut budget, at(100)), FLOOR);
         (0..1000).for_each(|_| budget.request(at(1500)));
         assert_eq!(granted(&mut budget, at(1500)), 100);
-        assert_eq!(budget.retry(at(9_750)), Err(at(250)), "what was first is forgotten first");
+        assert!(!budget.retry(at(9_750)));
         assert_eq!(granted(&mut budget, at(10_000)), FLOOR, "100 retries and 1000 requests are remembered");
         assert_eq!(granted(&mut budget, at(60_000)), FLOOR, "nothing is");
     }
@@ -88,7 +83,7 @@ mod tests {
         let mut budget = RetryBudget::default();
         for second in 0..1000 {
             budget.request(Duration::from_secs(second));
-            let _ = budget.retry(Duration::from_secs(second));
+            budget.retry(Duration::from_secs(second));
             assert!(budget.seconds.len() <= RETRY_WINDOW_S as usize);
         }
     }

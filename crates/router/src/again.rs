@@ -1,7 +1,7 @@
 //! Requests that are sent again: how many, and which are not.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use galerne_dispatch::{Bans, Digest, RetryBudget};
 use galerne_types::{Request, Sampling};
@@ -35,11 +35,8 @@ impl Again {
         !self.bans.lock().unwrap_or_else(PoisonError::into_inner).refuses(|| digest(model, request), now)
     }
 
-    /// Counts a retry of a request that has no token yet.
-    ///
-    /// # Errors
-    /// The time until there may be one, if there have been too many.
-    pub(crate) fn retry(&self) -> Result<(), Duration> {
+    /// Counts a retry of a request that no leader has accepted; false if there have been too many.
+    pub(crate) fn retry(&self) -> bool {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).retry(self.began.elapsed())
     }
 

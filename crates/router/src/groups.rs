@@ -49,6 +49,8 @@ struct State {
     counted: BTreeMap<GroupId, Epoch>,
     /// Groups whose leaders could not be reached, and the incarnation that could not.
     lost: BTreeMap<GroupId, Epoch>,
+    /// Groups whose leaders have said that they are drained, before the fleet has.
+    drained: BTreeMap<GroupId, Epoch>,
     /// Digests of the models whose text this router handles, by name.
     digests: BTreeMap<String, String>,
     /// How leaders are called.
@@ -135,6 +137,7 @@ impl Groups {
             losses: 0,
             counted: BTreeMap::new(),
             lost: BTreeMap::new(),
+            drained: BTreeMap::new(),
             digests,
             way,
         };
@@ -205,6 +208,15 @@ impl Groups {
         self.rotation.send_replace(());
         let (groups, id, epoch) = (self.clone(), place.group.clone(), place.epoch);
         tokio::spawn(async move { groups.probe(&id, epoch).await });
+    }
+
+    /// Takes a group out of rotation that is drained: it ends well, and is to blame for nothing.
+    pub(crate) fn drains(&self, place: &Place) {
+        let mut state = self.current();
+        if serving_epoch(&state.seen, &place.group) == Some(place.epoch) {
+            state.dispatcher.lost(&place.group, place.epoch);
+            state.drained.insert(place.group.clone(), place.epoch);
+        }
     }
 
     /// How many incarnations of groups were lost so far.
@@ -377,13 +389,15 @@ impl State {
             }
         }
         self.counted.retain(|id, _| fleet.groups.contains_key(id));
-        self.lost.retain(|id, epoch| {
-            let stays = serving_epoch(&fleet, id) == Some(*epoch);
-            if !stays {
-                self.dispatcher.found(id, *epoch); // if its leader's word comes back it lives
-            }
-            stays
-        });
+        for gone in [&mut self.lost, &mut self.drained] {
+            gone.retain(|id, epoch| {
+                let stays = serving_epoch(&fleet, id) == Some(*epoch);
+                if !stays {
+                    self.dispatcher.found(id, *epoch); // if its leader's word comes back it lives
+                }
+                stays
+            });
+        }
         let leads =
             |leader: &String| fleet.groups.values().any(|g| g.serving().is_some_and(|h| h.leader == *leader));
         self.channels.retain(|leader, _| leads(leader));
@@ -429,7 +443,10 @@ impl State {
     }
 
     fn standing(&self, id: &GroupId, group: &Group) -> Standing {
-        Standing::of(group, !self.lost.contains_key(id) && self.same_weights(group))
+        match Standing::of(group, !self.lost.contains_key(id) && self.same_weights(group)) {
+            Standing::Ready if self.drained.contains_key(id) => Standing::Draining,
+            standing => standing,
+        }
     }
 
     fn channel(&mut self, leader: &str) -> Result<Channel, tonic::transport::Error> {

@@ -188,15 +188,32 @@ impl Scheduler {
     /// A [`Refusal`] says why the request cannot run, ever (`Invalid`, `TooLong`, `NeverFits`) or now
     /// (`Overloaded`); nothing was kept of it.
     pub fn submit(&mut self, request: Request) -> Result<(), Refusal> {
-        check(&request, &self.limits)?;
+        let needed = self.needed(&request)?;
+        self.tenants.submit(request, needed, self.limits.waiting_max)
+    }
+
+    /// As [`submit`](Self::submit), for a request that another group had accepted and lost: it waits ahead of those that are
+    /// new, and is not refused because too many wait. Whoever sends such requests limits how many there are.
+    ///
+    /// # Errors
+    /// A [`Refusal`] says why the request cannot run, ever.
+    pub fn take_over(&mut self, request: Request) -> Result<(), Refusal> {
+        let needed = self.needed(&request)?;
+        self.tenants.take_over(request, needed);
+        Ok(())
+    }
+
+    /// The blocks that a request can need, if it can run.
+    fn needed(&self, request: &Request) -> Result<u32, Refusal> {
+        check(request, &self.limits)?;
         if self.holds(request.id) {
             return Err(Refusal::Invalid(format!("request {} is here already", request.id.0)));
         }
-        let (needed, available) = (blocks_needed(&request, &self.limits), self.pool.total());
+        let (needed, available) = (blocks_needed(request, &self.limits), self.pool.total());
         if needed > available {
             return Err(Refusal::NeverFits { needed: needed as usize, available: available as usize });
         }
-        self.tenants.submit(request, needed, self.limits.waiting_max)
+        Ok(needed)
     }
 
     /// Ends a request without another word: no event of it follows. Its slot and blocks are free at once, or, if

@@ -86,7 +86,7 @@ struct Account {
 /// A waiting request.
 #[derive(Debug)]
 pub(crate) struct Arrived {
-    /// In the order of arrival.
+    /// In the order of arrival; 0 of one that was accepted before, by this group or another.
     number: u64,
     /// What it can need at once.
     pub(crate) kv_blocks: u32,
@@ -198,22 +198,35 @@ impl Tenants {
         if free == 0 || waiting as u64 >= HELD_PER_FREE * free as u64 {
             return Err(Refusal::Overloaded { waiting });
         }
+        self.arrivals += 1;
+        self.arrive(request, kv_blocks, self.arrivals);
+        Ok(())
+    }
+
+    /// Puts a request in its tenant's queue that another group had accepted: there is a place for it, before those that are new
+    /// and as urgent.
+    pub(crate) fn take_over(&mut self, request: Request, kv_blocks: u32) {
+        self.arrive(request, kv_blocks, 0);
+    }
+
+    fn arrive(&mut self, request: Request, kv_blocks: u32, number: u64) {
+        let tenant = request.tenant;
         self.all = None;
         let start = self.start().saturating_sub(self.credit);
         let used = self.least_used().saturating_sub(self.credit);
         let account = self.accounts.entry(tenant).or_insert_with(|| Account { used, ..Account::default() });
-        if waiting == 0 {
+        if account.waiting.is_empty() {
             account.service = account.service.max(start);
         }
         account.seen = self.step;
         account.asked.add(Held::of_one(kv_blocks));
         account.peak = account.peak.max(account.asked);
         self.waiting.insert(request.id, tenant);
-        self.arrivals += 1;
-        let (number, chain) = (self.arrivals, Chain::default());
-        let before = account.waiting.partition_point(|other| other.request.priority <= request.priority);
+        let place = |number: u64, request: &Request| (request.priority, number > 0);
+        let own = place(number, &request);
+        let before = account.waiting.partition_point(|other| place(other.number, &other.request) <= own);
+        let chain = Chain::default();
         account.waiting.insert(before, Arrived { number, kv_blocks, resumes: false, request, chain });
-        Ok(())
     }
 
     /// Puts the rest of a request that gave its slot up in its tenant's queue, before those that are as urgent.
@@ -454,6 +467,21 @@ mod tests {
         let mut tenants = Tenants::new(64);
         run(&mut tenants, 0, A, 7);
         assert_eq!(tenants.service(A), 10 + 14);
+    }
+
+    #[test]
+    fn what_was_accepted_before_waits_ahead_of_what_is_new_and_finds_a_place_where_all_are_taken() {
+        let mut tenants = Tenants::new(64);
+        let urgent = |id, priority| Request { priority, ..request(id, A) };
+        tenants.submit(request(0, A), 1, 2).unwrap();
+        tenants.take_over(request(1, A), 1);
+        tenants.take_over(request(2, A), 1);
+        tenants.take_over(urgent(3, -1), 1);
+        assert_eq!(tenants.submit(urgent(4, -1), 1, 2), Err(Refusal::Overloaded { waiting: 4 }));
+        tenants.submit(urgent(5, -1), 1, 9).unwrap();
+        tenants.put_back(request(6, A), Chain::default(), 1);
+        let order: Vec<_> = std::iter::from_fn(|| Some(tenants.admit(A, 1, 0)?.request.id.0)).collect();
+        assert_eq!(order, [3, 5, 6, 1, 2, 0]);
     }
 
     #[test]

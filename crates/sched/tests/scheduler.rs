@@ -427,6 +427,8 @@ fn requests_that_cannot_run_are_refused_with_a_reason() {
         matches!(scheduler.submit(request(0, 4, 9)), Err(Refusal::Invalid(text)) if text.contains("already"))
     );
     assert_eq!(scheduler.submit(request(1, 4, 9)), Err(Refusal::Overloaded { waiting: 1 }));
+    scheduler.take_over(request(1, 4, 9)).unwrap();
+    assert!(matches!(scheduler.take_over(request(1, 4, 9)), Err(Refusal::Invalid(_))));
 
     let mut tiny = Scheduler::new(Epoch(1), Limits { vocab: 8, ..limits() });
     let all = Request { stop_tokens: (0..8).collect(), ..request(0, 4, 9) };

@@ -215,6 +215,7 @@ impl v1::RunRequest {
             traceparent: String::new(),
             cache_salt: *cache_salt,
             priority: *priority,
+            accepted: false, // whoever sends it knows
         }
     }
 

@@ -126,6 +126,7 @@ impl Opening {
         }
         request.prompt.extend(&self.tokens);
         request.first_index = self.tokens.len() as u32;
+        request.accepted = self.accepted;
         request
     }
 
@@ -139,6 +140,10 @@ impl Opening {
         match &trouble {
             Trouble::Final(failure) if !self.is_tried_elsewhere(failure) => return Err(self.failure(trouble)),
             Trouble::Due | Trouble::Silent => return Err(self.failure(trouble)),
+            Trouble::Drained => {
+                metrics.retry_drained.inc_by(u64::from(self.tokens.is_empty()));
+                groups.drains(&place);
+            }
             Trouble::Final(_) => tries.refused = Some(place.group.clone()),
             Trouble::Lost | Trouble::Unheard => {
                 metrics.retry_lost.inc_by(u64::from(self.tokens.is_empty()));
@@ -162,6 +167,7 @@ impl Opening {
                 }
             }
         }
+        let drained = matches!(trouble, Trouble::Drained);
         drop(place);
         // Where groups are lost without it, too, it takes more to be sure.
         let always = groups.losses() - tries.losses_before == u64::from(tries.deaths);
@@ -170,31 +176,19 @@ impl Opening {
             tracing::warn!(deaths = tries.deaths, "groups were lost on a request: it is refused for a while");
             return Err(Failure::KillsGroups);
         }
-        tries.unheard += usize::from(!self.accepted);
+        tries.unheard += usize::from(!self.accepted && !drained);
         if tries.unheard >= ATTEMPTS_MAX {
             return Err(self.failure(Trouble::Lost));
         }
         if self.accepted {
             tries.pause().await;
         }
-        let affordable = !self.tokens.is_empty() || self.afford(tries).await;
+        // A group that is drained is asked once.
+        let affordable = self.accepted || drained || self.router.again.retry();
         if !affordable || self.accepted && Instant::now() >= tries.end() {
             return Err(self.failure(tries.over()));
         }
         Ok(())
-    }
-
-    /// Waits until there is a retry left for what has no token yet; a request that no leader has had does not wait. Tells
-    /// whether there is one.
-    async fn afford(&self, tries: &Tries) -> bool {
-        while let Err(wait) = self.router.again.retry() {
-            if !self.accepted || Instant::now() >= tries.end() {
-                return false;
-            }
-            let jitter = full_jitter(RETRY_MS_MAX, random_seed());
-            sleep_until((Instant::now() + wait + jitter).min(tries.end())).await;
-        }
-        true
     }
 
     /// Whether somebody else, or the same leader later, may take what a leader has refused: it was taken once, and so

@@ -56,6 +56,8 @@ pub(super) enum Trouble {
     Lost,
     /// It leads another incarnation than the fleet's view shows.
     Stale,
+    /// It finishes what it has, and takes nothing new.
+    Drained,
     /// It has not sent the first token in time.
     Due,
     /// It has sent nothing for too long.
@@ -162,7 +164,7 @@ impl Trouble {
     /// What the client of an answer of so many tokens is told when nobody goes on with it.
     pub(super) fn failure(self, tokens: usize, limits: &RequestLimits) -> Failure {
         match self {
-            Self::Lost | Self::Unheard | Self::Stale => Failure::Lost { tokens },
+            Self::Lost | Self::Unheard | Self::Stale | Self::Drained => Failure::Lost { tokens },
             Self::Due if tokens == 0 => Failure::Queued { wait: limits.first_token_s_max },
             Self::Due => Failure::Stalled { wait: limits.first_token_s_max, tokens },
             Self::Silent => Failure::Stalled { wait: limits.next_token_s_max, tokens },
@@ -176,17 +178,20 @@ impl Trouble {
         if std::error::Error::source(status).is_some() {
             return Self::Lost; // the transport failed; no leader said this
         }
+        if status.code() == Code::FailedPrecondition {
+            return Self::Stale;
+        }
         Self::said(status.clone().into())
     }
 
-    /// What a leader said.
+    /// What a leader said of a request.
     fn said(failed: v1::Failed) -> Self {
         let field = failed.blames();
         let status = failed.status();
         let message = status.message().to_owned();
         match status.code() {
             Code::Unavailable => Self::Lost,
-            Code::FailedPrecondition => Self::Stale,
+            Code::FailedPrecondition => Self::Drained,
             Code::ResourceExhausted => Self::Final(Failure::Overloaded(message)),
             Code::InvalidArgument => Self::Final(Failure::Invalid { field, message }),
             Code::Cancelled => Self::Final(Failure::Superseded), // nobody else cuts a request

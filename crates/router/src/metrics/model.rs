@@ -86,6 +86,8 @@ pub(crate) struct ModelMetrics {
     pub(crate) retry_lost: Counter,
     /// Retries because the fleet's view was older than the leader's.
     pub(crate) retry_epoch: Counter,
+    /// Retries because the group was drained.
+    pub(crate) retry_drained: Counter,
     /// Answers that went on elsewhere, in the order of [`MIGRATIONS`].
     pub(super) migrations: [Counter; MIGRATIONS.len()],
     /// From the last token before a loss to the first one after it.
@@ -133,6 +135,7 @@ impl ModelMetrics {
             gen_ai_output: Histogram::new(GEN_AI_TOKENS),
             retry_lost: Counter::default(),
             retry_epoch: Counter::default(),
+            retry_drained: Counter::default(),
             migrations: Default::default(),
             stall: Histogram::new(STALL_S),
         }
@@ -207,6 +210,7 @@ pub(super) fn write(page: &mut Page, models: &[std::sync::Arc<ModelMetrics>]) {
     for m in models {
         page.sample(&[("model_name", &m.name), ("reason", "lost")], m.retry_lost.get());
         page.sample(&[("model_name", &m.name), ("reason", "epoch")], m.retry_epoch.get());
+        page.sample(&[("model_name", &m.name), ("reason", "drained")], m.retry_drained.get());
     }
     let help = "Answers that lost their group behind a token and were sent on, by what happened to it.";
     page.family("galerne_router_stream_migrations_total", "counter", help);

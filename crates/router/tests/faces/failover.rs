@@ -51,6 +51,29 @@ async fn a_leader_that_dies_before_the_first_token_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_drained_is_passed_over_and_blamed_for_nothing() {
+    let drained = Status::failed_precondition("this group is drained");
+    let mut drains = Leader::start(vec![Act::Fail(drained.into())]).await;
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::with(&[&drains, &leader]).await;
+    for _ in 0..6 {
+        assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 200);
+    }
+    patiently(drains.requests.recv()).await.unwrap();
+    assert!(drains.requests.try_recv().is_err(), "it was asked again");
+    assert_eq!(states(&stage).await, ["draining", "ready"]);
+    let metrics = stage.get("/metrics").await.body;
+    for said in [r#"retries_total{model_name="bard",reason="drained"} 1"#, r#"breaker_state{group="g0"} 0"#] {
+        assert!(metrics.contains(said), "{metrics}");
+    }
+    drains.lead(8);
+    drains.play(tokens(&ids("Anon"), FinishReason::Stop));
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &drains.address)]) });
+    assert_eq!(states(&stage).await, ["ready"]);
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 200);
+}
+
+#[tokio::test]
 async fn when_all_are_lost_the_client_is_told_to_come_back() {
     let stage = Stage::set(BTreeMap::from([group("g0", 7, &deserted().await)])).await;
     let reply = stage.post(TEXT, &json!({ "prompt": "x" })).await;

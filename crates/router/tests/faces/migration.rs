@@ -128,6 +128,7 @@ async fn every_face_goes_on_with_the_next_token_wherever_its_group_was_lost() {
                     first_index: behind as u32,
                     sampling: replay.sampling.clone(),
                     id: replay.id,
+                    accepted: true,
                     ..sent.clone()
                 };
                 assert_eq!(*replay, expected);
@@ -278,6 +279,29 @@ async fn a_replay_that_is_refused_is_tried_again() {
     }
     full.play(script);
     assert_eq!(text(&connection.rest().await), "Anon");
+}
+
+/// More of them than may be tried again of what nobody had accepted.
+#[tokio::test]
+async fn whatever_a_lost_leader_had_accepted_goes_on_at_once() {
+    const COUNT: usize = 150;
+    let mut dying = Leader::start(vec![Act::Wait(gate())]).await;
+    let mut leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let recovery_s_max = Duration::from_secs(5);
+    let stage = Stage::busy(&dying, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
+    let mut open = Vec::new();
+    for _ in 0..COUNT {
+        open.push(stage.start(TEXT, &json!({ "prompt": "x" })).await);
+    }
+    for _ in 0..COUNT {
+        assert!(!patiently(dying.requests.recv()).await.unwrap().accepted);
+    }
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g1", 7, &leader.address)]) });
+    dying.die();
+    for connection in open {
+        assert_eq!(connection.rest().await.status, 200);
+        assert!(patiently(leader.requests.recv()).await.unwrap().accepted, "it finds a place in any queue");
+    }
 }
 
 #[tokio::test]

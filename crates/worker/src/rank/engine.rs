@@ -40,6 +40,8 @@ pub(crate) enum Call {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) request: RunRequest,
+    /// Another leader had accepted it.
+    pub(crate) accepted: bool,
     /// What its grammar was compiled to, if it has one.
     pub(crate) constraint: Option<Box<Constraint>>,
     /// Where its events go.
@@ -186,14 +188,14 @@ impl Link {
 
     fn request(&self, run: v1::RunRequest) -> Judged {
         let traced = Traced::begin(&run.traceparent, self.inbox.epoch);
-        let id = request_id(self.number, run.id);
+        let (id, accepted) = (request_id(self.number, run.id), run.accepted);
         let request = run.into_request(id);
         let mut request =
             request.map_err(|error| v1::Failed::new(Code::InvalidArgument, error.to_string()))?;
         if let Some(traced) = &traced {
             traced.mark(&mut request);
         }
-        Ok(Run { request, constraint: None, link: self.sender.clone(), traced })
+        Ok(Run { request, accepted, constraint: None, link: self.sender.clone(), traced })
     }
 
     /// Compiles a request's grammar while the link is read further.

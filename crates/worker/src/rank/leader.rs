@@ -179,7 +179,7 @@ impl Leader {
     }
 
     fn submit(&mut self, run: Run) {
-        let Run { request, constraint, link, traced } = run;
+        let Run { request, accepted, constraint, link, traced } = run;
         let id = request.id;
         if self.streams.holds(id) {
             // Which of the two is meant by the next news, nobody could say.
@@ -189,9 +189,10 @@ impl Leader {
         self.streams.open(id, link, traced);
         if self.drain_due.is_some() {
             let says = "this group is drained: send the request to another one";
-            return self.fail(id, v1::Failed::new(Code::Unavailable, says.to_owned()));
+            return self.fail(id, v1::Failed::new(Code::FailedPrecondition, says.to_owned()));
         }
-        match self.scheduler.submit(request) {
+        let submit = if accepted { Scheduler::take_over } else { Scheduler::submit };
+        match submit(&mut self.scheduler, request) {
             Ok(()) => {
                 if let Some(constraint) = constraint {
                     self.desk.open(id, constraint);
@@ -435,7 +436,7 @@ mod tests {
             trace: None,
         };
         let (link, events) = link();
-        (Call::Run(Box::new(Run { request, constraint: None, link, traced: None })), events)
+        (Call::Run(Box::new(Run { request, accepted: false, constraint: None, link, traced: None })), events)
     }
 
     /// The indices of all tokens, and the reason of the end.
