@@ -3,29 +3,37 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use galerne_dispatch::{Bans, Digest, RetryBudget};
+use galerne_dispatch::{Bans, Digest, RetryBudget, Suspicion};
 use galerne_types::{Request, Sampling};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What there is to share among the requests on probation.
-const PROBATION: u32 = 64;
+/// What there is to share among the suspects.
+const TURNS: u32 = 64;
+
+/// A request on its way to a leader, and what is held against it.
+#[derive(Debug, Default)]
+pub(crate) struct Suspect {
+    pub(crate) suspicion: Suspicion,
+    /// Its turn, until it is innocent or has ended.
+    pub(crate) turn: Option<OwnedSemaphorePermit>,
+}
 
 /// What this router has seen of requests that were lost.
 pub(crate) struct Again {
     budget: Mutex<RetryBudget>,
     bans: Mutex<Bans>,
-    /// Requests on which groups were lost are tried few at a time, the fewer the more often: one on which they die is found
-    /// among those on which they happened to.
-    probation: Arc<Semaphore>,
+    /// Requests on which groups were lost are tried few at a time: one on which they die is found among those on which they
+    /// happened to.
+    turns: Arc<Semaphore>,
     /// Time counts from here.
     began: Instant,
 }
 
 impl Again {
     pub(crate) fn new() -> Self {
-        let probation = Arc::new(Semaphore::new(PROBATION as usize));
-        Self { budget: Mutex::default(), bans: Mutex::default(), probation, began: Instant::now() }
+        let turns = Arc::new(Semaphore::new(TURNS as usize));
+        Self { budget: Mutex::default(), bans: Mutex::default(), turns, began: Instant::now() }
     }
 
     /// Counts a request; false if it is refused because groups were lost on it just now.
@@ -40,14 +48,11 @@ impl Again {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).retry(self.began.elapsed())
     }
 
-    /// Waits until a request may be tried on which so many groups in a row were lost: 16 at once after the first of them,
-    /// then 4, then each alone.
-    pub(crate) async fn probation(&self, deaths: u32) -> Option<OwnedSemaphorePermit> {
-        if deaths == 0 {
-            return None;
-        }
-        let share = 4u32.saturating_pow(deaths).min(PROBATION);
-        self.probation.clone().acquire_many_owned(share).await.ok()
+    /// Waits for a request's turn, if anything is held against it.
+    pub(crate) async fn turn(&self, suspicion: Suspicion) -> Suspect {
+        let Some(at_once) = suspicion.at_once() else { return Suspect::default() };
+        let share = TURNS / at_once.min(TURNS);
+        Suspect { suspicion, turn: self.turns.clone().acquire_many_owned(share).await.ok() }
     }
 
     /// Refuses a request from now on.

@@ -69,8 +69,8 @@ pub(crate) enum Failure {
     },
     /// Groups were lost on it, and no more are risked.
     #[error(
-        "groups were lost one after the other while they worked on this request, and gave it no token: it is \
-         refused for a while"
+        "groups were lost one after the other while they worked on this request, and gave it few tokens or none: it \
+         is refused for a while"
     )]
     KillsGroups,
     /// The leader or the client's own connection could not wait any longer for this reader.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use galerne_dispatch::{BreakerState, Choice, Dispatcher, Ticket, Want};
+use galerne_dispatch::{BreakerState, Choice, Dispatcher, Losses, Suspicion, Ticket, Want};
 use galerne_tls::Way;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
@@ -45,7 +45,7 @@ struct State {
     channels: HashMap<String, Channel>,
     links: BTreeMap<GroupId, Tie>,
     /// Incarnations of groups that were lost, and of each group the newest of them.
-    losses: u64,
+    losses: Losses,
     counted: BTreeMap<GroupId, Epoch>,
     /// Groups whose leaders could not be reached, and the incarnation that could not.
     lost: BTreeMap<GroupId, Epoch>,
@@ -134,7 +134,7 @@ impl Groups {
             dispatcher: Dispatcher::new(),
             channels: HashMap::new(),
             links: BTreeMap::new(),
-            losses: 0,
+            losses: Losses::default(),
             counted: BTreeMap::new(),
             lost: BTreeMap::new(),
             drained: BTreeMap::new(),
@@ -188,7 +188,7 @@ impl Groups {
         let newest = state.counted.entry(place.group.clone()).or_default();
         if *newest < place.epoch {
             *newest = place.epoch;
-            state.losses += 1;
+            state.losses.count(self.now());
         }
         if serving_epoch(&state.seen, &place.group) != Some(place.epoch) {
             return; // the fleet has moved on by itself; if its leader's word comes back it lives
@@ -219,9 +219,11 @@ impl Groups {
         }
     }
 
-    /// How many incarnations of groups were lost so far.
-    pub(crate) fn losses(&self) -> u64 {
-        self.current().losses
+    /// A place's group was lost, and its ranks worked on the request and had given it so many tokens: whether that is taken for
+    /// the reason.
+    pub(crate) fn convicts(&self, place: &Place, suspicion: &mut Suspicion, tokens: usize) -> bool {
+        suspicion.lost(tokens, place.link.suspects(suspicion.deaths()), self.now());
+        suspicion.convicts(&self.current().losses)
     }
 
     /// A request had a token there.

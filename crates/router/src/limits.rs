@@ -71,13 +71,6 @@ impl Default for RequestLimits {
 /// Groups that are tried for one request before a leader has had it.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
 
-/// Suspicion at which a request is taken for the reason that groups are lost: two were lost in a row while they worked on it
-/// and on no other that had not had a token, or more while they worked on several.
-pub(crate) const SUSPICION_MAX: f32 = 1.5;
-
-/// The same where groups were lost meanwhile that did not work on it.
-pub(crate) const SUSPICION_ELSEWHERE_MAX: f32 = 4.0;
-
 /// The most that an answer whose group was lost waits before it is sent to one for the first time: all answers of a group
 /// are lost at once. Each further wait is up to twice as long.
 pub(crate) const RETRY_MS_MIN: Duration = Duration::from_millis(20);

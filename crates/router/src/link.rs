@@ -1,11 +1,13 @@
 //! The one stream between this router and a leader: all requests go up on it, news of all of them come down. Whoever
 //! reads it never waits for a client: each request has an inbox with a limit.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
+use galerne_dispatch::INNOCENT_TOKENS;
 use galerne_types::limits::STREAM_EVENTS_MAX;
 use galerne_types::{Epoch, TokenId};
 use galerne_wire::v1::ask::Ask;
@@ -18,6 +20,8 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
+
+use crate::again::Suspect;
 
 /// The stream to the leader of one epoch. It ends when this is dropped and so is the last [`Letters`] of it.
 pub(crate) struct Link {
@@ -40,10 +44,18 @@ struct Open {
     last: u32,
     /// The leader has answered.
     heard: bool,
-    /// Requests that the ranks have begun to work on, and that have had no token since.
-    working: HashSet<u32>,
+    /// Requests that have had few tokens.
+    trials: HashMap<u32, Trial>,
     /// Why there will be no more news.
     end: Option<Status>,
+}
+
+/// A request until it is innocent of whatever becomes of its group.
+struct Trial {
+    suspect: Suspect,
+    /// The ranks work on it.
+    begun: bool,
+    tokens: usize,
 }
 
 /// News that are put into the inboxes.
@@ -157,13 +169,16 @@ impl Link {
         self.requests.open().heard
     }
 
-    /// How many requests the ranks work on, or were working on when it ended, that have had no token of it.
-    pub(crate) fn suspects(&self) -> usize {
-        self.requests.open().working.len()
+    /// How many requests the ranks work on, or were working on when it ended, that have had few tokens of it, and on which so
+    /// many groups were lost before.
+    pub(crate) fn suspects(&self, deaths: u32) -> usize {
+        let open = self.requests.open();
+        let suspects = open.trials.values().filter(|trial| trial.begun);
+        suspects.filter(|trial| trial.suspect.suspicion.deaths() >= deaths).count()
     }
 
     /// Sends a request.
-    pub(crate) fn send(self: &Arc<Self>, mut request: v1::RunRequest) -> Letters {
+    pub(crate) fn send(self: &Arc<Self>, mut request: v1::RunRequest, suspect: Suspect) -> Letters {
         let inbox = Arc::new(Inbox::new());
         let mut open = self.requests.open();
         while open.inboxes.contains_key(&open.last) {
@@ -175,6 +190,7 @@ impl Link {
             Some(end) => inbox.end(end),
             None => {
                 open.inboxes.insert(id, inbox.clone());
+                open.trials.insert(id, Trial { suspect, begun: false, tokens: 0 });
                 request.id = id;
                 // Under the lock: requests reach the leader in the order of their ids.
                 let _ = self.asks.send(v1::Ask { ask: Some(Ask::Run(request)) });
@@ -219,7 +235,7 @@ impl Requests {
         let mut delivery = Delivery { requests: self, open: self.open(), now, readers };
         delivery.events(events);
         for TokenRun { request, index, tokens } in tokens.unwrap_or_default().runs()? {
-            delivery.open.working.remove(&request);
+            delivery.open.gains(request, tokens.len());
             let mut told = (index..).zip(tokens).map(|(index, &id)| Told::Bare(index, id));
             delivery.put(request, &mut told, false);
         }
@@ -236,7 +252,7 @@ impl Requests {
         let open_still = open.inboxes.get(&id).is_some_and(|known| Arc::ptr_eq(known, inbox));
         if open_still {
             open.inboxes.remove(&id);
-            open.working.remove(&id);
+            open.trials.remove(&id);
             drop(open);
             self.cancel(id);
         }
@@ -256,9 +272,21 @@ impl Requests {
             return;
         }
         open.end = Some(end.clone());
+        open.trials.values_mut().for_each(|trial| trial.suspect.turn = None);
         let inboxes = std::mem::take(&mut open.inboxes);
         drop(open);
         inboxes.into_values().for_each(|inbox| inbox.end(end));
+    }
+}
+
+impl Open {
+    /// A request has had tokens: its trial may be over.
+    fn gains(&mut self, id: u32, tokens: usize) {
+        let Entry::Occupied(mut trial) = self.trials.entry(id) else { return };
+        trial.get_mut().tokens += tokens;
+        if trial.get().tokens >= INNOCENT_TOKENS {
+            trial.remove();
+        }
     }
 }
 
@@ -267,10 +295,10 @@ impl Delivery<'_> {
         for v1::RunEvent { id, event } in events {
             let Some(event) = event else { continue };
             let last = matches!(event, Event::Finished(_) | Event::Failed(_));
-            if matches!(event, Event::Begun(_)) && self.open.inboxes.contains_key(&id) {
-                self.open.working.insert(id);
-            } else if last || matches!(event, Event::Token(_)) {
-                self.open.working.remove(&id);
+            match (&event, self.open.trials.get_mut(&id)) {
+                (Event::Begun(_), Some(trial)) => trial.begun = true,
+                (Event::Token(_), Some(_)) => self.open.gains(id, 1),
+                _ => {}
             }
             self.put(id, &mut std::iter::once(event.into()), last);
         }
@@ -282,6 +310,7 @@ impl Delivery<'_> {
         self.readers.extend(reader);
         if last || full {
             self.open.inboxes.remove(&id);
+            self.open.trials.remove(&id);
         }
         if full {
             self.requests.cancel(id);
@@ -396,6 +425,10 @@ mod tests {
         v1::News { tokens: Some(tokens), ..Default::default() }
     }
 
+    fn send(link: &Arc<Link>) -> Letters {
+        link.send(v1::RunRequest::default(), Suspect::default())
+    }
+
     fn next(letters: &mut Letters) -> Option<Result<Told, Status>> {
         let news = std::future::poll_fn(|context| letters.poll(context)).now_or_never()?;
         Some(news.map(|(_, event)| event))
@@ -408,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn each_request_gets_its_own_news() {
         let (link, mut asks) = link();
-        let mut letters = [0, 1].map(|_| link.send(v1::RunRequest::default()));
+        let mut letters = [0, 1].map(|_| send(&link));
         assert!(matches!(&asked(&mut asks)[..], [Ask::Run(a), Ask::Run(b)] if (a.id, b.id) == (0, 1)));
         let mut news = tokens(1, 0..1);
         let told = news.tokens.as_mut().unwrap();
@@ -430,8 +463,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_read_is_cut_and_cancelled_and_nobody_else_notices() {
         let (link, mut asks) = link();
-        let (mut slow, mut other) =
-            (link.send(v1::RunRequest::default()), link.send(v1::RunRequest::default()));
+        let (mut slow, mut other) = (send(&link), send(&link));
         asked(&mut asks);
         let mut news = tokens(0, 0..STREAM_EVENTS_MAX as u32 + 1);
         news.tokens.as_mut().unwrap().push(1, 0, 0);
@@ -449,20 +481,46 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_link_is_told_behind_what_came_and_to_all_that_follow() {
         let (link, _asks) = link();
-        let mut letters = link.send(v1::RunRequest::default());
+        let mut letters = send(&link);
         link.requests.deliver(tokens(0, 0..1)).unwrap();
         link.requests.end(&Status::unavailable("gone"));
         assert!(link.ended());
         assert!(next(&mut letters).unwrap().is_ok());
         assert_eq!(next(&mut letters).unwrap().unwrap_err().code(), Code::Unavailable);
-        let mut late = link.send(v1::RunRequest::default());
+        let mut late = send(&link);
         assert_eq!(next(&mut late).unwrap().unwrap_err().code(), Code::Unavailable);
+    }
+
+    /// A client that does not read must not make the others wait for their turns.
+    #[tokio::test]
+    async fn a_suspect_gives_its_turn_back_when_it_is_innocent_or_over_whoever_reads() {
+        let turns = Arc::new(tokio::sync::Semaphore::new(1));
+        let suspect = || Suspect { turn: turns.clone().try_acquire_owned().ok(), ..Suspect::default() };
+        let begun = |id| v1::News {
+            events: vec![v1::RunEvent { id, event: Some(Event::Begun(v1::Begun {})) }],
+            ..Default::default()
+        };
+        let (link, _asks) = link();
+        let mut unread = Vec::new();
+        let few = INNOCENT_TOKENS as u32 - 1;
+        for (id, over) in [(0, tokens(0, few..few + 1)), (1, ended(1))] {
+            unread.push(link.send(v1::RunRequest::default(), suspect()));
+            link.requests.deliver(begun(id)).unwrap();
+            link.requests.deliver(tokens(id, 0..few)).unwrap();
+            assert_eq!((turns.available_permits(), link.suspects(0), link.suspects(1)), (0, 1, 0));
+            link.requests.deliver(over).unwrap();
+            assert_eq!((turns.available_permits(), link.suspects(0)), (1, 0));
+        }
+        unread.push(link.send(v1::RunRequest::default(), suspect()));
+        link.requests.deliver(begun(2)).unwrap();
+        link.requests.end(&Status::unavailable("gone"));
+        assert_eq!((turns.available_permits(), link.suspects(0)), (1, 1), "it died of one of them");
     }
 
     #[tokio::test]
     async fn who_wants_the_whole_is_told_of_the_last_or_of_many() {
         let (link, _asks) = link();
-        let mut letters = link.send(v1::RunRequest::default());
+        let mut letters = send(&link);
         letters.tell_at(HELD_EVENTS_MAX);
         let counter = Arc::new(Counter::default());
         let waker = Waker::from(counter.clone());

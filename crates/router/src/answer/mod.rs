@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use compact_str::CompactString;
+use galerne_dispatch::Suspicion;
 use galerne_failpoint::{self as failpoint, Point};
 use galerne_text::Detokenizer;
 use galerne_types::{FinishReason, ModelCard, Request, TokenId, TokenOut};
 use galerne_wire::v1;
 use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::Instrument as _;
 
-use self::opening::Opening;
+use self::opening::{Opened, Opening, lost_on};
 use self::run::{Run, Trouble};
 use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
 use crate::failure::Failure;
@@ -64,7 +64,7 @@ pub(crate) struct Answer {
 enum Stage {
     Running(Run),
     /// Its group was lost, and another one is to go on with it, or the same once it is back.
-    Moving(Pin<Box<dyn Future<Output = Result<Run, Failure>> + Send>>),
+    Moving(Opened),
     /// It has ended with what its client had before.
     Complete(v1::FinishReason),
     Ended,
@@ -221,7 +221,8 @@ impl Answer {
             self.stage = Stage::Complete(reason);
             return Ok(());
         }
-        let opening = self.progress.opening(&self.caller, None).open().instrument(self.meter.span());
+        let opening =
+            self.progress.opening(&self.caller, None, Suspicion::default()).start(self.meter.span());
         let superseded = self.superseded.as_mut();
         let mut run = tokio::select! {
             run = opening => run?,
@@ -371,7 +372,7 @@ impl Answer {
         loop {
             let event = match &mut self.stage {
                 Stage::Running(run) => ready!(run.poll_next(context)),
-                Stage::Moving(opening) => match ready!(opening.as_mut().poll(context)) {
+                Stage::Moving(opened) => match ready!(Pin::new(opened).poll(context)) {
                     Ok(run) => {
                         self.passage.placed(self.prompt().len(), &run.place.group.0);
                         run.tell_at(self.told_at);
@@ -388,7 +389,9 @@ impl Answer {
                     if let Some(reason) = self.end_due() {
                         return Poll::Ready(Some(Ok((Instant::now(), Told::Finished(reason.into())))));
                     }
-                    self.move_on(&trouble);
+                    if let Err(failure) = self.move_on(&trouble) {
+                        return Poll::Ready(Some(Err(Trouble::Final(failure))));
+                    }
                 }
                 event => {
                     if let (Err(trouble), Stage::Running(run)) = (&event, &self.stage)
@@ -415,17 +418,23 @@ impl Answer {
         (self.generated() >= request.max_tokens as usize).then_some(v1::FinishReason::Length)
     }
 
-    /// Leaves a group that was lost.
-    fn move_on(&mut self, trouble: &Trouble) {
-        let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
+    /// Leaves a group that was lost; fails if that was because of this very request.
+    fn move_on(&mut self, trouble: &Trouble) -> Result<(), Failure> {
+        let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) else { return Ok(()) };
+        let Run { place, begun, first_index, mut suspicion, .. } = run;
+        let (Progress { router, model, request, .. }, had) = (&self.progress, self.generated() - first_index);
         let stale = matches!(trouble, Trouble::Stale);
         if !stale {
-            self.progress.router.groups.lost(&run.place);
+            router.groups.lost(&place);
         }
-        self.meter.migrates(if stale { "epoch" } else { "lost" }, &run.place);
-        drop(run);
-        let opening = self.progress.opening(&self.caller, Some(self.card.clone())).open();
-        self.stage = Stage::Moving(Box::pin(opening.instrument(self.meter.span())));
+        if begun && !stale {
+            lost_on(router, model, request, &place, &mut suspicion, had)?;
+        }
+        self.meter.migrates(if stale { "epoch" } else { "lost" }, &place);
+        drop(place);
+        let opening = self.progress.opening(&self.caller, Some(self.card.clone()), suspicion);
+        self.stage = Stage::Moving(opening.start(self.meter.span()));
+        Ok(())
     }
 
     fn token(
@@ -497,7 +506,7 @@ impl Delta {
 impl Progress {
     /// The way to a group that goes on with the answer, from the prompt and the tokens so far; `begun`: the card under
     /// which a leader has had it.
-    fn opening(&self, caller: &Caller, begun: Option<ModelCard>) -> Opening {
+    fn opening(&self, caller: &Caller, begun: Option<ModelCard>, suspicion: Suspicion) -> Opening {
         Opening {
             router: self.router.clone(),
             model: self.model.clone(),
@@ -505,6 +514,7 @@ impl Progress {
             tokens: self.tokens.clone(),
             accepted: begun.is_some(),
             begun: begun.filter(|_| !self.tokens.is_empty()),
+            suspicion,
             claim: caller.claimed().cloned(),
         }
     }

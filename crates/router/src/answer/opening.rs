@@ -1,20 +1,23 @@
 //! On the way to a leader that goes on with an answer's next token, whichever leader that is.
 
+use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use galerne_dispatch::{Want, full_jitter};
+use galerne_dispatch::{Suspicion, Want, full_jitter};
 use galerne_types::{GroupId, ModelCard, Request, TokenId};
 use galerne_wire::v1;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, Span};
 
 use super::run::{Missed, Run, Trouble};
 use crate::ask::random_seed;
 use crate::failure::Failure;
 use crate::groups::{Place, Watch};
-use crate::limits::{
-    ATTEMPTS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits, SUSPICION_ELSEWHERE_MAX, SUSPICION_MAX,
-};
+use crate::limits::{ATTEMPTS_MAX, RETRY_MS_MAX, RETRY_MS_MIN, RequestLimits};
 use crate::model::Model;
 use crate::repeats::Claim;
 use crate::serve::Router;
@@ -31,8 +34,26 @@ pub(super) struct Opening {
     pub(super) begun: Option<ModelCard>,
     /// A leader has had it: now a group is waited for that goes on with it.
     pub(super) accepted: bool,
+    /// What is held against it.
+    pub(super) suspicion: Suspicion,
     /// To be told of every leader that has it.
     pub(super) claim: Option<Arc<Claim>>,
+}
+
+/// An opening under way, whether or not anybody asks how far it is: a client that does not read must not hold what others wait
+/// for. Dropping it ends it.
+pub(super) struct Opened(AbortOnDropHandle<Result<Run, Failure>>);
+
+impl Future for Opened {
+    type Output = Result<Run, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let opened = ready!(Pin::new(&mut self.0).poll(context));
+        Poll::Ready(opened.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => Err(Failure::Closing),
+        }))
+    }
 }
 
 /// How far the tries have come.
@@ -46,55 +67,43 @@ struct Tries {
     pause: Duration,
     /// Leaders that could not be told of it.
     unheard: usize,
-    /// Groups in a row that were lost while their ranks worked on it.
-    deaths: u32,
-    /// How likely it is the reason: each of k requests without a token at a group that is lost by a k-th.
-    suspicion: f32,
-    /// Groups that had been lost before the first of these.
-    losses_before: u64,
     /// Who has refused it last.
     refused: Option<GroupId>,
 }
 
 impl Opening {
-    /// Finds a group, and returns when its first token is there.
-    pub(super) async fn open(mut self) -> Result<Run, Failure> {
+    /// Finds a group; ready when its first token is there.
+    pub(super) fn start(self, span: Span) -> Opened {
+        Opened(AbortOnDropHandle::new(tokio::spawn(self.open().instrument(span))))
+    }
+
+    async fn open(mut self) -> Result<Run, Failure> {
         let &RequestLimits { first_token_s_max, next_token_s_max, hold_s_max, recovery_s_max, .. } =
             &self.router.requests;
         let (now, seen) = (Instant::now(), self.router.groups.watch());
         let waits = if self.accepted { recovery_s_max } else { hold_s_max };
         let (due, recovers) = (now + first_token_s_max, now + waits);
-        let mut tries = Tries {
-            seen,
-            due,
-            recovers,
-            pause: RETRY_MS_MIN,
-            unheard: 0,
-            deaths: 0,
-            suspicion: 0.0,
-            losses_before: 0,
-            refused: None,
-        };
+        let mut tries = Tries { seen, due, recovers, pause: RETRY_MS_MIN, unheard: 0, refused: None };
         if self.accepted {
             tries.pause().await;
         }
         loop {
-            let probation = timeout_at(tries.end(), self.router.again.probation(tries.deaths)).await;
-            let probation = probation.map_err(|_| self.failure(tries.over()))?;
+            let suspect = timeout_at(due, self.router.again.turn(self.suspicion)).await;
+            let suspect = suspect.map_err(|_| self.failure(Trouble::Due))?;
+            if suspect.turn.is_some() {
+                tries.recovers = Instant::now() + recovery_s_max; // it waited for others, and not for a group
+            }
             let place = self.place(&mut tries).await?;
             let claim = self.claim.as_deref();
             if claim.is_some_and(Claim::is_over) {
                 return Err(Failure::Superseded);
             }
-            match Run::open(place, self.message(), claim, due, next_token_s_max).await {
+            match Run::open(place, self.message(), suspect, claim, due, next_token_s_max).await {
                 Ok(run) => {
                     self.router.groups.succeeded(&run.place);
                     return Ok(run);
                 }
-                Err(missed) => {
-                    drop(probation);
-                    self.missed(missed, &mut tries).await?;
-                }
+                Err(missed) => self.missed(missed, &mut tries).await?,
             }
         }
     }
@@ -150,11 +159,7 @@ impl Opening {
                 groups.lost(&place);
                 self.accepted |= matches!(trouble, Trouble::Lost);
                 if begun {
-                    if tries.deaths == 0 {
-                        tries.losses_before = groups.losses() - 1;
-                    }
-                    tries.deaths += 1;
-                    tries.suspicion += 1.0 / place.link.suspects().max(1) as f32;
+                    lost_on(&self.router, &self.model, &self.request, &place, &mut self.suspicion, 0)?;
                 }
                 if self.accepted {
                     tries.recovers = Instant::now() + self.router.requests.recovery_s_max;
@@ -169,13 +174,6 @@ impl Opening {
         }
         let drained = matches!(trouble, Trouble::Drained);
         drop(place);
-        // Where groups are lost without it, too, it takes more to be sure.
-        let always = groups.losses() - tries.losses_before == u64::from(tries.deaths);
-        if tries.suspicion >= if always { SUSPICION_MAX } else { SUSPICION_ELSEWHERE_MAX } {
-            self.router.again.ban(&self.model.name, &self.request);
-            tracing::warn!(deaths = tries.deaths, "groups were lost on a request: it is refused for a while");
-            return Err(Failure::KillsGroups);
-        }
         tries.unheard += usize::from(!self.accepted && !drained);
         if tries.unheard >= ATTEMPTS_MAX {
             return Err(self.failure(Trouble::Lost));
@@ -204,6 +202,26 @@ impl Opening {
     fn failure(&self, trouble: Trouble) -> Failure {
         trouble.failure(self.tokens.len(), &self.router.requests)
     }
+}
+
+/// A group was lost while its ranks worked on a request, of which it had given so many tokens.
+///
+/// # Errors
+/// If the request is taken for the reason.
+pub(super) fn lost_on(
+    router: &Router,
+    model: &Model,
+    request: &Request,
+    place: &Place,
+    suspicion: &mut Suspicion,
+    tokens: usize,
+) -> Result<(), Failure> {
+    if !router.groups.convicts(place, suspicion, tokens) {
+        return Ok(());
+    }
+    router.again.ban(&model.name, request);
+    tracing::warn!(deaths = suspicion.deaths(), "groups were lost on a request: it is refused for a while");
+    Err(Failure::KillsGroups)
 }
 
 impl Tries {

@@ -5,12 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use galerne_dispatch::Suspicion;
 use galerne_types::TokenOut;
 use galerne_wire::v1;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 use tracing::Span;
 
+use crate::again::Suspect;
 use crate::failure::Failure;
 use crate::groups::Place;
 use crate::limits::RequestLimits;
@@ -27,7 +29,11 @@ pub(super) struct Run {
     /// What came of the prompt's log probabilities, from its second token on.
     pub(super) scores: Vec<TokenOut>,
     /// The ranks work on it.
-    begun: bool,
+    pub(super) begun: bool,
+    /// The first token that was asked for.
+    pub(super) first_index: usize,
+    /// What was held against it when it was sent.
+    pub(super) suspicion: Suspicion,
     silence: Silence,
     /// Ends with it.
     _span: Span,
@@ -72,19 +78,29 @@ impl Run {
     pub(super) async fn open(
         place: Place,
         mut request: v1::RunRequest,
+        suspect: Suspect,
         claim: Option<&Claim>,
         due: Instant,
         silence_s_max: Duration,
     ) -> Result<Self, Missed> {
-        let prompt_tokens = request.prompt.len();
-        let span = trace::run(&mut request, &place);
-        let letters = place.link.send(request);
+        let (prompt_tokens, first_index) = (request.prompt.len(), request.first_index as usize);
+        let (span, suspicion) = (trace::run(&mut request, &place), suspect.suspicion);
+        let letters = place.link.send(request, suspect);
         if let Some(claim) = claim {
             claim.sent(letters.scissors());
         }
         let silence = Silence { timer: Box::pin(sleep_until(due)), patience: None };
-        let mut run =
-            Self { place, letters, first: None, scores: Vec::new(), begun: false, silence, _span: span };
+        let mut run = Self {
+            place,
+            letters,
+            first: None,
+            scores: Vec::new(),
+            begun: false,
+            first_index,
+            suspicion,
+            silence,
+            _span: span,
+        };
         loop {
             match poll_fn(|context| run.poll_next(context)).await {
                 Ok((_, Told::Scored(scored))) => {

@@ -395,31 +395,61 @@ async fn a_request_on_which_two_groups_were_lost_is_refused_for_a_while() {
     }
 }
 
-/// Of several on which groups were lost together none is taken for the reason at once.
+/// Of several on which a group was lost together each is tried alone; if the next is lost, too, that is because of the one.
 #[tokio::test]
-async fn requests_that_were_there_when_groups_were_lost_go_on() {
+async fn requests_that_were_there_when_a_group_was_lost_go_on() {
     let doors = [gate(), gate()];
     let script = |door: &Arc<Semaphore>| vec![Act::Begin, Act::Wait(door.clone()), losses(1)];
-    let mut first = Leader::start(script(&doors[0])).await;
-    let mut second = Leader::start(script(&doors[1])).await;
-    let third = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
-    let addresses = [&first, &second, &third].map(|leader| leader.address.clone());
-    let fleet = |number: usize| BTreeMap::from([group(&format!("g{number}"), 7, &addresses[number])]);
-    let stage = Stage::set(fleet(0)).await;
-    let mut open = Vec::new();
-    for prompt in ["x", "y", "z"] {
-        open.push(stage.start(TEXT, &json!({ "prompt": prompt })).await);
-    }
-    for (number, (leader, door)) in [&mut first, &mut second].into_iter().zip(&doors).enumerate() {
-        for _ in 0..3 {
-            patiently(leader.waiting.recv()).await.unwrap();
+    for kills in [false, true] {
+        let mut first = Leader::start(script(&doors[0])).await;
+        let anon = tokens(&ids("Anon"), FinishReason::Stop);
+        let mut second = Leader::start(if kills { script(&doors[1]) } else { anon.clone() }).await;
+        let third = Leader::start(anon).await;
+        let addresses = [&first, &second, &third].map(|leader| leader.address.clone());
+        let fleet = |number: usize| BTreeMap::from([group(&format!("g{number}"), 7, &addresses[number])]);
+        let stage = Stage::set(fleet(0)).await;
+        let mut open = Vec::new();
+        for prompt in ["x", "y", "z"] {
+            open.push(stage.start(TEXT, &json!({ "prompt": prompt })).await);
         }
-        stage.fleet.send_replace(Fleet { groups: fleet(number + 1) });
-        door.add_permits(1);
+        for _ in 0..3 {
+            patiently(first.waiting.recv()).await.unwrap();
+        }
+        stage.fleet.send_replace(Fleet { groups: fleet(1) });
+        doors[0].add_permits(1);
+        if kills {
+            patiently(second.waiting.recv()).await.unwrap();
+            assert_eq!(std::iter::from_fn(|| second.requests.try_recv().ok()).count(), 1, "alone");
+            stage.fleet.send_replace(Fleet { groups: fleet(2) });
+            doors[1].add_permits(1);
+        }
+        let mut statuses = Vec::new();
+        for connection in open {
+            statuses.push(connection.rest().await.status);
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, if kills { 500 } else { 200 }]);
     }
-    for connection in open {
-        let reply = connection.rest().await;
-        assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_kills_groups_behind_each_token_is_found_and_one_that_gets_on_is_innocent() {
+    for (each, found) in [(1, true), (16, false)] {
+        let lives = |from: u32| (from..from + each).map(|id| Act::Token(token(id)));
+        let life = |from: u32| [Act::Begin].into_iter().chain(lives(from)).chain([losses(1)]);
+        let script: Vec<_> = [40, 140, 240].into_iter().flat_map(life).collect();
+        let script = [script, tokens(&ids("Anon"), FinishReason::Stop)].concat();
+        let mut leaders = Vec::new();
+        for _ in 0..4 {
+            leaders.push(Leader::start(script.clone()).await);
+        }
+        let stage = Stage::with(&leaders.iter().collect::<Vec<_>>()).await;
+        let body = json!({ "prompt": "x", "stream": true, "max_tokens": 100 });
+        let reply = stage.post(TEXT, &body).await;
+        assert_eq!(reply.body.contains("request_kills_groups"), found, "{reply:?}");
+        let asked = leaders.iter_mut().map(|leader| leader.requests.try_recv()).filter(Result::is_ok).count();
+        assert_eq!(asked, if found { 2 } else { 4 });
+        assert_eq!(stage.post(TEXT, &body).await.status, if found { 500 } else { 200 });
     }
 }
 
