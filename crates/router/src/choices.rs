@@ -99,8 +99,9 @@ impl Choices {
         options.check(&router.requests)?;
         let options = Arc::new(options);
         let mut common = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            common.push(Arc::new(Common::new(router, model, prompt, &options, each, &caller).await?));
+        for (number, prompt) in prompts.into_iter().enumerate() {
+            let asked = Common::new(router, model, prompt, &options, each, &caller).await?;
+            common.push(Arc::new(asked.at(number, each)));
         }
         caller.release(); // its body has become tokens
         Ok((common, each))

@@ -82,6 +82,12 @@ pub(crate) enum Failure {
     /// Its client has sent it again.
     #[error("a request of the same name has come since, and has taken the place of this one")]
     Superseded,
+    /// Another request has its name.
+    #[error(
+        "this Idempotency-Key names another request, which is under way: send that one again as it was, or give this \
+         one a key of its own"
+    )]
+    KeyReused,
     /// The engine broke its promise.
     #[error("the engine failed: {0}")]
     Engine(String),
@@ -92,7 +98,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// All that [`reason`](Self::reason) can be.
-    pub(crate) const REASONS: [&str; 13] = [
+    pub(crate) const REASONS: [&str; 14] = [
         "invalid",
         "no_model",
         "overloaded",
@@ -104,6 +110,7 @@ impl Failure {
         "kills_groups",
         "too_slow",
         "superseded",
+        "key_reused",
         "engine",
         "closing",
     ];
@@ -122,6 +129,7 @@ impl Failure {
             Self::KillsGroups => "kills_groups",
             Self::TooSlow { .. } => "too_slow",
             Self::Superseded => "superseded",
+            Self::KeyReused => "key_reused",
             Self::Engine(_) => "engine",
             Self::Closing => "closing",
         }
@@ -135,6 +143,7 @@ impl Failure {
             | Self::Overloaded(_)
             | Self::Queued { .. }
             | Self::Quota(_)
+            | Self::KeyReused
             | Self::NoGroup { .. } => true,
             Self::Stalled { .. }
             | Self::Lost { .. }

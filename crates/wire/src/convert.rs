@@ -182,6 +182,9 @@ impl v1::FinishReason {
     }
 }
 
+/// What a client calls a request, by a digest.
+pub type RepeatKey = [u8; 32];
+
 impl v1::RunRequest {
     /// The message that asks for `request`. The stream that carries it gives it its id there; the leader
     /// knows it under one of its own.
@@ -215,8 +218,16 @@ impl v1::RunRequest {
             traceparent: String::new(),
             cache_salt: *cache_salt,
             priority: *priority,
-            accepted: false, // whoever sends it knows
+            accepted: false, // whoever sends it knows that and its client's name
+            repeat_key: Vec::new(),
         }
+    }
+
+    /// What its client calls it.
+    pub fn key(&self) -> Result<Option<RepeatKey>, WireError> {
+        let (bytes, key) = (self.repeat_key.len(), RepeatKey::try_from(&*self.repeat_key).ok());
+        in_range(bytes == 0 || key.is_some(), "repeat_key", "of 32 bytes, or empty", &bytes)?;
+        Ok(key)
     }
 
     /// The request, under the leader's `id`.

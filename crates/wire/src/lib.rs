@@ -9,7 +9,7 @@ mod failed;
 mod news;
 mod secret;
 
-pub use convert::{WireError, check_sampling};
+pub use convert::{RepeatKey, WireError, check_sampling};
 pub use news::TokenRun;
 pub use secret::{show_epoch, show_secret, shown_epoch, shows_secret};
 

@@ -56,6 +56,39 @@ async fn two_ranks_of_two_hosts_give_the_golden_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_that_comes_by_another_router_takes_the_place_of_the_one_under_way() {
+    let cluster = Cluster::start().await;
+    let rank = start(cluster.options("h", 0, 1));
+    let health = cluster.serving(Epoch(0)).await;
+    let engine = client(&health).await;
+    let named = |key: u8, accepted| {
+        let asked = cluster.request(health.epoch, &[5, 6, 7], 1500);
+        Asked { run: v1::RunRequest { repeat_key: vec![key; 32], accepted, ..asked.run }, ..asked }
+    };
+    let mut running = Vec::new();
+    for (key, accepted) in [(1, false), (2, false), (1, true), (2, false)] {
+        let mut one = run(&engine, named(key, accepted)).await.unwrap();
+        one.next().await.unwrap();
+        running.push(one);
+    }
+    let mut ended = Vec::new();
+    for one in &mut running {
+        ended.push(loop {
+            match one.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break Code::Ok,
+                Err(status) => break status.code(),
+            }
+        });
+    }
+    assert_eq!(ended, [Code::Ok, Code::Cancelled, Code::Ok, Code::Ok], "a replay ends nobody");
+    let wrong =
+        Asked { run: v1::RunRequest { repeat_key: vec![1; 31], ..named(1, false).run }, ..named(1, false) };
+    assert_eq!(refused(&engine, wrong).await.code(), Code::InvalidArgument);
+    rank.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_and_latecomers_are_refused() {
     let cluster = Cluster::start().await;
     let _ranks = [start(cluster.options("h", 0, 2)), start(cluster.options("h", 1, 2))];

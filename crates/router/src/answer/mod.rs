@@ -80,6 +80,8 @@ pub(crate) struct Common {
     request: Request,
     /// What one of the groups serves.
     card: ModelCard,
+    /// The number of its first answer among all that its client gets.
+    first: u32,
 }
 
 /// Everything that a leader needs to go on with the next token, whichever leader it is.
@@ -88,6 +90,8 @@ struct Progress {
     model: Arc<Model>,
     /// As it was asked, from token 0.
     request: Arc<Request>,
+    /// Its number among all that its client gets.
+    number: u32,
     /// Everything drawn so far.
     tokens: Vec<TokenId>,
 }
@@ -140,7 +144,12 @@ impl Common {
         caller.reserve(options.estimate(&request, each))?;
         router.metrics.demand.arrived(each);
         let (router, model, options) = (router.clone(), model.clone(), options.clone());
-        Ok(Self { router, model, options, caller: caller.clone(), request, card })
+        Ok(Self { router, model, options, caller: caller.clone(), request, card, first: 0 })
+    }
+
+    /// As the prompt of that number, each with so many answers.
+    pub(crate) fn at(self, number: usize, each: u32) -> Self {
+        Self { first: number as u32 * each, ..self }
     }
 }
 
@@ -172,12 +181,18 @@ impl Answer {
         mut meter: Meter,
         resume: Vec<TokenId>,
     ) -> Result<Self, Failure> {
-        let Common { router, model, options, caller, request, card } = common;
+        let Common { router, model, options, caller, request, card, first } = common;
         let mut request = request.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add(number.into());
         meter.prompt(request.prompt.len(), request.max_tokens);
         let request = Arc::new(request);
-        let progress = Progress { router: router.clone(), model: model.clone(), request, tokens: resume };
+        let progress = Progress {
+            router: router.clone(),
+            model: model.clone(),
+            request,
+            number: first + number,
+            tokens: resume,
+        };
         if !router.again.request(&model.name, &progress.request) {
             let failure = Failure::KillsGroups;
             meter.fail(&failure);
@@ -511,6 +526,7 @@ impl Progress {
             router: self.router.clone(),
             model: self.model.clone(),
             request: self.request.clone(),
+            number: self.number,
             tokens: self.tokens.clone(),
             accepted: begun.is_some(),
             begun: begun.filter(|_| !self.tokens.is_empty()),

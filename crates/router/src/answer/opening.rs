@@ -28,6 +28,8 @@ pub(super) struct Opening {
     pub(super) model: Arc<Model>,
     /// As it was asked, from token 0.
     pub(super) request: Arc<Request>,
+    /// Its number among all that its client gets.
+    pub(super) number: u32,
     /// Everything drawn so far.
     pub(super) tokens: Vec<TokenId>,
     /// The card under which it was begun; any will do if it was not.
@@ -136,6 +138,7 @@ impl Opening {
         request.prompt.extend(&self.tokens);
         request.first_index = self.tokens.len() as u32;
         request.accepted = self.accepted;
+        request.repeat_key = self.claim.as_ref().map_or(Vec::new(), |claim| claim.key(self.number).to_vec());
         request
     }
 

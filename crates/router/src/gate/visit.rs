@@ -10,7 +10,7 @@ use galerne_types::TenantId;
 
 use super::Gate;
 use crate::failure::Failure;
-use crate::repeats::{Claim, RepeatKey, Repeats};
+use crate::repeats::{Claim, Named, Repeats};
 use crate::server::Held;
 
 /// Who asks, as the faces found out. Its clones stand for one request, however many answers that asks for: it is
@@ -23,7 +23,7 @@ pub(crate) struct Caller {
     /// What the request's body holds until it has become tokens.
     body: Option<Arc<Held>>,
     /// What its client calls the request.
-    name: Option<RepeatKey>,
+    name: Option<Arc<Named>>,
     /// Its claim to that, once it runs.
     claim: Option<Arc<Claim>>,
 }
@@ -43,12 +43,19 @@ impl Caller {
 
     /// With the name that the request's headers give it.
     pub(crate) fn naming(self, headers: &HeaderMap) -> Self {
-        Self { name: RepeatKey::of(self.tenant, headers), ..self }
+        Self { name: Named::of(self.tenant, headers).map(Arc::new), ..self }
     }
 
-    /// Takes the place of whatever request is under way under the same name.
+    /// For its name the request is what this makes, instead of what has come of it.
+    pub(crate) fn says(&self, body: impl FnOnce() -> Vec<u8>) {
+        if let Some(name) = &self.name {
+            name.says(&body());
+        }
+    }
+
+    /// Takes the place of the same request, if that is under way under the same name.
     pub(crate) fn claim(&mut self, repeats: &Arc<Repeats>) -> Result<(), Failure> {
-        self.claim = self.name.map(|name| repeats.claim(name)).transpose()?;
+        self.claim = self.name.as_deref().map(|name| repeats.claim(name)).transpose()?;
         Ok(())
     }
 
@@ -59,7 +66,7 @@ impl Caller {
 
     /// The seed that its name gives it.
     pub(crate) fn seed(&self) -> Option<u64> {
-        self.name.map(RepeatKey::seed)
+        self.name.as_deref().map(Named::seed)
     }
 
     /// With a body that counts among all.
@@ -69,6 +76,9 @@ impl Caller {
 
     /// Holds a piece of the request's body, if there is room for it.
     pub(crate) fn hold(&self, piece: &[u8]) -> Result<(), Failure> {
+        if let Some(name) = &self.name {
+            name.piece(piece);
+        }
         self.body.as_ref().map_or(Ok(()), |body| body.piece(piece))
     }
 

@@ -28,6 +28,7 @@ impl From<Failure> for Status {
             Failure::Closing => (Code::Unavailable, "SHUTTING_DOWN"),
             Failure::TooSlow { .. } => (Code::Aborted, "READER_TOO_SLOW"),
             Failure::Superseded => (Code::Aborted, "SUPERSEDED"),
+            Failure::KeyReused => (Code::InvalidArgument, "IDEMPOTENCY_KEY_REUSED"),
             Failure::Engine(_) => (Code::Internal, "ENGINE_FAILED"),
         };
         let message = failure.to_string();

@@ -10,6 +10,7 @@ use galerne_wire::v1;
 use galerne_wire::v1::galerne_server::Galerne;
 use galerne_wire::v1::generate_request::Prompt as WirePrompt;
 use galerne_wire::v1::tokenize_request::Prompt as WireText;
+use prost::Message as _;
 use serde_json::{Map, Value, json};
 use tonic::{Request, Response, Status};
 
@@ -33,8 +34,9 @@ impl Galerne for Service {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let mut deadline = Deadline::of(&request);
-        let caller = access::caller(&request);
-        let ask = Ask { caller, ..ask(request.into_inner())? };
+        let (caller, request) = (access::caller(&request), request.into_inner());
+        caller.says(|| v1::GenerateRequest { resume: None, ..request.clone() }.encode_to_vec());
+        let ask = Ask { caller, ..ask(request)? };
         let answer = deadline.limit(Answer::start(&self.0, ask)).await??;
         let deltas = stream::unfold(Some((answer, deadline)), |running| async move {
             let (mut answer, mut deadline) = running?;

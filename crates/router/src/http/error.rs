@@ -100,6 +100,7 @@ impl From<Failure> for ApiError {
             Failure::Closing => (StatusCode::SERVICE_UNAVAILABLE, Some("shutting_down"), None),
             Failure::TooSlow { .. } => (StatusCode::REQUEST_TIMEOUT, Some("reader_too_slow"), None),
             Failure::Superseded => (StatusCode::CONFLICT, Some("superseded"), None),
+            Failure::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency_key_reused"), None),
             Failure::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, Some("engine_failed"), None),
         };
         Self { status, message, param: param.map(str::to_owned), code, retry_after_s }

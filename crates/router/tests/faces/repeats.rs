@@ -1,9 +1,11 @@
 //! Requests that are sent again, and answers that are taken up where they broke off.
 
+use std::collections::BTreeSet;
+
 use galerne_wire::v1::{FinishReason, GenerateRequest, GenerateResponse, TokenIds, generate_request::Prompt};
 use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 use crate::leader::{Act, Leader, gate, token, tokens};
 use crate::stage::{Connection, Stage, ids, patiently};
@@ -44,6 +46,44 @@ async fn a_repeat_takes_the_place_of_the_request_under_way() {
 }
 
 #[tokio::test]
+async fn a_key_stands_for_one_request_and_an_id_for_any() {
+    let mut leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let body = |prompt| json!({ "prompt": prompt, "stream": true });
+    let mut open = Vec::new();
+    for (header, prompt) in [("idempotency-key", "x"), ("x-request-id", "y"), ("x-request-id", "z")] {
+        open.push(named(&stage, header, "a", &body(prompt)).await);
+        patiently(leader.requests.recv()).await.unwrap();
+    }
+    let refused = named(&stage, "idempotency-key", "a", &body("y")).await.rest().await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (422, &json!("idempotency_key_reused")));
+    assert!(leader.cancelled.try_recv().is_err(), "all of them go on");
+}
+
+/// So a leader knows a repeat that reaches it by another router, and each of its answers.
+#[tokio::test]
+async fn a_repeat_is_known_by_the_same_keys_at_every_router() {
+    let mut leader = Leader::start(tokens(&[40], FinishReason::Length)).await;
+    let mut keys = Vec::new();
+    for prompt in ["x", "x", "y"] {
+        let stage = Stage::with(&[&leader]).await; // another router each time
+        let body = json!({ "prompt": [prompt, prompt], "n": 2 });
+        assert_eq!(named(&stage, "idempotency-key", "a", &body).await.rest().await.status, 200);
+        let asked = std::iter::from_fn(|| leader.requests.try_recv().ok());
+        keys.push(asked.map(|request| request.repeat_key).collect::<BTreeSet<_>>());
+    }
+    assert!(keys[0] == keys[1] && keys[0].is_disjoint(&keys[2]), "{keys:?}");
+    assert!(keys[0].len() == 4 && keys[0].iter().all(|key| key.len() == 32));
+    let stage = Stage::with(&[&leader]).await;
+    assert_eq!(stage.post(TEXT, &json!({ "prompt": "x" })).await.status, 200);
+    assert!(leader.requests.try_recv().unwrap().repeat_key.is_empty());
+
+    leader.play(vec![Act::Fail(Status::cancelled("its client has sent it again").into())]);
+    let over = stage.post(TEXT, &json!({ "prompt": "x" })).await;
+    assert_eq!((over.status, &over.json()["error"]["code"]), (409, &json!("superseded")));
+}
+
+#[tokio::test]
 async fn a_name_gives_the_seed_that_its_client_does_not() {
     let mut leader = Leader::start(tokens(&[40], FinishReason::Length)).await;
     let mut seeds = Vec::new();
@@ -61,16 +101,16 @@ async fn a_name_gives_the_seed_that_its_client_does_not() {
 async fn a_call_that_is_made_again_ends_the_one_before() {
     let mut leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
     let stage = Stage::with(&[&leader]).await;
-    let call = || {
-        let mut call = Request::new(resuming(&[]));
+    let call = |told| {
+        let mut call = Request::new(resuming(told));
         call.metadata_mut().insert("idempotency-key", "a".parse().unwrap());
         call
     };
     let mut client = stage.client().await;
-    let mut first = client.generate(call()).await.unwrap().into_inner();
+    let mut first = client.generate(call(&[])).await.unwrap().into_inner();
     patiently(leader.requests.recv()).await.unwrap();
-    leader.play(tokens(&ids("Anon"), FinishReason::Stop));
-    let second = client.generate(call()).await.unwrap().into_inner();
+    leader.play(tokens(&[40, 41], FinishReason::Stop));
+    let second = client.generate(call(&[40])).await.unwrap().into_inner();
     assert!(second.collect::<Result<Vec<_>, _>>().await.is_ok());
     patiently(first.next()).await.unwrap().unwrap();
     assert_eq!(patiently(first.next()).await.unwrap().unwrap_err().code(), Code::Aborted);

@@ -9,7 +9,7 @@ use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use galerne_grammar::Constraint;
 use galerne_types::{Epoch, Refusal, Request as RunRequest, RequestId};
 use galerne_wire::v1::ask::Ask;
-use galerne_wire::{shown_epoch, shows_secret, v1};
+use galerne_wire::{RepeatKey, shown_epoch, shows_secret, v1};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
@@ -42,6 +42,8 @@ pub(crate) struct Run {
     pub(crate) request: RunRequest,
     /// Another leader had accepted it.
     pub(crate) accepted: bool,
+    /// What its client calls it.
+    pub(crate) key: Option<RepeatKey>,
     /// What its grammar was compiled to, if it has one.
     pub(crate) constraint: Option<Box<Constraint>>,
     /// Where its events go.
@@ -189,13 +191,13 @@ impl Link {
     fn request(&self, run: v1::RunRequest) -> Judged {
         let traced = Traced::begin(&run.traceparent, self.inbox.epoch);
         let (id, accepted) = (request_id(self.number, run.id), run.accepted);
-        let request = run.into_request(id);
-        let mut request =
+        let request = run.key().and_then(|key| Ok((key, run.into_request(id)?)));
+        let (key, mut request) =
             request.map_err(|error| v1::Failed::new(Code::InvalidArgument, error.to_string()))?;
         if let Some(traced) = &traced {
             traced.mark(&mut request);
         }
-        Ok(Run { request, accepted, constraint: None, link: self.sender.clone(), traced })
+        Ok(Run { request, accepted, key, constraint: None, link: self.sender.clone(), traced })
     }
 
     /// Compiles a request's grammar while the link is read further.

@@ -179,7 +179,7 @@ impl Leader {
     }
 
     fn submit(&mut self, run: Run) {
-        let Run { request, accepted, constraint, link, traced } = run;
+        let Run { request, accepted, key, constraint, link, traced } = run;
         let id = request.id;
         if self.streams.holds(id) {
             // Which of the two is meant by the next news, nobody could say.
@@ -190,6 +190,11 @@ impl Leader {
         if self.drain_due.is_some() {
             let says = "this group is drained: send the request to another one";
             return self.fail(id, v1::Failed::new(Code::FailedPrecondition, says.to_owned()));
+        }
+        let before = key.and_then(|key| self.streams.name(id, key)).filter(|_| !accepted);
+        if let Some(before) = before {
+            self.fail(before, v1::Failed::new(Code::Cancelled, "its client has sent it again".to_owned()));
+            self.cancel(before);
         }
         let submit = if accepted { Scheduler::take_over } else { Scheduler::submit };
         match submit(&mut self.scheduler, request) {
@@ -436,7 +441,8 @@ mod tests {
             trace: None,
         };
         let (link, events) = link();
-        (Call::Run(Box::new(Run { request, accepted: false, constraint: None, link, traced: None })), events)
+        let run = Run { request, accepted: false, key: None, constraint: None, link, traced: None };
+        (Call::Run(Box::new(run)), events)
     }
 
     /// The indices of all tokens, and the reason of the end.

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use galerne_sched::Admitted;
 use galerne_types::{Event, FinishReason, RequestId};
-use galerne_wire::v1;
 use galerne_wire::v1::run_event::Event as News;
+use galerne_wire::{RepeatKey, v1};
 use tonic::Status;
 
 use super::link::LinkSender;
@@ -26,6 +26,8 @@ fn link_of(request: RequestId) -> u32 {
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     open: BTreeMap<RequestId, Open>,
+    /// The latest of each name.
+    named: BTreeMap<RepeatKey, RequestId>,
     /// Links with news that were not sent.
     unsent: BTreeMap<u32, LinkSender>,
 }
@@ -42,6 +44,8 @@ struct Open {
     cached_tokens: u32,
     /// Its first token was told.
     begun: bool,
+    /// What its client calls it.
+    key: Option<RepeatKey>,
 }
 
 impl Open {
@@ -81,9 +85,24 @@ impl Streams {
 
     /// Takes in a stream.
     pub(crate) fn open(&mut self, request: RequestId, link: LinkSender, traced: Option<Box<Traced>>) {
+        let submitted = Instant::now();
         let open =
-            Open { link, traced, submitted: Instant::now(), admitted: None, cached_tokens: 0, begun: false };
+            Open { link, traced, submitted, admitted: None, cached_tokens: 0, begun: false, key: None };
         self.open.insert(request, open);
+    }
+
+    /// Gives an open stream its name; whose that was, if that one is open.
+    pub(crate) fn name(&mut self, request: RequestId, key: RepeatKey) -> Option<RequestId> {
+        self.open.get_mut(&request)?.key = Some(key);
+        self.named.insert(key, request)
+    }
+
+    fn close(&mut self, request: RequestId) -> Option<Open> {
+        let open = self.open.remove(&request)?;
+        if let Some(key) = open.key.filter(|key| self.named.get(key) == Some(&request)) {
+            self.named.remove(&key);
+        }
+        Some(open)
     }
 
     /// Requests were admitted just now: their routers are told at once, so that they know whom to suspect should the ranks
@@ -107,7 +126,7 @@ impl Streams {
 
     /// Forgets a stream that nobody waits for; true if it was open.
     pub(crate) fn forget(&mut self, request: RequestId) -> bool {
-        self.open.remove(&request).is_some()
+        self.close(request).is_some()
     }
 
     /// Forgets the streams of a router that has left; these are the requests to cancel.
@@ -116,7 +135,7 @@ impl Streams {
         let left = self.open.range(request_id(link, 0)..=request_id(link, u32::MAX));
         let left: Vec<RequestId> = left.map(|(&request, _)| request).collect();
         for request in &left {
-            self.open.remove(request);
+            self.close(*request);
         }
         left
     }
@@ -147,7 +166,7 @@ impl Streams {
 
     fn end(&mut self, request: RequestId, news: News, reason: Option<FinishReason>) -> Vec<RequestId> {
         let left = self.tell(request, news);
-        if let Some(mut open) = self.open.remove(&request) {
+        if let Some(mut open) = self.close(request) {
             open.end(reason);
         }
         left
@@ -236,6 +255,26 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(timed.collect::<Vec<_>>(), [Some(64), None]);
+    }
+
+    #[test]
+    fn a_name_is_the_latest_open_streams() {
+        let (sender, _receiver) = link();
+        let (mut streams, ids) = (Streams::default(), [1, 2, 3, 4].map(|number| request_id(number, 0)));
+        for id in ids {
+            streams.open(id, sender.clone(), None);
+        }
+        assert_eq!(streams.name(ids[0], [7; 32]), None);
+        assert_eq!(streams.name(ids[1], [7; 32]), Some(ids[0]));
+        assert_eq!(streams.name(ids[2], [8; 32]), None, "another name");
+        streams.fail(ids[0], v1::Failed::default());
+        assert_eq!(
+            streams.name(ids[3], [7; 32]),
+            Some(ids[1]),
+            "the first one's end is not the second one's"
+        );
+        ids.into_iter().for_each(|id| drop(streams.forget(id)));
+        assert!(streams.named.is_empty());
     }
 
     #[test]
