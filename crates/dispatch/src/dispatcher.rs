@@ -36,9 +36,9 @@ pub struct Ticket {
 pub struct Want<'a> {
     /// The model's name.
     pub model: &'a str,
-    /// The card under which its answer was begun, and the tokens of prompt and answer: a group must go on with the very
-    /// same tokens, and have room for them.
-    pub begun: Option<(&'a ModelCard, u32)>,
+    /// The [numerics](ModelCard::numerics) under which its answer was begun, and the tokens of prompt and answer: a group must
+    /// go on with the very same tokens, and have room for them.
+    pub begun: Option<(&'a str, u32)>,
     /// A group that has refused it just now: any other one is better.
     pub not: Option<&'a GroupId>,
 }
@@ -50,9 +50,8 @@ impl<'a> Want<'a> {
     }
 
     fn fits(&self, card: &ModelCard) -> bool {
-        let goes_on = |(begun, tokens): (&ModelCard, u32)| {
-            begun.same_numerics(card) && tokens <= card.context_tokens_max
-        };
+        let goes_on =
+            |(begun, tokens): (&str, u32)| tokens <= card.context_tokens_max && card.numerics() == begun;
         card.name == self.model && self.begun.is_none_or(goes_on)
     }
 }

@@ -185,7 +185,7 @@ fn what_was_begun_goes_on_only_under_the_same_numerics_and_where_it_has_room() {
         ModelCard { kv: KvDtype::Bf16, ..begun() },
         ModelCard { context_tokens_max: 63, ..begun() },
     ];
-    let (begun, took) = (begun(), |card: &ModelCard, begun: Option<&ModelCard>| {
+    let (begun, took) = (begun().numerics(), |card: &ModelCard, begun: Option<&str>| {
         let group = with_health(serving("a", 1), |health| health.model = card.clone());
         let want = Want { begun: begun.map(|begun| (begun, 64)), ..Want::any(MODEL) };
         dispatcher(&fleet([("a", group)])).dispatch(want, NOW).is_ok()
@@ -215,14 +215,14 @@ fn who_has_just_refused_is_the_last_to_be_asked() {
 
 #[test]
 fn a_group_that_fails_again_and_again_gets_one_request_after_a_while_and_what_was_begun_if_nobody_else_can() {
-    let (a, card) = (id("a"), card(MODEL));
+    let (a, numerics) = (id("a"), card(MODEL).numerics());
     let mut dispatcher = dispatcher(&fleet([("a", serving("a", 1)), ("b", serving("b", 2))]));
     let opened: Vec<_> = (0..BREAKER_FAILURES).map(|_| dispatcher.failed(&a, NOW, u64::MAX)).collect();
     assert_eq!(opened.last(), Some(&Some(BREAKER_MS_MIN)));
     assert_eq!(spread(&mut dispatcher, 3), ["b"; 3]);
     dispatcher.lost(&id("b"), Epoch(2));
     assert_eq!(dispatcher.dispatch(Want::any(MODEL), NOW), no_group());
-    let begun = Want { begun: Some((&card, 2)), ..Want::any(MODEL) };
+    let begun = Want { begun: Some((&numerics, 2)), ..Want::any(MODEL) };
     assert_eq!(dispatcher.dispatch(begun, NOW).unwrap().group, a);
 
     let later = NOW + BREAKER_MS_MIN;

@@ -22,8 +22,15 @@ pub(crate) struct Ask {
     pub(crate) prompt: Prompt,
     pub(crate) options: Options,
     pub(crate) caller: Caller,
-    /// The beginning of the answer, which its client has.
-    pub(crate) resume: Vec<TokenId>,
+    pub(crate) resume: Resume,
+}
+
+/// The beginning of an answer, which its client has.
+#[derive(Default)]
+pub(crate) struct Resume {
+    pub(crate) tokens: Vec<TokenId>,
+    /// The numerics under which it was begun; any will do if nobody knows.
+    pub(crate) numerics: Option<String>,
 }
 
 /// Several answers to generate at once.
@@ -290,6 +297,17 @@ impl Options {
     /// Decides on the seed: the client's, or what the request's name makes of itself, or any.
     pub(crate) fn draw_seed(&mut self, caller: &Caller) {
         self.sampling.seed = self.seed.or_else(|| caller.seed()).unwrap_or_else(random_seed);
+    }
+
+    /// Checks that an answer which is resumed can go on with the tokens that it would have had.
+    pub(crate) fn check_resume(&self, resume: &Resume, caller: &Caller) -> Result<(), Failure> {
+        let seeded = self.seed.is_some() || caller.seed().is_some();
+        if resume.tokens.is_empty() || seeded || self.sampling.temperature == 0.0 {
+            return Ok(());
+        }
+        let says = "resume needs the seed of the stream that broke off: say sampling.seed in both requests, or name both by \
+                    the same idempotency-key";
+        Err(Failure::invalid("resume", says))
     }
 
     /// Checks what can be checked without the prompt.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use galerne_types::ModelCard;
 
 use crate::answer::{Answer, Common, Delta};
-use crate::ask::Several;
+use crate::ask::{Resume, Several};
 use crate::failure::Failure;
 use crate::limits::RequestLimits;
 use crate::metrics::Meter;
@@ -49,7 +49,7 @@ impl Choices {
         let prepared = Self::prepare(router, &model, asked).await;
         let (prompts, each) = prepared.inspect_err(|failure| meter.fail(failure))?;
         if let ([common], 1) = (prompts.as_slice(), each) {
-            let answer = Answer::open(common, 0, meter, Vec::new()).await?;
+            let answer = Answer::open(common, 0, meter, Resume::default()).await?;
             return Ok(Self {
                 model,
                 slots: vec![Slot::Running(Box::new(answer))],
@@ -65,7 +65,9 @@ impl Choices {
         meters.push(meter);
         let slots = numbered.into_iter().zip(meters).map(|((common, number), meter)| {
             let common = common.clone();
-            Slot::Opening(Box::pin(async move { Answer::open(&common, number, meter, Vec::new()).await }))
+            Slot::Opening(Box::pin(
+                async move { Answer::open(&common, number, meter, Resume::default()).await },
+            ))
         });
         let slots: Vec<_> = slots.collect();
         let mut choices = Self { model, left: slots.len(), slots, each: each as usize, turn: 0, held: false };

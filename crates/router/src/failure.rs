@@ -9,6 +9,9 @@ use galerne_wire::WireError;
 
 use crate::limits::ECHO_CHARS_MAX;
 
+/// What a group lacks that is ready for other requests than those that resume an answer.
+const ALIKE: &str = " that computes as the one did which began this answer";
+
 /// Each variant says what was wrong and what to do; none quotes a prompt. The faces map them to their own statuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
@@ -54,10 +57,12 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Quota(Exceeded),
     /// The model is known, but no group of it takes requests.
-    #[error("no group of model {model:?} is ready: retry later")]
+    #[error("no group of model {model:?} is ready{}: retry later", if *.begun { ALIKE } else { "" })]
     NoGroup {
         /// The model.
         model: String,
+        /// It was to go on with an answer.
+        begun: bool,
     },
     /// The group stopped answering.
     #[error(
@@ -168,7 +173,7 @@ impl Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NoGroup { model } => Self::NoGroup { model },
+            Refusal::NoGroup { model } => Self::NoGroup { model, begun: false },
             Refusal::Overloaded { .. } => Self::Overloaded(refusal.to_string()),
             Refusal::TooLong { .. } | Refusal::NeverFits { .. } | Refusal::Invalid(_) => {
                 Self::Invalid { field: None, message: refusal.to_string() }

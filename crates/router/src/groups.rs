@@ -169,7 +169,7 @@ impl Groups {
         let Some((model, link)) = link else {
             state.dispatcher.finished(choice.ticket);
             state.dispatcher.lost(&choice.group, choice.epoch);
-            return Err(Failure::NoGroup { model: want.model.to_owned() });
+            return Err(Failure::NoGroup { model: want.model.to_owned(), begun: false });
         };
         Ok(Place {
             group: choice.group,

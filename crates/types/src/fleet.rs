@@ -58,13 +58,17 @@ pub struct ModelCard {
 }
 
 impl ModelCard {
-    /// Whether an answer that was begun under one of two cards goes on under the other with the very same tokens: N is
-    /// no part of the numerics, nor is how long an answer may become.
-    pub fn same_numerics(&self, other: &Self) -> bool {
+    /// All that an answer's tokens depend on, in a word: an answer that was begun under a card goes on with the very same
+    /// tokens under one of equal numerics. N is no part of that, nor is how long an answer may become.
+    pub fn numerics(&self) -> String {
         let Self { name: _, digest, context_tokens_max: _, vocab, shards, quantize, compute, kv } = self;
-        (digest, vocab, shards.virtual_shards())
-            == (&other.digest, &other.vocab, other.shards.virtual_shards())
-            && (quantize, compute, kv) == (&other.quantize, &other.compute, &other.kv)
+        let quantize = quantize.map_or("as-stored".to_owned(), |quantize| quantize.to_string());
+        format!("{digest}.{vocab}.s{}.{quantize}.{compute}.kv-{kv}", shards.virtual_shards())
+    }
+
+    /// Whether two cards are of equal [`numerics`](Self::numerics).
+    pub fn same_numerics(&self, other: &Self) -> bool {
+        self.numerics() == other.numerics()
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::opening::{Opened, Opening, lost_on};
 use self::run::{Run, Trouble};
-use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, Resume};
 use crate::failure::Failure;
 use crate::limits::HELD_EVENTS_MAX;
 use crate::link::{News, Told};
@@ -138,7 +138,7 @@ impl Common {
                 router.groups.card_within(&model.name, router.requests.hold_s_max).await
             }
         };
-        let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone() })?;
+        let card = card.ok_or_else(|| Failure::NoGroup { model: model.name.clone(), begun: false })?;
         let prompt = router.tokenize(model, prompt).await?;
         let request = options.request(model, prompt, card.context_tokens_max, caller, &router.requests)?;
         caller.reserve(options.estimate(&request, each))?;
@@ -165,6 +165,7 @@ impl Answer {
         options.draw_seed(&caller);
         let options = Arc::new(options);
         let common = async {
+            options.check_resume(&resume, &caller)?;
             options.check(&router.requests)?;
             Common::new(router, &model, prompt, &options, 1, &caller).await
         };
@@ -179,7 +180,7 @@ impl Answer {
         common: &Common,
         number: u32,
         mut meter: Meter,
-        resume: Vec<TokenId>,
+        resume: Resume,
     ) -> Result<Self, Failure> {
         let Common { router, model, options, caller, request, card, first } = common;
         let mut request = request.clone();
@@ -191,7 +192,7 @@ impl Answer {
             model: model.clone(),
             request,
             number: first + number,
-            tokens: resume,
+            tokens: resume.tokens,
         };
         if !router.again.request(&model.name, &progress.request) {
             let failure = Failure::KillsGroups;
@@ -222,7 +223,7 @@ impl Answer {
             meter,
             passage,
         };
-        let begun = answer.begin().await.map_err(|failure| options.blame(failure));
+        let begun = answer.begin(resume.numerics).await.map_err(|failure| options.blame(failure));
         begun.inspect_err(|failure| answer.meter.fail(failure))?;
         if number == 0 {
             caller.used(answer.prompt().len() as u64); // once, as in a client's usage
@@ -230,14 +231,14 @@ impl Answer {
         Ok(answer)
     }
 
-    /// Takes in what its client has of it, and finds a group that goes on.
-    async fn begin(&mut self) -> Result<(), Failure> {
+    /// Takes in what its client has of it, and finds a group that goes on, of these numerics if they are known.
+    async fn begin(&mut self, numerics: Option<String>) -> Result<(), Failure> {
         if let Some(reason) = self.take_up()? {
             self.stage = Stage::Complete(reason);
             return Ok(());
         }
-        let opening =
-            self.progress.opening(&self.caller, None, Suspicion::default()).start(self.meter.span());
+        let opening = self.progress.opening(&self.caller, numerics, false, Suspicion::default());
+        let opening = opening.start(self.meter.span());
         let superseded = self.superseded.as_mut();
         let mut run = tokio::select! {
             run = opening => run?,
@@ -447,7 +448,7 @@ impl Answer {
         }
         self.meter.migrates(if stale { "epoch" } else { "lost" }, &place);
         drop(place);
-        let opening = self.progress.opening(&self.caller, Some(self.card.clone()), suspicion);
+        let opening = self.progress.opening(&self.caller, Some(self.card.numerics()), true, suspicion);
         self.stage = Stage::Moving(opening.start(self.meter.span()));
         Ok(())
     }
@@ -519,16 +520,22 @@ impl Delta {
 }
 
 impl Progress {
-    /// The way to a group that goes on with the answer, from the prompt and the tokens so far; `begun`: the card under
-    /// which a leader has had it.
-    fn opening(&self, caller: &Caller, begun: Option<ModelCard>, suspicion: Suspicion) -> Opening {
+    /// The way to a group that goes on with the answer, from the prompt and the tokens so far; `begun`: the numerics under
+    /// which it had these. `accepted`: a leader has had it.
+    fn opening(
+        &self,
+        caller: &Caller,
+        begun: Option<String>,
+        accepted: bool,
+        suspicion: Suspicion,
+    ) -> Opening {
         Opening {
             router: self.router.clone(),
             model: self.model.clone(),
             request: self.request.clone(),
             number: self.number,
             tokens: self.tokens.clone(),
-            accepted: begun.is_some(),
+            accepted,
             begun: begun.filter(|_| !self.tokens.is_empty()),
             suspicion,
             claim: caller.claimed().cloned(),

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use galerne_dispatch::{Suspicion, Want, full_jitter};
-use galerne_types::{GroupId, ModelCard, Request, TokenId};
+use galerne_types::{GroupId, Request, TokenId};
 use galerne_wire::v1;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
@@ -32,8 +32,8 @@ pub(super) struct Opening {
     pub(super) number: u32,
     /// Everything drawn so far.
     pub(super) tokens: Vec<TokenId>,
-    /// The card under which it was begun; any will do if it was not.
-    pub(super) begun: Option<ModelCard>,
+    /// The numerics under which it was begun; any will do if it was not.
+    pub(super) begun: Option<String>,
     /// A leader has had it: now a group is waited for that goes on with it.
     pub(super) accepted: bool,
     /// What is held against it.
@@ -115,18 +115,30 @@ impl Opening {
         let (groups, request) = (&self.router.groups, &self.request);
         let most = request.prompt.len() as u32 + request.max_tokens;
         loop {
-            let begun = self.begun.as_ref().map(|card| (card, most));
+            let begun = self.begun.as_deref().map(|numerics| (numerics, most));
             let want = Want { model: &self.model.name, begun, not: tries.refused.as_ref() };
             match groups.place(want) {
-                Err(refusal) if self.accepted || groups.card(&self.model.name).is_none() => {
+                Err(refusal) if self.waits() => {
                     let _held = self.router.metrics.demand.hold();
                     let changed = timeout_at(tries.end(), groups.changed(&mut tries.seen)).await;
-                    let over = |_| if self.accepted { self.failure(tries.over()) } else { refusal };
+                    let over = |_| match refusal {
+                        _ if self.accepted => self.failure(tries.over()),
+                        Failure::NoGroup { model, .. } => {
+                            Failure::NoGroup { model, begun: self.begun.is_some() }
+                        }
+                        refusal => refusal,
+                    };
                     changed.map_err(over)?;
                 }
                 placed => return placed,
             }
         }
+    }
+
+    /// Whether a group is waited for where none takes it.
+    fn waits(&self) -> bool {
+        let serves = || self.router.groups.card(&self.model.name).is_some();
+        self.accepted || self.begun.is_some() || !serves()
     }
 
     /// What is sent to a leader.

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::access;
 use super::deadline::Deadline;
 use crate::answer::{Answer, Delta};
-use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, salt};
+use crate::ask::{Ask, Caller, MaxTokens, Options, Prompt, Resume, salt};
 use crate::failure::Failure;
 use crate::groups::Listed;
 use crate::serve::Router;
@@ -35,7 +35,9 @@ impl Galerne for Service {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let mut deadline = Deadline::of(&request);
         let (caller, request) = (access::caller(&request), request.into_inner());
-        caller.says(|| v1::GenerateRequest { resume: None, ..request.clone() }.encode_to_vec());
+        caller.says(|| {
+            v1::GenerateRequest { resume: None, numerics: String::new(), ..request.clone() }.encode_to_vec()
+        });
         let ask = Ask { caller, ..ask(request)? };
         let answer = deadline.limit(Answer::start(&self.0, ask)).await??;
         let deltas = stream::unfold(Some((answer, deadline)), |running| async move {
@@ -123,6 +125,7 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         cache_salt,
         priority,
         resume,
+        numerics,
     } = request;
     let prompt = match prompt {
         Some(WirePrompt::Text(text)) => Prompt::Text(text),
@@ -152,7 +155,8 @@ fn ask(request: v1::GenerateRequest) -> Result<Ask, Failure> {
         seed,
         ..Options::new(sampling, max_tokens)
     };
-    let resume = resume.unwrap_or_default().ids;
+    let numerics = Some(numerics).filter(|numerics| !numerics.is_empty());
+    let resume = Resume { tokens: resume.unwrap_or_default().ids, numerics };
     Ok(Ask { model, prompt, options, caller: Caller::default(), resume })
 }
 
@@ -206,6 +210,7 @@ fn response(delta: Delta, answer: &Answer, first: bool) -> v1::GenerateResponse 
         finish_reason: finish.map_or(v1::FinishReason::Unspecified, v1::FinishReason::from).into(),
         usage,
         prompt: scores.iter().cloned().map(v1::Token::from).collect(),
+        numerics: if first { answer.card().numerics() } else { String::new() },
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use galerne_wire::v1::{FinishReason, GenerateRequest, GenerateResponse, TokenIds, generate_request::Prompt};
+use galerne_types::{Compute, Fleet};
+use galerne_wire::v1::{
+    self, FinishReason, GenerateRequest, GenerateResponse, TokenIds, generate_request::Prompt,
+};
 use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Status};
 
 use crate::leader::{Act, Leader, gate, token, tokens};
-use crate::stage::{Connection, Stage, ids, patiently};
+use crate::stage::{Connection, Stage, group, ids, patiently};
 
 const TEXT: &str = "/v1/completions";
 const VERSE: &str = "But soft, what light through yonder window breaks?\n";
@@ -119,7 +122,8 @@ async fn a_call_that_is_made_again_ends_the_one_before() {
 fn resuming(told: &[u32]) -> GenerateRequest {
     let prompt = Prompt::Tokens(TokenIds { ids: vec![5, 6] });
     let resume = (!told.is_empty()).then(|| TokenIds { ids: told.to_vec() });
-    GenerateRequest { prompt: Some(prompt), resume, ..Default::default() }
+    let sampling = Some(v1::Sampling { temperature: Some(0.0), ..Default::default() });
+    GenerateRequest { prompt: Some(prompt), resume, sampling, ..Default::default() }
 }
 
 async fn generate(stage: &Stage, request: GenerateRequest) -> Vec<GenerateResponse> {
@@ -141,7 +145,9 @@ async fn a_stream_that_broke_off_is_taken_up_at_any_token() {
     patiently(leader.requests.recv()).await.unwrap();
     let told = whole.iter().flat_map(|delta| &delta.tokens).count();
     for had in 1..told {
-        assert_eq!(generate(&stage, asked(&verse[..had])).await, whole[had..], "behind {had}");
+        let mut rest = generate(&stage, asked(&verse[..had])).await;
+        assert_eq!(std::mem::take(&mut rest[0].numerics), whole[0].numerics);
+        assert_eq!(rest, whole[had..], "behind {had}");
         let request = patiently(leader.requests.recv()).await.unwrap();
         assert_eq!((request.first_index as usize, request.prompt.len()), (had, 2 + had));
     }
@@ -161,4 +167,37 @@ async fn a_stream_that_broke_off_is_taken_up_at_any_token() {
         let refused = stage.client().await.generate(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_is_resumed_only_where_its_tokens_are_the_same() {
+    let anon = ids("Anon");
+    let mut leader = Leader::start(tokens(&anon, FinishReason::Stop)).await;
+    let mut other = Leader::start(tokens(&anon, FinishReason::Stop)).await;
+    let stage = Stage::with(&[&leader]).await;
+    let whole = generate(&stage, resuming(&[])).await;
+    patiently(leader.requests.recv()).await.unwrap();
+    assert!(whole[1..].iter().all(|delta| delta.numerics.is_empty()), "said once");
+    let (id, mut int8) = group("g1", 7, &other.address);
+    int8.health.as_mut().unwrap().model.compute = Compute::Int8;
+    let fleet = |groups: Vec<_>| Fleet { groups: groups.into_iter().collect() };
+    stage.fleet.send_replace(fleet(vec![(id.clone(), int8.clone())]));
+    let resume = GenerateRequest { numerics: whole[0].numerics.clone(), ..resuming(&anon[..1]) };
+    let nowhere = stage.client().await.generate(resume.clone()).await.unwrap_err();
+    assert_eq!(nowhere.code(), Code::Unavailable);
+    assert!(nowhere.message().contains("computes as the one did which began this answer"), "{nowhere}");
+    stage.fleet.send_replace(fleet(vec![(id, int8), group("g0", 7, &leader.address)]));
+    for _ in 0..2 {
+        generate(&stage, resume.clone()).await;
+        assert_eq!(patiently(leader.requests.recv()).await.unwrap().first_index, 1);
+    }
+    assert!(other.requests.try_recv().is_err());
+    generate(&stage, GenerateRequest { numerics: String::new(), ..resume.clone() }).await;
+
+    let sampled = GenerateRequest { sampling: None, ..resume };
+    let refused = stage.client().await.generate(sampled.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("resume needs the seed"), "{refused}");
+    let seeded = Some(v1::Sampling { seed: Some(3), ..Default::default() });
+    generate(&stage, GenerateRequest { sampling: seeded, ..sampled }).await;
 }

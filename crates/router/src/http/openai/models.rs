@@ -27,7 +27,7 @@ pub(in crate::http) async fn model(
 ) -> Result<Json<Value>, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::invalid(Some("model"), "a model's name is UTF-8 text"))?;
     let model = router.model(&name)?;
-    let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name })?;
+    let card = router.groups.card(&model.name).ok_or(Failure::NoGroup { model: name, begun: false })?;
     Ok(Json(model_object(&model, &card)))
 }
 
