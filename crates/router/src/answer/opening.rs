@@ -90,6 +90,9 @@ impl Opening {
             tries.pause().await;
         }
         loop {
+            if self.suspicion.deaths() > 0 {
+                drop(self.place(&mut tries).await?); // no turn is held while there is no group
+            }
             let suspect = timeout_at(due, self.router.again.turn(self.suspicion)).await;
             let suspect = suspect.map_err(|_| self.failure(Trouble::Due))?;
             if suspect.turn.is_some() {
