@@ -10,6 +10,7 @@ use crate::defaults;
 use crate::kinds::{self, Kind};
 use crate::status::Failure;
 use crate::store::{Place, State};
+use crate::validate;
 
 /// Who writes, and what part of an object.
 #[derive(Clone, Debug, Default)]
@@ -273,6 +274,30 @@ impl State {
         Ok(())
     }
 
+    /// Whether the quotas of a namespace let one more object of `kind` in.
+    fn in_quota(&self, kind: &Kind, name: &str, object: &Value) -> Result<(), Failure> {
+        let namespace = object["metadata"]["namespace"].as_str().filter(|_| kind.built_in && kind.namespaced);
+        let resource = format!("{}/{}", kind.group, kind.plural);
+        for (_, quota) in
+            namespace.into_iter().flat_map(|namespace| self.of("/resourcequotas", Some(namespace)))
+        {
+            let counted = [kind.plural.clone(), format!("count/{}", kind.resource())];
+            let limit = counted.iter().find_map(|of| Some((of, quota["spec"]["hard"].get(of)?)));
+            let Some((of, most)) =
+                limit.and_then(|(of, most)| Some((of, most.as_str()?.parse::<usize>().ok()?)))
+            else {
+                continue;
+            };
+            let used = self.of(&resource, namespace).count();
+            if used >= most {
+                let quota = quota["metadata"]["name"].as_str().unwrap_or_default();
+                let why = format!("{quota}, requested: {of}=1, used: {of}={used}, limited: {of}={most}");
+                return Err(Failure::quota(&kind.resource(), name, &why));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks and commits an update; one that changes nothing is no change.
     fn finish(&mut self, kind: &Kind, before: &Arc<Value>, mut after: Value) -> Result<Arc<Value>, Failure> {
         let name = before["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -319,12 +344,18 @@ impl State {
             }
             after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
         }
+        if kind.built_in {
+            validate::check(&kind.kind, name, after)?;
+        }
         if let Some(schema) = &kind.schema {
             schema.check(after, before).map_err(|why| Failure::invalid(&kind.kind, name, &why))?;
         }
         if let (Some(twice), "Service") = (twice(&after["spec"]["ports"]), &*kind.kind) {
             let why = format!("spec.ports: Duplicate value: {twice:?}");
             return Err(Failure::invalid(&kind.kind, name, &why));
+        }
+        if before.is_none() {
+            self.in_quota(kind, name, after)?;
         }
         if kind.kind == "StatefulSet"
             && let Some(before) = before

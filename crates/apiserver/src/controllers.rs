@@ -71,14 +71,9 @@ fn keep(state: &mut State, owner: &Value, named: bool) {
             (alive.count() as u64..wanted).map(|_| json!({ "generateName": format!("{name}-") })).collect()
         }
     };
-    for mut metadata in missing {
-        metadata["labels"] = spec["template"]["metadata"]["labels"].clone();
-        metadata["ownerReferences"] = json!([{
-            "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": name, "uid": meta["uid"], "controller": true,
-        }]);
-        let pod = json!({ "metadata": metadata, "spec": spec["template"]["spec"] });
-        // It is there already: the next round sees it.
-        let _ = state.create(&pods, &namespace, pod, &write);
+    let refused = make(state, owner, missing);
+    if let Some(why) = refused.as_ref().filter(|_| named) {
+        complain(state, owner, why);
     }
     let number = |pod: &Value| {
         text(&pod["metadata"]["name"]).rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok())
@@ -100,10 +95,55 @@ fn keep(state: &mut State, owner: &Value, named: bool) {
     let ready = all.iter().filter(|pod| is_ready(pod)).count();
     let plural = if named { "statefulsets" } else { "deployments" };
     let owners = kind(state, "apps", plural);
+    let failed = refused.map(
+        |why| json!({ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": why }),
+    );
     let status = json!({ "status": {
         "observedGeneration": meta["generation"], "replicas": all.len(), "readyReplicas": ready, "availableReplicas": ready,
+        "updatedReplicas": all.iter().filter(|pod| is_new(pod)).count(),
+        "conditions": failed.into_iter().filter(|_| !named).collect::<Vec<_>>(),
     } });
     let _ = state.merge(&owners, &namespace, &name, &status, &Write { subresource: Some("status"), ..write });
+}
+
+/// Makes pods of `owner`; tells why one of them cannot be.
+fn make(state: &mut State, owner: &Value, missing: Vec<Value>) -> Option<String> {
+    let (meta, template) = (&owner["metadata"], &owner["spec"]["template"]);
+    let pods = state.kind("", "v1", "pods").expect("a built-in kind");
+    let write = Write { manager: "kube-controller-manager".into(), ..Write::default() };
+    let mut refused = None;
+    for mut metadata in missing {
+        metadata["labels"] = template["metadata"]["labels"].clone();
+        metadata["ownerReferences"] = json!([{
+            "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"], "controller": true,
+        }]);
+        let pod = json!({ "metadata": metadata, "spec": template["spec"] });
+        // It may be there already: the next round sees it.
+        if let Err(failure) = state.create(&pods, &text(&meta["namespace"]), pod, &write)
+            && failure.reason != "AlreadyExists"
+        {
+            refused = Some(failure.message);
+        }
+    }
+    refused
+}
+
+/// Tells in an event why a pod of a StatefulSet cannot be made; once, as the recorder counts what it has told before.
+fn complain(state: &mut State, owner: &Value, why: &str) {
+    let (namespace, name) = (text(&owner["metadata"]["namespace"]), text(&owner["metadata"]["name"]));
+    let message = format!("create Pod in StatefulSet {name} failed error: {why}");
+    let told = |event: &Arc<Value>| event["message"] == *message;
+    if state.of("/events", Some(&namespace)).any(|(_, event)| told(event)) {
+        return;
+    }
+    let about = json!({ "kind": owner["kind"], "namespace": namespace, "name": name, "uid": owner["metadata"]["uid"] });
+    let event = json!({
+        "metadata": { "generateName": format!("{name}.") }, "involvedObject": about, "type": "Warning",
+        "reason": "FailedCreate", "message": message, "count": 1,
+    });
+    let events = state.kind("", "v1", "events").expect("a built-in kind");
+    let write = Write { manager: "kube-controller-manager".into(), ..Write::default() };
+    let _ = state.create(&events, &namespace, event, &write);
 }
 
 fn is_ready(pod: &Value) -> bool {

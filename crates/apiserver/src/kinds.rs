@@ -14,6 +14,8 @@ pub(crate) struct Kind {
     pub(crate) version: String,
     pub(crate) plural: String,
     pub(crate) kind: String,
+    /// It is not a custom resource's.
+    pub(crate) built_in: bool,
     pub(crate) namespaced: bool,
     /// It has a status that only its subresource writes.
     pub(crate) status: bool,
@@ -34,15 +36,21 @@ impl Kind {
     pub(crate) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
+
+    /// Its plural and group, as errors and quotas name it.
+    pub(crate) fn resource(&self) -> String {
+        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+    }
 }
 
 /// Group, version, plural, kind, whether it is namespaced, whether it has a status, whether it scales.
-const BUILT_IN: [(&str, &str, &str, &str, bool, bool, bool); 11] = [
+const BUILT_IN: [(&str, &str, &str, &str, bool, bool, bool); 12] = [
     ("", "v1", "pods", "Pod", true, true, false),
     ("", "v1", "services", "Service", true, true, false),
     ("", "v1", "events", "Event", true, false, false),
     ("", "v1", "nodes", "Node", false, true, false),
     ("", "v1", "configmaps", "ConfigMap", true, false, false),
+    ("", "v1", "resourcequotas", "ResourceQuota", true, true, false),
     ("apps", "v1", "statefulsets", "StatefulSet", true, true, true),
     ("apps", "v1", "deployments", "Deployment", true, true, true),
     ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", true, true, false),
@@ -74,6 +82,7 @@ pub(crate) fn built_in() -> Vec<Arc<Kind>> {
         version: version.into(),
         plural: plural.into(),
         kind: kind.into(),
+        built_in: true,
         namespaced,
         status,
         scale: scales.then(|| Scale {
@@ -104,6 +113,7 @@ pub(crate) fn defined(definition: &Value) -> Vec<Arc<Kind>> {
             version: text(&version["name"]),
             plural: text(&spec["names"]["plural"]),
             kind: text(&spec["names"]["kind"]),
+            built_in: false,
             namespaced: spec["scope"] == "Namespaced",
             status: subresources.get("status").is_some(),
             scale,

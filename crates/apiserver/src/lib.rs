@@ -1,7 +1,7 @@
 //! As much of a Kubernetes API server as the operator's tests need, in memory: HTTP, resource versions and conflicts, server-side
 //! apply with owned fields, watches with bookmarks and an end of history, status and scale subresources, finalizers, owner
-//! references, evictions against budgets, defaults of the kinds that the operator makes, custom resources by their definitions, and
-//! what there is of a version of an API group.
+//! references, evictions against budgets, quotas of objects, defaults and checks of the kinds that the operator makes, custom
+//! resources by their definitions, and what there is of a version of an API group.
 //!
 //! It is a test's other half and must not be what makes the test pass: `tests/facts` holds its answers against what the API's
 //! documentation says, and those facts and the operator's suite are asked of a real API server as well (KUBECONFIG). What it does not
@@ -20,6 +20,7 @@ mod schema;
 mod selector;
 mod status;
 mod store;
+mod validate;
 mod watch;
 
 use std::net::SocketAddr;

@@ -153,7 +153,16 @@ impl Request {
         let object = state.get(&self.kind, self.namespace(), name)?;
         match self.target.subresource.as_deref() {
             None | Some("status") => ok(show(&object)),
-            Some("scale") => ok(self.scale(&object)?),
+            Some("scale") => {
+                let path = self.kind.scale.iter().find(|scale| kinds::at(&object, &scale.spec).is_none());
+                if let Some(scale) = path {
+                    let path = format!(".{}", scale.spec.join("."));
+                    return Err(Failure::internal(&format!(
+                        "the spec replicas field {path:?} does not exist"
+                    )));
+                }
+                ok(self.scale(&object)?)
+            }
             Some(other) => Err(Failure::not_found("subresource", other)),
         }
     }

@@ -54,6 +54,15 @@ impl Failure {
         Self::new(422, "Invalid", format!("{what} {name:?} is invalid: {why}"))
     }
 
+    pub(crate) fn internal(what: &str) -> Self {
+        Self::new(500, "InternalError", format!("Internal error occurred: {what}"))
+    }
+
+    /// A quota lets no more of this in.
+    pub(crate) fn quota(what: &str, name: &str, why: &str) -> Self {
+        Self::new(403, "Forbidden", format!("{what} {name:?} is forbidden: exceeded quota: {why}"))
+    }
+
     pub(crate) fn bad(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequest", message)
     }

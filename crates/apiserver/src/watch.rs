@@ -144,10 +144,16 @@ impl Watch {
         let (kind, object) = match (takes(before), takes(after)) {
             (false, true) => ("ADDED", after),
             (true, true) => ("MODIFIED", after),
-            (true, false) => ("DELETED", if after.is_some() { after } else { before }),
+            (true, false) => ("DELETED", before),
             (false, false) => return None,
         };
-        Some((kind, object.clone()?))
+        let mut object = object.clone()?;
+        if let ("DELETED", Some(after)) = (kind, after) {
+            // As it was when it fitted last, at the version at which it does not any more.
+            Arc::make_mut(&mut object)["metadata"]["resourceVersion"] =
+                after["metadata"]["resourceVersion"].clone();
+        }
+        Some((kind, object))
     }
 
     fn line(&self, kind: &str, object: &Value) -> String {

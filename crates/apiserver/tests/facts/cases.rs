@@ -160,7 +160,10 @@ pub(crate) async fn a_watch_tells_what_changed_since_a_version(server: &Server) 
     let kinds = |events: Vec<(String, Value)>| events.into_iter().map(|(kind, _)| kind).collect::<Vec<_>>();
     assert_eq!(kinds(events(server, &ours, 3).await), ["MODIFIED", "MODIFIED", "DELETED"]);
     // With a selector, what begins to fit is added and what ceases to is deleted.
-    assert_eq!(kinds(events(server, &format!("{watch}&labelSelector=x%3D1"), 2).await), ["ADDED", "DELETED"]);
+    let fitting = events(server, &format!("{watch}&labelSelector=x%3D1"), 2).await;
+    assert_eq!(fitting[1].1["metadata"]["labels"]["x"], "1", "as it was when it fitted last");
+    assert_ne!(fitting[1].1["metadata"]["resourceVersion"], fitting[0].1["metadata"]["resourceVersion"]);
+    assert_eq!(kinds(fitting), ["ADDED", "DELETED"]);
     // Bookmarks tell of versions without news.
     let (kind, bookmark) =
         events(server, &format!("{watch}&labelSelector=y&allowWatchBookmarks=true"), 1).await.remove(0);
@@ -325,4 +328,72 @@ pub(crate) async fn custom_resources_keep_to_their_schemas(server: &Server) {
     let (code, status) = ask(server, Method::PATCH, &format!("{toys}/t/scale"), MERGE, scale).await;
     assert_eq!((code, status["message"].as_str().unwrap().contains("a only grows")), (422, true));
     ask(server, Method::DELETE, &format!("{definitions}/toys.{group}"), "", Value::Null).await;
+}
+
+pub(crate) async fn a_scale_without_a_number_is_none(server: &Server) {
+    let number = json!({ "type": "object", "properties": { "n": { "type": "integer" } } });
+    let schema = json!({ "type": "object", "properties": { "spec": number, "status": number } });
+    let scale = json!({ "specReplicasPath": ".spec.n", "statusReplicasPath": ".status.n" });
+    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
+        "subresources": { "status": {}, "scale": scale } });
+    let group = format!("scaled.{}.dev", server.namespace);
+    let definition = json!({ "metadata": { "name": format!("toys.{group}") }, "spec": { "group": group, "scope": "Namespaced",
+        "names": { "plural": "toys", "kind": "Toy" }, "versions": [version] } });
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(post(server, definitions, definition).await.0, 201);
+    let toys = &format!("/apis/{group}/v1/namespaces/n/toys");
+    until(server, toys, 200).await;
+    let toy = json!({ "apiVersion": format!("{group}/v1"), "kind": "Toy", "metadata": { "name": "t" }, "spec": {} });
+    assert_eq!(post(server, toys, toy).await.0, 201);
+    let path = format!("{toys}/t/scale");
+    let (code, status) = get(server, &path).await;
+    assert_eq!((code, &status["reason"]), (500, &json!("InternalError")));
+    let says = status["message"].as_str().unwrap();
+    assert!(says.ends_with("the spec replicas field \".spec.n\" does not exist"), "{says}");
+    // It can be set by the subresource all the same, and is there from then on.
+    let (code, _) = ask(server, Method::PATCH, &path, MERGE, json!({ "spec": { "replicas": 2 } })).await;
+    assert_eq!((code, &get(server, &path).await.1["spec"]["replicas"]), (200, &json!(2)));
+    ask(server, Method::DELETE, &format!("{definitions}/toys.{group}"), "", Value::Null).await;
+}
+
+pub(crate) async fn names_labels_and_quantities_are_checked(server: &Server) {
+    let service = |name: &str| json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
+    let services = "/api/v1/namespaces/n/services";
+    for name in ["a.b".to_owned(), "x".repeat(64), "A".to_owned()] {
+        assert_eq!(post(server, services, service(&name)).await.0, 422, "{name}");
+    }
+    let labelled = |value: &str| json!({ "metadata": { "name": "a", "labels": { "l": value } } });
+    for value in ["x".repeat(64), "-x".to_owned()] {
+        let (code, status) = post(server, MAPS, labelled(&value)).await;
+        assert_eq!((code, &status["reason"]), (422, &json!("Invalid")), "{value}");
+    }
+    assert_eq!(post(server, MAPS, labelled("")).await.0, 201);
+    let pod = |cpu: &str| {
+        json!({ "metadata": { "name": "p" }, "spec": { "containers": [{
+        "name": "a", "image": "i", "resources": { "requests": { "cpu": cpu } } }] } })
+    };
+    let pods = "/api/v1/namespaces/n/pods";
+    let (code, status) = post(server, pods, pod("lots")).await;
+    let says = status["message"].as_str().unwrap_or_default();
+    assert_eq!((code, says.contains("quantities must match")), (400, true), "{says}");
+    assert_eq!(post(server, pods, pod("1500m")).await.0, 201);
+}
+
+pub(crate) async fn a_quota_lets_no_more_in(server: &Server) {
+    let quota = json!({ "metadata": { "name": "q" }, "spec": { "hard": { "count/services": "1" } } });
+    assert_eq!(post(server, "/api/v1/namespaces/n/resourcequotas", quota).await.0, 201);
+    if server.ours.is_none() {
+        // A controller counts first.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    }
+    let service = |name: &str| json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
+    let services = "/api/v1/namespaces/n/services";
+    assert_eq!(post(server, services, service("one")).await.0, 201);
+    let (code, status) = post(server, services, service("two")).await;
+    let says = status["message"].as_str().unwrap_or_default();
+    assert_eq!((code, &status["reason"]), (403, &json!("Forbidden")));
+    assert!(
+        says.contains("exceeded quota: q, requested: count/services=1, used: count/services=1"),
+        "{says}"
+    );
 }

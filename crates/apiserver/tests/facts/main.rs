@@ -76,6 +76,9 @@ facts! {
     a_group_tells_what_there_is_of_a_version,
     a_status_is_written_by_itself_and_generations_count_specs,
     custom_resources_keep_to_their_schemas,
+    a_scale_without_a_number_is_none,
+    names_labels_and_quantities_are_checked,
+    a_quota_lets_no_more_in,
 }
 
 async fn send(server: &Server, method: Method, path: &str, media: &str, body: Value) -> Response<Body> {
