@@ -8,6 +8,7 @@ use etcd_client::{Event, KeyValue};
 use galerne_types::Fleet;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::access::EtcdAccess;
 use crate::coord::Coord;
@@ -27,8 +28,9 @@ pub struct Clusters {
 }
 
 /// The clusters that were asked for, or that etcd holds.
-#[derive(Default)]
 struct Known {
+    /// When etcd was heard of last: it is asked twice a second, and must answer.
+    heard: Instant,
     /// Whether everything has been listed.
     listed: bool,
     clusters: BTreeMap<String, Views>,
@@ -60,16 +62,26 @@ impl Clusters {
         timeout: Duration,
     ) -> Result<Self, CoordError> {
         let etcd = Etcd::connect(endpoints, access, ROOT, timeout).await?;
-        let known = Arc::<Mutex<Known>>::default();
+        let known = Known { heard: Instant::now(), listed: false, clusters: BTreeMap::new() };
+        let known = Arc::new(Mutex::new(known));
         let (followed, told) = (etcd.clone(), known.clone());
         let follower = tokio::spawn(async move {
-            let tell = |news: News<'_>| match news {
-                News::Listing(listing) => lock(&told).list(listing),
-                News::Events(events) => lock(&told).take(events),
+            let tell = |news: News<'_>| {
+                let mut known = lock(&told);
+                known.heard = Instant::now();
+                match news {
+                    News::Listing(listing) => known.list(listing),
+                    News::Events(events) => known.take(events),
+                }
             };
             follow_for_ever(&followed, ROOT, CLUSTERS_RECONCILE_INTERVAL, tell).await;
         });
         Ok(Self { etcd, known, _follower: Arc::new(Follower(follower.abort_handle())) })
+    }
+
+    /// How long nothing has been heard of etcd: while it answers that is less than a second or two, whatever happens.
+    pub fn silent_for(&self) -> Duration {
+        lock(&self.known).heard.elapsed()
     }
 
     /// One of them, whether etcd holds something of it or not. Its [fleet](Coord::watch_fleet) and its
