@@ -9,7 +9,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// A lease that is not renewed for so long is anybody's.
@@ -35,11 +35,12 @@ impl Candidate {
         Self { leases: Api::namespaced(client, namespace), name: name.into(), me: me.into(), seen: None }
     }
 
-    /// Returns once this one holds the lease.
-    pub(crate) async fn elected(&mut self) {
+    /// Returns once this one holds the lease: from when on, at the latest, nobody else will take it for [`DURATION`].
+    pub(crate) async fn elected(&mut self) -> Instant {
         loop {
+            let asked = Instant::now();
             match timeout(CALL_TIMEOUT, self.claim()).await {
-                Ok(Ok(true)) => return,
+                Ok(Ok(true)) => return asked,
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, lease = self.name, "the lease cannot be had"),
                 Err(_) => tracing::warn!(lease = self.name, "the API server does not answer"),
@@ -48,16 +49,19 @@ impl Candidate {
         }
     }
 
-    /// Renews the lease until `stop`, and then gives it up; returns early when it is lost.
-    pub(crate) async fn hold(&mut self, stop: &CancellationToken) {
-        let mut renewed = Instant::now();
-        while renewed.elapsed() < GIVE_UP_AFTER {
+    /// Renews the lease, which was had at `renewed`, until `stop`, and then gives it up; returns early when it is lost.
+    pub(crate) async fn hold(&mut self, mut renewed: Instant, stop: &CancellationToken) {
+        loop {
+            let lost_at = renewed + GIVE_UP_AFTER;
             tokio::select! {
-                () = sleep(PAUSE) => {}
+                () = sleep_until(lost_at) => return,
                 () = stop.cancelled() => return self.give_up().await,
+                () = sleep(PAUSE) => {}
             }
-            match timeout(CALL_TIMEOUT, self.claim()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+            // It counts from when it was asked for: whoever waits may have seen it long before the answer came.
+            let asked = Instant::now();
+            match timeout_at(lost_at.min(asked + CALL_TIMEOUT), self.claim()).await {
+                Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => return, // somebody else has it
                 Ok(Err(error)) => tracing::warn!(%error, lease = self.name, "the lease cannot be renewed"),
                 Err(_) => tracing::warn!(lease = self.name, "the API server does not answer"),

@@ -93,10 +93,10 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
         .admin
         .map(|listener| tokio::spawn(admin::serve(listener, metrics.clone(), client.clone(), stop.clone())));
     let mut candidate = Candidate::new(client.clone(), &options.lease_namespace, LEASE, &options.identity);
-    tokio::select! {
-        () = candidate.elected() => {}
+    let elected = tokio::select! {
+        elected = candidate.elected() => elected,
         () = stop.cancelled() => return Ok(()),
-    }
+    };
     tracing::info!(identity = options.identity, "this operator acts");
     metrics.leads(true);
     let reporter = Reporter { controller: names::MANAGER.into(), instance: Some(options.identity.clone()) };
@@ -115,7 +115,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
     let result = tokio::select! {
         _ = acting => Ok(()),
         () = credentials.keep_fresh() => Ok(()),
-        () = candidate.hold(&stop) => if stop.is_cancelled() { Ok(()) } else { Err(OperatorError::LeaseLost) },
+        () = candidate.hold(elected, &stop) => if stop.is_cancelled() { Ok(()) } else { Err(OperatorError::LeaseLost) },
     };
     metrics.leads(false);
     if let Some(admin) = admin {
