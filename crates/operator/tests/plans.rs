@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use galerne_operator::api::{ClusterStatus, GalerneClusterSpec, GroupPhase, GroupStatus, Rollout, Trial};
 use galerne_operator::names;
-use galerne_operator::plan::{About, Seen, plan, status, validate};
+use galerne_operator::plan::{About, Asked, Seen, plan, status, validate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -23,6 +23,12 @@ struct Case {
     phases: BTreeMap<u32, (GroupPhase, i64)>,
     #[serde(default)]
     trial: Trial,
+    /// The version that passed last.
+    #[serde(default)]
+    passed: Option<String>,
+    /// Groups that have served.
+    #[serde(default)]
+    served: Vec<u32>,
     /// As they are in Rust.
     steps: Vec<String>,
 }
@@ -31,7 +37,7 @@ struct Case {
 fn what_is_seen_and_asked_becomes_steps() {
     let cases: Vec<Case> = serde_saphyr::from_str(include_str!("plans/cases.yaml")).expect("cases");
     assert!(cases.len() > 20);
-    for Case { name, asked, mut seen, blind, phases, trial, steps } in cases {
+    for Case { name, asked, mut seen, blind, phases, trial, passed, served, steps } in cases {
         let mut spec = json!({
             "model": { "name": "m", "path": "m" },
             "groups": { "min": 0, "max": 4, "replicas": 2 },
@@ -44,13 +50,20 @@ fn what_is_seen_and_asked_becomes_steps() {
         }
         let spec: GalerneClusterSpec = serde_json::from_value(spec).expect("a spec");
         let asked = validate(&spec, "new".into(), None).expect("a spec that can be");
+        let asked = Asked { passed, ..asked };
         seen.fleet_known = !blind;
-        let groups = phases.into_iter().map(|(number, (phase, since))| GroupStatus {
+        let served = served.into_iter().map(|number| GroupStatus {
+            name: names::group(number),
+            served: true,
+            ..GroupStatus::default()
+        });
+        let phases = phases.into_iter().map(|(number, (phase, since))| GroupStatus {
             name: names::group(number),
             phase,
             since,
             ..GroupStatus::default()
         });
+        let groups = phases.chain(served);
         let rollout = Rollout { revision: "new".into(), trial, ..Rollout::default() };
         let last =
             ClusterStatus { groups: groups.collect(), rollout: Some(rollout), ..ClusterStatus::default() };
@@ -87,6 +100,21 @@ fn what_cannot_be_is_told() {
     assert!(both.ends_with("begin with https://, and http://f:1 does not"), "{both}");
     let managed = cannot("etcd", json!({ "managed": {}, "tls": { "secret": "s" } }));
     assert!(managed.ends_with("a managed etcd has the certificate of spec.tls"), "{managed}");
+    for (field, value, sentence) in [
+        ("device", json!({ "kind": "Cuda" }), "spec.device.kind Cuda needs spec.device.resource"),
+        (
+            "numerics",
+            json!({ "quantize": "fp8" }),
+            "spec.numerics.quantize is fp8 with spec.device.kind Cuda",
+        ),
+        ("numerics", json!({ "kvDtype": "fp8" }), "spec.numerics.kvDtype is bf16 or fp8"),
+        ("storage", json!({ "ephemeral": "1Gi" }), "spec.model.path names what is in spec.storage already"),
+        ("storage", json!({ "hostPath": "models" }), "spec.storage.hostPath begins at the root"),
+        ("ranksPerHost", json!(3), "spec.ranksPerHost (3) must divide spec.tensorParallel (2)"),
+    ] {
+        let says = cannot(field, value);
+        assert!(says.starts_with(sentence), "{says}");
+    }
     let asked = validate(&spec(json!({})), "r".into(), Some(9)).unwrap();
     assert_eq!(asked.wanted, 1, "what the load wants is bounded by min and max");
 }
@@ -126,11 +154,24 @@ fn what_stands_in_the_way_is_told_in_a_sentence() {
         let seen: Seen = serde_json::from_value(seen).expect("what is seen");
         let last = ClusterStatus::default();
         let planned = plan(&asked, &seen, &last);
-        let about = About { generation: None, model: "m", selector: String::new(), autoscale: None };
+        let about = About {
+            generation: None,
+            model: "m",
+            selector: String::new(),
+            autoscale: None,
+            refusal: None,
+            passed: None,
+        };
         let told = status(&asked, &seen, &planned, about, &last);
         let degraded = told.conditions.iter().find(|condition| condition.type_ == "Degraded").expect("it");
         (degraded.reason.clone(), degraded.message.clone())
     };
+    let again = json!({ "revision": "new", "pods": [{ "name": "demo-g0-0", "phase": "Running", "message": "galerne: no" }] });
+    let (reason, says) = degraded(json!({ "fleetKnown": true, "groups": { "0": again } }));
+    assert_eq!((reason.as_str(), says.as_str()), ("GroupFails", "group g0: demo-g0-0: galerne: no"));
+    let (reason, says) = degraded(json!({ "etcdTrouble": "demo-etcd-0: no such image" }));
+    assert_eq!(reason, "NoEtcd");
+    assert!(says.ends_with("those that do go on: demo-etcd-0: no such image"), "{says}");
     let router = "demo-router-x: secret \"keys\" not found";
     let (reason, says) = degraded(json!({ "fleetKnown": true, "routerTrouble": router }));
     assert_eq!(

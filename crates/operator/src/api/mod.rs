@@ -12,7 +12,8 @@ mod status;
 
 pub use crd::crd_yaml;
 pub use status::{
-    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, PreloadPhase, PreloadStatus, Rollout, Trial,
+    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Passed, PreloadPhase, PreloadStatus, Rollout,
+    Trial,
 };
 
 use kube::{CustomResource, KubeSchema};
@@ -76,6 +77,10 @@ pub const API_GROUP: &str = "galerne.dev";
     printcolumn(name = "What", type_ = "string", json_path = ".status.summary"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[kube(validation = (
+    "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,44}[a-z0-9])?$')",
+    "metadata.name begins with a letter, has small letters, digits and hyphens alone, and 46 of them at most: Services, pods and their labels are called after it"
+))]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
     "!has(self.ranksPerHost) || self.tensorParallel % self.ranksPerHost == 0",
@@ -88,6 +93,22 @@ pub const API_GROUP: &str = "galerne.dev";
 #[x_kube(validation = (
     "!has(self.model.hub) || !has(self.storage.claim) || !has(self.storage.readOnly) || !self.storage.readOnly",
     "spec.model.hub is fetched into spec.storage, which must not be readOnly: name what is there already with spec.model.path"
+))]
+#[x_kube(validation = (
+    "!has(self.model.path) || !has(self.storage.ephemeral)",
+    "spec.model.path names what is in spec.storage already, and ephemeral storage begins empty: name a spec.model.hub, or a claim"
+))]
+#[x_kube(validation = (
+    "!has(self.numerics.quantize) || (self.numerics.quantize == 'fp8') == (self.device.kind == 'Cuda')",
+    "spec.numerics.quantize is fp8 with spec.device.kind Cuda, and q8_0 or q4_0 with Cpu"
+))]
+#[x_kube(validation = (
+    "!has(self.numerics.kvDtype) || self.numerics.kvDtype == 'bf16' || (self.numerics.kvDtype == 'fp8') == (self.device.kind == 'Cuda')",
+    "spec.numerics.kvDtype is bf16 or fp8 with spec.device.kind Cuda, and f32, bf16 or int8 with Cpu"
+))]
+#[x_kube(validation = (
+    "!has(self.numerics.compute) || self.numerics.compute == 'auto' || self.device.kind == 'Cpu'",
+    "spec.numerics.compute is a choice between ways of a CPU: leave it out with spec.device.kind Cuda"
 ))]
 #[x_kube(validation = (
     "has(self.tls) == has(oldSelf.tls) || has(self.update) && has(self.update.strategy) && self.update.strategy == 'Recreate'",
@@ -152,4 +173,11 @@ pub struct GalerneClusterSpec {
     #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub worker_args: Vec<String>,
+}
+
+impl GalerneClusterSpec {
+    /// Load, or its absence, may end the last group.
+    pub fn may_sleep(&self) -> bool {
+        self.sla.is_some() && self.groups.min == 0
+    }
 }

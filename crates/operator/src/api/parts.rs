@@ -8,6 +8,9 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// An amount, as Kubernetes writes it.
+const QUANTITY: &str = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[mkMGTPE]|[eE][+-]?[0-9]+)?$";
+
 /// Which model.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -52,8 +55,8 @@ pub struct NumericsSpec {
     #[schemars(regex(pattern = "^(auto|f32|int8|bf16)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<String>,
-    /// `f32`, `bf16` or `int8`.
-    #[schemars(regex(pattern = "^(f32|bf16|int8)$"))]
+    /// `f32`, `bf16` or `int8`; on GPUs `bf16` or `fp8`.
+    #[schemars(regex(pattern = "^(f32|bf16|int8|fp8)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<String>,
     /// `q8_0`, `q4_0`, or on GPUs `fp8`.
@@ -63,8 +66,12 @@ pub struct NumericsSpec {
 }
 
 /// What each rank runs on.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "self.kind != 'Cuda' || has(self.resource)",
+    "spec.device.kind Cuda needs spec.device.resource, such as nvidia.com/gpu: a pod that asks for no GPU gets none"
+))]
 pub struct DeviceSpec {
     /// CPUs, or NVIDIA's GPUs.
     #[serde(default)]
@@ -74,9 +81,11 @@ pub struct DeviceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource: Option<String>,
     /// CPU that a pod asks for, for each of its ranks.
+    #[schemars(extend("pattern" = QUANTITY))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Quantity>,
     /// Memory that a pod asks for and may use, in all.
+    #[schemars(extend("pattern" = QUANTITY))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Quantity>,
     /// Compute threads of each rank; by default the machine's cores divided by its ranks.
@@ -382,6 +391,10 @@ pub enum OnFailure {
     "(has(self.claim) ? 1 : 0) + (has(self.hostPath) ? 1 : 0) + (has(self.ephemeral) ? 1 : 0) == 1",
     "spec.storage is one of claim, hostPath and ephemeral"
 ))]
+#[x_kube(validation = (
+    "!has(self.hostPath) || self.hostPath.startsWith('/') && !self.hostPath.contains('..')",
+    "spec.storage.hostPath begins at the root of a node (/models), and goes nowhere but down"
+))]
 pub struct Storage {
     /// A PersistentVolumeClaim that all pods can mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -390,6 +403,7 @@ pub struct Storage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_path: Option<String>,
     /// The pod's own, of this size at most: fetched anew by each pod.
+    #[schemars(extend("pattern" = QUANTITY))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Quantity>,
     /// Mount it so that nothing can be written.

@@ -5,6 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::GalerneClusterSpec;
+
 /// The whole.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -50,6 +52,9 @@ pub struct ClusterStatus {
     /// The version that is to take the others' place, or has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// The version that passed its trial last: groups are made of it while the one that is asked for must not serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed: Option<Passed>,
 }
 
 /// How many groups spec.sla calls for. It decides unless spec.groups.replicas is set.
@@ -90,6 +95,9 @@ pub struct GroupStatus {
     /// Ranks that are ready, of N.
     #[serde(default)]
     pub ranks_ready: u16,
+    /// It has taken requests since it was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub served: bool,
     /// Why its last incarnation ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_reformation: Option<String>,
@@ -137,6 +145,30 @@ pub struct Rollout {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub preloads: Vec<PreloadStatus>,
+}
+
+/// A version that passed its trial, and what it is made from.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Passed {
+    /// Which version.
+    pub revision: String,
+    /// The spec as it was, as JSON, with the image that it meant.
+    pub spec: String,
+}
+
+impl Passed {
+    /// `spec` is what was asked for, of galerne's `image` where it says none.
+    pub fn new(revision: String, spec: &GalerneClusterSpec, image: &str) -> Self {
+        let image = spec.image.clone().or_else(|| Some(image.to_owned()));
+        let spec = GalerneClusterSpec { image, ..spec.clone() };
+        Self { revision, spec: serde_json::to_string(&spec).expect("a spec is JSON") }
+    }
+
+    /// The spec as it was; `None` if it is another operator's, whose specs are not read here.
+    pub fn spec(&self) -> Option<GalerneClusterSpec> {
+        serde_json::from_str(&self.spec).ok()
+    }
 }
 
 /// A version's weights and image, on their way to a node.

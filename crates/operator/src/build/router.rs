@@ -116,7 +116,7 @@ impl Site<'_> {
         };
         container.ports = Some(PORTS.map(port).into());
         // A cluster that may sleep is woken by the requests that its routers hold, so they must get them.
-        let ready = if self.may_sleep() { "/healthz" } else { "/readyz" };
+        let ready = if self.cluster.spec.may_sleep() { "/healthz" } else { "/readyz" };
         container.readiness_probe = Some(self.probe(ready, 2));
         container.liveness_probe = Some(self.probe("/healthz", 10));
         PodTemplateSpec {
@@ -134,17 +134,12 @@ impl Site<'_> {
         }
     }
 
-    /// Load, or its absence, may end the last group.
-    fn may_sleep(&self) -> bool {
-        let spec = &self.cluster.spec;
-        spec.sla.is_some() && spec.groups.min == 0
-    }
-
     /// Where no group may be, a request waits for as long as one may take to start, unless somebody has said how long.
     fn hold_flag(&self) -> Option<String> {
         const FLAG: &str = "--hold-s-max";
         let told = self.cluster.spec.router.args.iter().any(|arg| arg.starts_with(FLAG));
-        (self.may_sleep() && !told).then(|| format!("{FLAG}={}", self.cluster.spec.start_seconds))
+        (self.cluster.spec.may_sleep() && !told)
+            .then(|| format!("{FLAG}={}", self.cluster.spec.start_seconds))
     }
 
     fn probe(&self, path: &str, period_s: i32) -> Probe {

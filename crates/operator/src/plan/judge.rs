@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Asked, GroupSeen, PodPhase, Seen};
-use crate::api::{ClusterStatus, GroupPhase};
+use crate::api::{ClusterStatus, GroupPhase, GroupStatus};
 
 /// One group, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct Judged {
     pub phase: GroupPhase,
     /// Since when, in Unix seconds.
     pub since: i64,
+    /// It has taken requests since it was made.
+    pub served: bool,
     /// Why it is not Ready, as far as that is known.
     pub message: String,
 }
@@ -30,9 +32,15 @@ pub fn judge(asked: &Asked, seen: &Seen, last: &ClusterStatus) -> BTreeMap<u32, 
             _ => phase(asked, group, was),
         };
         let since = before.filter(|before| before.phase == phase).map_or(seen.now, |before| before.since);
-        (*number, Judged { phase, since, message })
+        let served = group.available() || before.is_some_and(has_served);
+        (*number, Judged { phase, since, served, message })
     });
     judged.collect()
+}
+
+/// Whether it has, also by what was written before that was noted.
+fn has_served(before: &GroupStatus) -> bool {
+    before.served || matches!(before.phase, GroupPhase::Ready | GroupPhase::Degraded | GroupPhase::Reforming)
 }
 
 fn phase(asked: &Asked, group: &GroupSeen, was: Option<GroupPhase>) -> (GroupPhase, String) {
@@ -58,7 +66,10 @@ fn phase(asked: &Asked, group: &GroupSeen, was: Option<GroupPhase>) -> (GroupPha
     if !group.runs(asked.hosts) {
         let waiting = group.pods.iter().find(|pod| !pod.message.is_empty());
         let message = waiting.map(|pod| format!("{}: {}", pod.name, pod.message));
-        return (GroupPhase::Pending, message.unwrap_or_else(|| group.refused.clone()));
+        return (
+            GroupPhase::Pending,
+            message.unwrap_or_else(|| group.lacks_pods(asked.hosts).unwrap_or_default().to_owned()),
+        );
     }
     let served = matches!(was, Some(GroupPhase::Ready | GroupPhase::Degraded | GroupPhase::Reforming));
     let phase = if served { GroupPhase::Reforming } else { GroupPhase::Starting };

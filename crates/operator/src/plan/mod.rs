@@ -12,7 +12,7 @@ mod validate;
 
 pub use judge::{Judged, judge};
 pub use seen::{GroupSeen, PodPhase, PodSeen, PreloadSeen, Retired, Seen, TrialSeen};
-pub use status::{About, refused, status};
+pub use status::{About, Refusal, refused, status};
 pub use step::{Plan, Step, plan};
 pub use validate::{Asked, Invalid, validate};
 

@@ -18,8 +18,12 @@ pub struct Seen {
     pub groups: BTreeMap<u32, GroupSeen>,
     /// Routers that are ready.
     pub routers_ready: u32,
+    /// Routers are not yet those that the Deployment says.
+    pub routers_behind: bool,
     /// A router that fails, and why; or what one waits for where none is ready.
     pub router_trouble: Option<String>,
+    /// Why a managed etcd is not there, as far as its pod tells.
+    pub etcd_trouble: Option<String>,
     /// Whether some node has the resource that ranks need; unknown if nodes cannot be seen.
     pub resource_offered: Option<bool>,
     /// What is being brought to nodes.
@@ -42,7 +46,7 @@ pub struct GroupSeen {
     pub retired: Option<Retired>,
     /// Its pods.
     pub pods: Vec<PodSeen>,
-    /// Why pods of it cannot be made: a quota, say.
+    /// Why pods of it could not be made: a quota, say. It may be long ago.
     pub refused: String,
     /// Its leader's word is good.
     pub serving: bool,
@@ -90,6 +94,8 @@ pub struct PodSeen {
     pub node_leaving: bool,
     /// Its node is gone, or has not been heard of for long.
     pub node_lost: bool,
+    /// Ranks of it that are registered and not dead: whoever cannot reach its node, they can reach etcd.
+    pub ranks_living: u16,
 }
 
 /// A pod that brings a version to a node.
@@ -155,6 +161,17 @@ impl GroupSeen {
     /// It is where it cannot stay.
     pub fn displaced(&self) -> bool {
         self.pods.iter().any(|pod| pod.node_leaving)
+    }
+
+    /// Why some of its `hosts` pods are not there.
+    pub fn lacks_pods(&self, hosts: u16) -> Option<&str> {
+        let lacks = !self.refused.is_empty() && self.pods.len() < usize::from(hosts);
+        lacks.then_some(&*self.refused)
+    }
+
+    /// All its `hosts` pods have found places.
+    pub fn is_placed(&self, hosts: u16) -> bool {
+        self.pods.len() >= usize::from(hosts) && self.pods.iter().all(|pod| !pod.node.is_empty())
     }
 
     /// All its `hosts` pods run.

@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Asked, Plan, Seen};
+use super::{Asked, Plan, PodPhase, Seen};
 use crate::api::{
-    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, PreloadPhase, PreloadStatus, Rollout, Trial,
+    AutoscaleStatus, ClusterStatus, GroupPhase, GroupStatus, Passed, PreloadPhase, PreloadStatus, Rollout,
+    Trial,
 };
 use crate::names;
 
@@ -22,6 +23,21 @@ pub struct About<'a> {
     pub selector: String,
     /// What spec.sla calls for.
     pub autoscale: Option<AutoscaleStatus>,
+    /// What the API server has refused to do just now.
+    pub refusal: Option<Refusal>,
+    /// What has passed if the version that is asked for has.
+    pub passed: Option<Passed>,
+}
+
+/// Something that cannot be done, whenever it is tried, before somebody changes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In a word.
+    pub reason: &'static str,
+    /// What cannot be done.
+    pub what: String,
+    /// Why, as the API server says.
+    pub why: String,
 }
 
 /// The status after a plan.
@@ -41,6 +57,7 @@ pub fn status(
             revision: group.revision.clone().unwrap_or_default(),
             epoch: group.epoch,
             ranks_ready: group.ranks_ready,
+            served: judged.served,
             last_reformation: group.last_loss.clone(),
             message: cut(&judged.message),
         }
@@ -62,10 +79,14 @@ pub fn status(
         conditions: Vec::new(),
         autoscale: about.autoscale,
         rollout: Some(plan.rollout.clone()),
+        passed: about.passed.filter(|_| plan.rollout.trial == Trial::Passed).or_else(|| last.passed.clone()),
         groups,
     };
-    let judged =
-        [available(asked, &status), progressing(asked, seen, &status), degraded(asked, seen, &status)];
+    let judged = [
+        available(asked, &status),
+        progressing(asked, seen, &status),
+        refuses(about.refusal).unwrap_or_else(|| degraded(asked, seen, &status)),
+    ];
     status.summary =
         judged[2].says_if(true).or(judged[1].says_if(true)).or(judged[1].says_if(false)).unwrap_or_default();
     let verdicts = judged.into_iter().chain(holds_sla(&status));
@@ -186,6 +207,12 @@ fn progressing(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'s
     }
 }
 
+fn refuses(refusal: Option<Refusal>) -> Option<Verdict<'static>> {
+    let Refusal { reason, what, why } = refusal?;
+    let message = if why.is_empty() { what } else { format!("{what}: {why}") };
+    Some(Verdict { kind: "Degraded", holds: true, reason, message })
+}
+
 fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'static> {
     let verdict = |holds, reason, message| Verdict { kind: "Degraded", holds, reason, message };
     if let (Some(resource), Some(false)) = (&asked.resource, seen.resource_offered) {
@@ -194,8 +221,10 @@ fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'stat
         );
         return verdict(true, "NoSuchResource", says);
     }
-    if let Some((number, group)) = seen.groups.iter().find(|(_, group)| !group.refused.is_empty()) {
-        let says = format!("pods of group {} cannot be made: {}", names::group(*number), group.refused);
+    let lacking =
+        seen.groups.iter().find_map(|(number, group)| Some((*number, group.lacks_pods(asked.hosts)?)));
+    if let Some((number, why)) = lacking {
+        let says = format!("pods of group {} cannot be made: {why}", names::group(number));
         return verdict(true, "PodsRefused", says);
     }
     let first = |phase| status.groups.iter().find(|group| group.phase == phase && !group.message.is_empty());
@@ -204,6 +233,17 @@ fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'stat
         (GroupPhase::Reforming, "GroupLost"),
         (GroupPhase::Degraded, "RanksMissing"),
     ];
+    // One that runs again between two failures has not mended.
+    let failed = seen.groups.iter().filter(|(_, group)| group.stays() && !group.serving).find_map(
+        |(number, group)| {
+            let pod =
+                group.pods.iter().find(|pod| pod.phase == PodPhase::Running && !pod.message.is_empty())?;
+            Some(format!("group {}: {}: {}", names::group(*number), pod.name, pod.message))
+        },
+    );
+    if let Some(says) = failed.filter(|_| first(GroupPhase::Failing).is_none()) {
+        return verdict(true, "GroupFails", says);
+    }
     if let Some((group, reason)) = bad.into_iter().find_map(|(phase, reason)| Some((first(phase)?, reason))) {
         return verdict(true, reason, format!("group {}: {}", group.name, group.message));
     }
@@ -212,7 +252,8 @@ fn degraded(asked: &Asked, seen: &Seen, status: &ClusterStatus) -> Verdict<'stat
     }
     if !seen.fleet_known {
         let says = "etcd cannot be asked which groups serve; those that do go on";
-        let says = seen.lacks.as_ref().map_or_else(|| says.to_owned(), |lacks| format!("{says}: {lacks}"));
+        let lacks = seen.lacks.as_ref().or(seen.etcd_trouble.as_ref());
+        let says = lacks.map_or_else(|| says.to_owned(), |lacks| format!("{says}: {lacks}"));
         return verdict(true, "NoEtcd", says);
     }
     let Rollout { revision, preloads, .. } = status.rollout.clone().unwrap_or_default();

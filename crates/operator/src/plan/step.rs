@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::rollout::{others_serve, rollout};
-use super::{Asked, END_S_MAX, GroupSeen, Judged, REFORM_S_MAX, Seen, judge};
+use super::{Asked, END_S_MAX, GroupSeen, Judged, PodSeen, REFORM_S_MAX, Seen, judge};
 use crate::api::parts::{OnFailure, Strategy};
 use crate::api::{ClusterStatus, GroupPhase, Rollout, Trial};
 
@@ -17,6 +17,8 @@ pub enum Step {
     Hold(u32),
     /// Make its StatefulSet and what belongs to it, of the version that is asked for.
     Create(u32),
+    /// The same of the version that passed its trial last.
+    Remake(u32),
     /// Put fixed prompts to it, and to a group that has the same numerics, if there is one.
     Try(u32),
     /// Tell routers that it may have requests.
@@ -48,7 +50,7 @@ pub struct Plan {
     pub rollout: Rollout,
     /// What to do now, in this order; a step that fails ends the pass.
     pub steps: Vec<Step>,
-    /// Routers are left as they are: old groups serve that all go at once, and what comes may not understand them.
+    /// Routers stay those of the old groups, which whatever comes may not understand.
     pub routers_stay: bool,
     /// Look again after so many seconds, if nothing else happens.
     pub again_after_s: Option<i64>,
@@ -57,21 +59,16 @@ pub struct Plan {
 /// Plans the next steps. `last` is the status that was written last.
 pub fn plan(asked: &Asked, seen: &Seen, last: &ClusterStatus) -> Plan {
     let mut groups = judge(asked, seen, last);
-    let mut planner = Planner {
-        asked,
-        seen,
-        rollout: rollout(asked, seen, last),
-        steps: Vec::new(),
-        deadlines: Vec::new(),
-    };
+    let rollout = rollout(asked, seen, last);
+    let steps_back = steps_back(asked, rollout.trial);
+    let mut planner = Planner { asked, seen, rollout, steps_back, steps: Vec::new(), deadlines: Vec::new() };
     planner.mend(&mut groups);
     planner.end();
     planner.retire(&groups);
     planner.create();
     planner.try_out();
     planner.unload();
-    let old = planner.groups().any(|(_, group)| group.available() && !planner.is_new(group));
-    let routers_stay = old && asked.update.strategy == Strategy::Recreate;
+    let routers_stay = planner.routers_stay();
     let Planner { rollout, steps, deadlines, .. } = planner;
     let again = deadlines.into_iter().map(|deadline| (deadline - seen.now).max(1)).min();
     Plan { groups, rollout, steps, routers_stay, again_after_s: again }
@@ -84,10 +81,17 @@ impl Plan {
     }
 }
 
+/// Whether the version that is asked for must not serve, or not yet, and one is known that may: what is missing is made of that.
+fn steps_back(asked: &Asked, trial: Trial) -> bool {
+    let other = asked.passed.as_ref().is_some_and(|passed| *passed != asked.revision);
+    other && (trial == Trial::Failed || asked.update.paused && trial == Trial::Pending)
+}
+
 pub(super) struct Planner<'a> {
     pub(super) asked: &'a Asked,
     pub(super) seen: &'a Seen,
     rollout: Rollout,
+    steps_back: bool,
     pub(super) steps: Vec<Step>,
     /// When something that is waited for has taken too long, in Unix seconds.
     pub(super) deadlines: Vec<i64>,
@@ -98,9 +102,14 @@ impl<'a> Planner<'a> {
         self.seen.groups.iter().map(|(number, group)| (*number, group))
     }
 
-    /// It is what is asked for, and where it can stay.
+    /// It is what there shall be, and where it can stay.
     fn is_good(&self, group: &GroupSeen) -> bool {
-        self.is_new(group) && !group.displaced()
+        let wanted = match () {
+            () if self.steps_back => !self.is_new(group) && !group.held,
+            () if self.asked.update.paused => true,
+            () => self.is_new(group),
+        };
+        wanted && !group.displaced()
     }
 
     pub(super) fn is_new(&self, group: &GroupSeen) -> bool {
@@ -119,7 +128,8 @@ impl<'a> Planner<'a> {
     /// Pods whose nodes are lost are replaced; a group that cannot form anew starts afresh.
     fn mend(&mut self, judged: &mut BTreeMap<u32, Judged>) {
         for (number, group) in self.groups() {
-            let lost = group.pods.iter().filter(|pod| pod.node_lost);
+            let is_lost = |pod: &&PodSeen| pod.node_lost && pod.ranks_living == 0 && self.seen.fleet_known;
+            let lost = group.pods.iter().filter(is_lost);
             self.steps.extend(lost.map(|pod| Step::Replace(number, pod.name.clone())));
             let Some(judged) = judged.get_mut(&number).filter(|_| self.seen.fleet_known) else { continue };
             let most_s = match judged.phase {
@@ -131,7 +141,8 @@ impl<'a> Planner<'a> {
             if self.overdue(judged.since, most_s) {
                 let why = format!("it has not formed within {most_s} s");
                 // Its time begins anew, even if nobody looks while its pods are gone.
-                *judged = Judged { phase: GroupPhase::Pending, since: self.seen.now, message: why.clone() };
+                (judged.phase, judged.since) = (GroupPhase::Pending, self.seen.now);
+                judged.message.clone_from(&why);
                 self.steps.push(Step::Restart(number, why));
             }
         }
@@ -203,10 +214,15 @@ impl<'a> Planner<'a> {
     /// Why a group shall end, if it shall; and whether at once, whatever is left. `too_many`: of those like it.
     fn reason(&self, group: &GroupSeen, judged: Option<&Judged>, too_many: bool) -> Option<(String, bool)> {
         let update = &self.asked.update;
-        let old = !self.is_new(group) && !update.paused;
-        let has_served = group.serving || judged.is_some_and(|judged| judged.phase == GroupPhase::Reforming);
+        let has_served = group.available() || judged.is_some_and(|judged| judged.served);
         let recreate = update.strategy == Strategy::Recreate;
-        if old && (recreate || self.may_replace() || !has_served) {
+        // What has served goes on to, and what is not there for a while comes back.
+        let gives_way = match () {
+            () if self.is_new(group) => false,
+            () if self.keeps_old() => group.held && !has_served,
+            () => recreate || self.may_replace() || !has_served,
+        };
+        if gives_way {
             return Some(("its version is old".into(), recreate));
         }
         let failed = self.is_new(group) && self.rollout.trial == Trial::Failed && !group.available();
@@ -219,11 +235,36 @@ impl<'a> Planner<'a> {
         too_many.then(|| ("there are more groups than wanted".into(), false))
     }
 
+    /// Whether no group of an old version makes room for the one that is asked for.
+    fn keeps_old(&self) -> bool {
+        self.rollout.trial == Trial::Failed || self.asked.update.paused
+    }
+
     /// Whether groups of old versions may be replaced now: by groups of one that may serve, or, where there is no room
     /// beside them, by the first of it.
     fn may_replace(&self) -> bool {
         let first = self.surge() == 0 && !self.groups().any(|(_, group)| self.is_new(group));
-        self.rollout.trial == Trial::Passed || (first && self.rollout.trial == Trial::Pending)
+        // Routers that no old group can serve any more must be able to go to the new ones.
+        let passed = self.rollout.trial == Trial::Passed && !self.has_old_routers();
+        passed || (first && self.rollout.trial == Trial::Pending)
+    }
+
+    fn has_old_routers(&self) -> bool {
+        self.asked.may_sleep && self.seen.routers_behind
+    }
+
+    /// Where all old groups go at once, what comes may not understand them. Routers that are ready without a group would all be
+    /// replaced before the version has one that may serve.
+    fn routers_stay(&self) -> bool {
+        let old =
+            |is: fn(&GroupSeen) -> bool| self.groups().any(|(_, group)| is(group) && !self.is_new(group));
+        match self.asked.update.strategy {
+            _ if self.steps_back => true,
+            Strategy::Recreate => old(GroupSeen::available),
+            Strategy::Rolling => {
+                self.asked.may_sleep && self.rollout.trial != Trial::Passed && old(GroupSeen::stays)
+            }
+        }
     }
 
     /// Groups beyond those wanted that may be there: at least one where none can be missed.
@@ -236,45 +277,70 @@ impl<'a> Planner<'a> {
     /// Groups that are missing are made, as far as there is room.
     fn create(&mut self) {
         let asked = self.asked;
+        let (steps_back, pending) = (self.steps_back, self.rollout.trial == Trial::Pending);
         let old = self.groups().any(|(_, group)| group.stays() && !self.is_new(group));
-        if self.rollout.trial == Trial::Failed || (old && (asked.update.paused || !self.seen.fleet_known)) {
+        let halted = self.rollout.trial == Trial::Failed || (old && asked.update.paused && pending);
+        if (halted && !steps_back) || (old && !self.seen.fleet_known) {
             return;
         }
         let count =
             |is: &dyn Fn(&GroupSeen) -> bool| self.groups().filter(|(_, group)| is(group)).count() as u32;
         let missing = asked.wanted.saturating_sub(count(&|group| group.stays() && self.is_good(group)));
-        let surge = if asked.update.strategy == Strategy::Recreate && old { 0 } else { self.surge() };
-        let mut room = (asked.wanted + surge).saturating_sub(count(&GroupSeen::occupies));
-        let trial = self.rollout.trial == Trial::Pending
-            && (others_serve(asked, self.seen) || asked.digest.is_some());
+        let rolls = !steps_back && !asked.update.paused;
+        let surge =
+            if asked.update.strategy == Strategy::Recreate && old && rolls { 0 } else { self.surge() };
+        // What failed and stays to be looked at is in nobody's way.
+        let there = count(&|group| group.occupies() && !(steps_back && self.is_new(group)));
+        let mut room = (asked.wanted + surge).saturating_sub(there);
+        let trial = pending && !steps_back && (others_serve(asked, self.seen) || asked.digest.is_some());
         if trial {
             room = room.min(1u32.saturating_sub(count(&|group| self.is_new(group))));
         }
-        // The number of one that was held, and then never made, is as good as a new one.
+        if asked.hosts > 1 && !asked.gangs {
+            room = room.min(self.placed_room());
+        }
+        // The number of one that was held, and then never made, is as good as a new one, if it is to be held.
         let groups = &self.seen.groups;
         let is_free = |number: &u32| {
-            groups
-                .get(number)
-                .is_none_or(|group| !group.occupies() && !group.draining && group.epoch.is_none())
+            groups.get(number).is_none_or(|group| {
+                let is_over = !group.draining && group.epoch.is_none() && !(steps_back && group.held);
+                !group.occupies() && is_over
+            })
         };
         let numbers: Vec<u32> = (0..).filter(is_free).take(missing.min(room) as usize).collect();
         for number in numbers {
             if trial {
                 self.steps.push(Step::Hold(number));
             }
-            self.steps.push(Step::Create(number));
+            self.steps.push(if steps_back { Step::Remake(number) } else { Step::Create(number) });
         }
     }
 
-    /// The first group of a version is tried; those of one that passed may have requests.
+    /// One group after the other, where pods of several could take each other's places: the next one begins when all pods of those
+    /// before have some.
+    fn placed_room(&self) -> u32 {
+        let alike = |group: &GroupSeen| group.stays() && self.is_new(group) != self.steps_back;
+        let hosts = if self.steps_back { 1 } else { self.asked.hosts };
+        let placed = self.groups().all(|(_, group)| !alike(group) || group.is_placed(hosts));
+        // Pods that go now come back, and need places, too.
+        let goes = |step: &Step| matches!(step, Step::Replace(..) | Step::Restart(..));
+        u32::from(placed && !self.steps.iter().any(goes))
+    }
+
+    /// The first group of a version is tried; those of one that passed may have requests, and those of one that failed must not.
     fn try_out(&mut self) {
-        for (number, group) in
-            self.groups().filter(|(_, group)| group.stays() && group.held && self.seen.fleet_known)
-        {
+        let known = self.seen.fleet_known;
+        for (number, group) in self.groups().filter(|(_, group)| group.stays() && known) {
             match self.rollout.trial {
-                Trial::Pending if group.serving && self.is_new(group) => self.steps.push(Step::Try(number)),
-                Trial::Passed => self.steps.push(Step::Release(number)),
-                Trial::Pending | Trial::Failed => {}
+                Trial::Pending if group.held && group.serving && self.is_new(group) => {
+                    self.steps.push(Step::Try(number));
+                }
+                Trial::Passed if group.held => self.steps.push(Step::Release(number)),
+                // It began when nobody else served.
+                Trial::Failed if !group.held && self.is_new(group) && self.steps_back => {
+                    self.steps.push(Step::Hold(number));
+                }
+                _ => {}
             }
         }
     }

@@ -16,6 +16,8 @@ struct World {
     /// How many groups there may be, and how many the load wants: what is wanted follows.
     groups: GroupsSpec,
     load: Option<u32>,
+    /// Versions that were asked for.
+    versions: Vec<String>,
     /// Versions whose groups never pass a trial.
     bad: Vec<String>,
     /// State of a SplitMix64 generator.
@@ -26,7 +28,10 @@ impl World {
     fn new(seed: u64) -> Self {
         let seen = Seen { now: 1_000_000, fleet_known: true, ..Seen::default() };
         let (status, groups, bad) = Default::default();
-        let mut world = Self { seen, status, asked: asked(), groups, load: None, bad, random: seed };
+        let (asked, versions) = (asked(), Vec::new());
+        let mut world = Self { seen, status, asked, groups, load: None, versions, bad, random: seed };
+        world.asked.hosts = 1 + world.below(2) as u16;
+        world.asked.ranks = world.asked.hosts;
         world.ask();
         world
     }
@@ -54,9 +59,15 @@ impl World {
         if self.asked.update.max_surge == 0 && self.asked.update.max_unavailable == 0 {
             self.asked.update.max_surge = 1;
         }
-        if self.chance(40) {
+        self.asked.update.paused = self.chance(15);
+        self.asked.update.strategy = if self.chance(15) { Order::Recreate } else { Order::Rolling };
+        if self.chance(10) && !self.versions.is_empty() {
+            let before = self.below(self.versions.len() as u32) as usize;
+            self.asked.revision = self.versions[before].clone();
+        } else if self.chance(40) {
             self.asked.revision = format!("r{}", self.below(u32::MAX));
-            if self.chance(25) {
+            self.versions.push(self.asked.revision.clone());
+            if self.chance(40) {
                 self.bad.push(self.asked.revision.clone());
             }
         }
@@ -79,7 +90,7 @@ impl World {
         for number in numbers {
             let (fate, lost) = (self.below(if trouble { 100 } else { 50 }), trouble && self.chance(5));
             let group = self.seen.groups.get_mut(&number).expect("a group");
-            live(group, fate, lost);
+            live(group, self.asked.hosts, fate, lost);
             if !group.occupies() && !group.remembered {
                 self.seen.groups.remove(&number);
             }
@@ -110,7 +121,7 @@ impl World {
         let Plan { groups, rollout, steps, again_after_s, .. } = planned;
         let silent = steps.is_empty();
         for step in steps {
-            self.check(&step);
+            self.check(&step, rollout.trial);
             if self.chance(failures) {
                 return false;
             }
@@ -123,8 +134,12 @@ impl World {
             name: names::group(*number),
             phase: judged.phase,
             since: judged.since,
+            served: judged.served,
             ..GroupStatus::default()
         });
+        if rollout.trial == Trial::Passed {
+            self.asked.passed = Some(self.asked.revision.clone());
+        }
         let status =
             ClusterStatus { groups: groups.collect(), rollout: Some(rollout), ..ClusterStatus::default() };
         let same = status == self.status;
@@ -132,8 +147,15 @@ impl World {
         silent && same && again_after_s.is_none()
     }
 
+    /// Whether groups are made of the version that passed last.
+    fn steps_back(&self, trial: Trial) -> bool {
+        let Asked { revision, passed, update, .. } = &self.asked;
+        let other = passed.as_ref().is_some_and(|passed| passed != revision);
+        other && (trial == Trial::Failed || update.paused && trial == Trial::Pending)
+    }
+
     /// What no step may ever do.
-    fn check(&self, step: &Step) {
+    fn check(&self, step: &Step, trial: Trial) {
         if let Step::Preload(node) = step {
             let there =
                 self.seen.preloads.iter().any(|it| it.node == *node && it.revision == self.asked.revision);
@@ -145,8 +167,11 @@ impl World {
             && why == "its version is old"
         {
             self.check_preloaded(&self.seen.groups[number]);
+            let held = self.seen.groups[number].held;
+            assert!(!update.paused && trial != Trial::Failed || held, "{number} is all that may serve");
         }
         match step {
+            Step::Retire(_, why) if why == "its version is old" && update.strategy == Order::Recreate => {}
             Step::Retire(number, why) if self.seen.groups[number].available() => {
                 let floor = match wanted {
                     0 => 0,
@@ -162,24 +187,39 @@ impl World {
                 assert!(group.retired.is_some() && !group.available(), "{number} was not drained: {group:?}");
             }
             Step::Restart(number, _) => assert!(!self.seen.groups[number].serving, "{number} serves"),
-            Step::Create(number) => {
-                let there = self.seen.groups.values().filter(|group| group.occupies()).count();
-                let room = *wanted as usize + usize::from(update.max_surge.max(1));
-                assert!(
-                    there < room,
-                    "{there} groups are there, {wanted} are wanted, and {number} is to come"
-                );
-                let taken = self.seen.groups.get(number).is_some_and(GroupSeen::occupies);
-                assert!(!taken, "{number} is there already");
+            Step::Create(number) | Step::Remake(number) => self.check_new(*number, step, trial),
+            Step::Replace(number, name) => {
+                let pods = &self.seen.groups[number].pods;
+                let living = pods.iter().any(|pod| pod.name == *name && pod.ranks_living > 0);
+                assert!(self.seen.fleet_known && !living, "nobody knows that {name} of {number} is lost");
             }
             _ => {}
         }
     }
 
+    /// What no group may be that comes.
+    fn check_new(&self, number: u32, step: &Step, trial: Trial) {
+        let Asked { wanted, update, revision, hosts, .. } = &self.asked;
+        let steps_back = self.steps_back(trial);
+        assert_eq!(matches!(step, Step::Remake(_)), steps_back, "{number} is of the wrong version");
+        let is_new = |group: &GroupSeen| group.revision.as_ref() == Some(revision);
+        let groups = self.seen.groups.values();
+        // What failed is in nobody's way, also while it ends.
+        let counts = |group: &GroupSeen| group.revision.is_some() && !is_new(group);
+        let there = groups.clone().filter(|group| group.occupies() && (!steps_back || counts(group))).count();
+        let room = *wanted as usize + usize::from(update.max_surge.max(1));
+        assert!(there < room, "{there} groups are there, {wanted} are wanted, and {number} is to come");
+        let taken = self.seen.groups.get(&number).is_some_and(GroupSeen::occupies);
+        assert!(!taken, "{number} is there already");
+        let mut alike = groups.filter(|group| group.stays() && is_new(group) != steps_back);
+        assert!(*hosts == 1 || alike.all(|group| group.is_placed(1)), "pods of {number} may take places");
+    }
+
     /// Where it makes room for the next one, that one's version is there.
     fn check_preloaded(&self, group: &GroupSeen) {
         let Asked { wanted, update, revision, .. } = &self.asked;
-        let in_turn = update.max_surge > 0 || *wanted <= update.max_unavailable.into();
+        let has_room = update.max_surge > 0 || *wanted <= update.max_unavailable.into();
+        let in_turn = update.strategy == Order::Rolling && has_room;
         let rest = |group: &&GroupSeen| {
             group.stays() && (group.revision.as_ref() != Some(revision) || group.displaced())
         };
@@ -196,7 +236,8 @@ impl World {
     }
 
     fn take(&mut self, step: Step) {
-        let now = self.seen.now;
+        let (now, hosts) = (self.seen.now, self.asked.hosts);
+        let pod = |place: u16| PodSeen { name: format!("p{place}"), ..PodSeen::default() };
         let groups = &mut self.seen.groups;
         match step {
             Step::Hold(number) => {
@@ -206,7 +247,12 @@ impl World {
             Step::Create(number) => {
                 let group = groups.entry(number).or_default();
                 (group.revision, group.created) = (Some(self.asked.revision.clone()), now);
-                group.pods = vec![PodSeen { node: format!("n{}", number % 3), ..PodSeen::default() }];
+                group.pods = (0..hosts).map(pod).collect();
+            }
+            Step::Remake(number) => {
+                let group = groups.entry(number).or_default();
+                (group.revision, group.created) = (self.asked.passed.clone(), now);
+                group.pods = (0..hosts).map(pod).collect();
             }
             Step::Try(number) => {
                 let revision = groups[&number].revision.clone().expect("a group that is tried has a version");
@@ -234,7 +280,7 @@ impl World {
                 let group = groups.get_mut(&number).expect("a group");
                 (group.revision, group.retired) = (None, None);
                 (group.serving, group.ranks_living) = (false, 0);
-                group.pods.iter_mut().for_each(|pod| pod.phase = PodPhase::Ending);
+                group.pods.iter_mut().for_each(|pod| (pod.phase, pod.ranks_living) = (PodPhase::Ending, 0));
             }
             Step::Forget(number) => {
                 groups.remove(&number);
@@ -242,13 +288,13 @@ impl World {
             Step::Replace(number, name) => {
                 let group = groups.get_mut(&number).expect("a group");
                 group.pods.retain(|pod| pod.name != name || !pod.node_lost);
-                if group.revision.is_some() && group.pods.is_empty() {
-                    group.pods.push(PodSeen::default());
+                if group.revision.is_some() {
+                    group.pods.push(PodSeen { name, ..PodSeen::default() });
                 }
             }
             Step::Restart(number, _) => {
                 let group = groups.get_mut(&number).expect("a group");
-                (group.pods, group.ranks_living) = (vec![PodSeen::default()], 0);
+                (group.pods, group.ranks_living) = ((0..hosts).map(pod).collect(), 0);
             }
         }
     }
@@ -266,27 +312,49 @@ impl World {
 }
 
 /// A group's pods come and go, and so do its ranks.
-fn live(group: &mut GroupSeen, fate: u32, lost: bool) {
-    if lost && group.occupies() {
-        match fate % 4 {
-            0 => group.pods.iter_mut().for_each(|pod| pod.node_leaving = true),
-            1 => group.pods.iter_mut().for_each(|pod| pod.node_lost = true),
+fn live(group: &mut GroupSeen, hosts: u16, fate: u32, lost: bool) {
+    let count = group.pods.len() as u32;
+    if group.revision.is_none() && fate < 50 {
+        group.pods.clear(); // its StatefulSet is gone
+        return end(group);
+    }
+    if lost && count > 0 && group.revision.is_some() {
+        let one = &mut group.pods[(fate / 8 % count) as usize];
+        match fate % 8 {
+            0 => one.node_leaving = true,
+            1 => one.node_lost = true,
+            // Who tells of it is cut off, and it is not.
+            2 => return one.node_lost = true,
+            3 if !one.node.is_empty() => one.phase = PodPhase::Failing,
+            4 => *one = PodSeen { name: one.name.clone(), ..PodSeen::default() },
             _ => {}
         }
-        (group.serving, group.ranks_living) = (false, 0);
-        return;
+        return end(group);
     }
-    match group.pods.first().map(|pod| pod.phase) {
-        Some(PodPhase::Ending) => group.pods.clear(),
-        Some(PodPhase::Waiting) if fate < 50 => group.pods[0].phase = PodPhase::Running,
-        Some(PodPhase::Failing) => group.pods[0].phase = PodPhase::Running,
-        Some(PodPhase::Running) if group.draining => (group.serving, group.ranks_living) = (false, 0),
-        Some(PodPhase::Running) if fate < 50 && !group.pods[0].node_lost => {
-            (group.serving, group.remembered) = (true, true);
-            (group.ranks_ready, group.ranks_living, group.epoch) = (1, 1, Some(7));
+    for (place, pod) in group.pods.iter_mut().enumerate().filter(|_| fate < 50) {
+        match pod.phase {
+            PodPhase::Waiting if pod.node.is_empty() => {
+                pod.node = format!("n{}", (fate as usize + place) % 3);
+            }
+            PodPhase::Waiting | PodPhase::Failing => pod.phase = PodPhase::Running,
+            PodPhase::Running | PodPhase::Ending => {}
         }
-        _ => {}
     }
+    group.pods.retain(|pod| pod.phase != PodPhase::Ending);
+    let runs = group.pods.iter().all(|pod| !pod.node_lost || pod.ranks_living > 0) && group.runs(hosts);
+    if group.draining {
+        end(group);
+    } else if runs && fate < 50 {
+        (group.serving, group.remembered) = (true, true);
+        (group.ranks_ready, group.ranks_living, group.epoch) = (hosts, hosts, Some(7));
+        group.pods.iter_mut().for_each(|pod| pod.ranks_living = 1);
+    }
+}
+
+/// Its ranks end.
+fn end(group: &mut GroupSeen) {
+    (group.serving, group.ranks_living) = (false, 0);
+    group.pods.iter_mut().for_each(|pod| pod.ranks_living = 0);
 }
 
 fn asked() -> Asked {
@@ -310,6 +378,9 @@ fn asked() -> Asked {
         digest: None,
         resource: None,
         preload: true,
+        may_sleep: false,
+        gangs: false,
+        passed: None,
     }
 }
 
@@ -344,11 +415,18 @@ fn converges(seed: u64) {
         .filter_map(|group| group.revision.as_deref())
         .map(|revision| (revision, of(revision)))
         .collect();
-    let passed = world.status.rollout.as_ref().is_some_and(|rollout| rollout.trial == Trial::Passed);
-    let wanted = world.asked.wanted as usize;
-    if passed || wanted == 0 {
-        let all: usize = by_version.values().sum();
-        assert_eq!((of(&world.asked.revision), all), (wanted, wanted), "{}", world.show());
+    let trial = world.status.rollout.as_ref().expect("a rollout").trial;
+    let (wanted, paused) = (world.asked.wanted as usize, world.asked.update.paused);
+    let (new, all): (usize, usize) = (of(&world.asked.revision), by_version.values().sum());
+    if wanted == 0 || paused && trial == Trial::Passed {
+        assert_eq!(all, wanted, "{}", world.show());
+    } else if world.steps_back(trial) {
+        assert_eq!((new, all), (0, wanted), "{}", world.show());
+    } else if trial == Trial::Passed {
+        assert_eq!((new, all), (wanted, wanted), "{}", world.show());
+    } else {
+        assert!(paused || trial == Trial::Failed, "nobody has tried it: {}", world.show());
+        assert_eq!(world.asked.passed.as_ref().filter(|passed| **passed != world.asked.revision), None);
     }
 }
 

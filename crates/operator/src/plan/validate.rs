@@ -3,7 +3,7 @@
 use galerne_types::Shards;
 
 use crate::api::GalerneClusterSpec;
-use crate::api::parts::{CanarySpec, EtcdSpec, GroupsSpec, TlsSpec, UpdateSpec};
+use crate::api::parts::{CanarySpec, DeviceKind, EtcdSpec, GroupsSpec, TlsSpec, UpdateSpec};
 
 /// What is asked for, as the planner needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,12 @@ pub struct Asked {
     pub resource: Option<String>,
     /// Whether what a version is made of can be brought to a node before its group is there.
     pub preload: bool,
+    /// Whether its routers are ready without a group, so that whatever replaces them must have one.
+    pub may_sleep: bool,
+    /// Whether pods of a group find places together or not at all.
+    pub gangs: bool,
+    /// The version that passed its trial last, if groups of it can be made.
+    pub passed: Option<String>,
 }
 
 impl Asked {
@@ -44,6 +50,9 @@ impl Asked {
             digest: None,
             resource: None,
             preload: false,
+            may_sleep: false,
+            gangs: false,
+            passed: None,
         }
     }
 }
@@ -82,6 +91,36 @@ fn wrong_tls(spec: &GalerneClusterSpec) -> Option<String> {
     })
 }
 
+/// What a device does not do, and what storage cannot hold: such ranks would end whenever they begin.
+fn wrong_device(spec: &GalerneClusterSpec) -> Option<&'static str> {
+    let (numerics, gpu) = (&spec.numerics, spec.device.kind == DeviceKind::Cuda);
+    let is_wrong =
+        |value: &Option<String>, fits: &[&str]| value.as_ref().is_some_and(|it| !fits.contains(&it.as_str()));
+    let (quantize, kv): (&[_], &[_]) =
+        if gpu { (&["fp8"], &["bf16", "fp8"]) } else { (&["q8_0", "q4_0"], &["f32", "bf16", "int8"]) };
+    match () {
+        () if gpu && spec.device.resource.is_none() => {
+            Some("spec.device.kind Cuda needs spec.device.resource, such as nvidia.com/gpu")
+        }
+        () if is_wrong(&numerics.quantize, quantize) => {
+            Some("spec.numerics.quantize is fp8 with spec.device.kind Cuda, and q8_0 or q4_0 with Cpu")
+        }
+        () if is_wrong(&numerics.kv_dtype, kv) => Some(
+            "spec.numerics.kvDtype is bf16 or fp8 with spec.device.kind Cuda, and f32, bf16 or int8 with Cpu",
+        ),
+        () if gpu && is_wrong(&numerics.compute, &["auto"]) => Some(
+            "spec.numerics.compute is a choice between ways of a CPU: leave it out with spec.device.kind Cuda",
+        ),
+        () if spec.model.path.is_some() && spec.storage.ephemeral.is_some() => {
+            Some("spec.model.path names what is in spec.storage already, and ephemeral storage begins empty")
+        }
+        () if spec.storage.host_path.as_ref().is_some_and(|path| !path.starts_with('/')) => {
+            Some("spec.storage.hostPath begins at the root of a node (/models)")
+        }
+        () => None,
+    }
+}
+
 /// Checks `spec`; `revision` is the version that it describes and `load` how many groups the load wants, if that is known.
 ///
 /// # Errors
@@ -104,7 +143,7 @@ pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) 
     let CanarySpec { answer_ms_max: 1.., .. } = spec.update.canary else {
         return Err(Invalid("spec.update.canary.answerMsMax must not be 0".to_owned()));
     };
-    if let Some(wrong) = wrong_tls(spec) {
+    if let Some(wrong) = wrong_tls(spec).or_else(|| wrong_device(spec).map(str::to_owned)) {
         return Err(Invalid(wrong));
     }
     let (min, max) = (spec.groups.min, spec.groups.max);
@@ -123,5 +162,8 @@ pub fn validate(spec: &GalerneClusterSpec, revision: String, load: Option<u32>) 
         resource: spec.device.resource.clone(),
         // A pod's own storage begins empty.
         preload: spec.update.preload && spec.storage.ephemeral.is_none(),
+        may_sleep: spec.may_sleep(),
+        gangs: false,
+        passed: None,
     })
 }

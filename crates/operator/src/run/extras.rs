@@ -20,7 +20,7 @@ use crate::names;
 /// Pause between two looks for a kind that is not there, or that the operator may not use.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// The same where the API server has not said whether it is.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is kept of an object of such a kind.
 pub(crate) type Meta = PartialObjectMeta<DynamicObject>;

@@ -17,6 +17,10 @@ use super::index::Key;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause between two attempts to reach it.
 const PAUSE: Duration = Duration::from_secs(2);
+/// An etcd of which nothing is heard for so long is away: what it has shown may not be so any more.
+const SILENT_MAX: Duration = Duration::from_secs(5);
+/// Pause between two looks whether it is heard of.
+const LISTEN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The fleets of all clusters.
 pub(crate) struct Fleets {
@@ -54,6 +58,8 @@ enum Reached {
     Asked,
     Away,
     There(Clusters),
+    /// It was there, and is silent.
+    Silent(Clusters),
 }
 
 /// What is known of a cluster's fleet.
@@ -63,6 +69,8 @@ pub(crate) enum Reach {
     Asked,
     /// etcd did not answer, and is asked again.
     Away,
+    /// etcd has answered, and does not any more.
+    Silent,
     /// This.
     Shown(View),
 }
@@ -130,15 +138,26 @@ impl Open {
     }
 }
 
-/// Reaches an etcd, sooner or later.
+/// Reaches an etcd, sooner or later, and tells from then on whether it is heard of.
 async fn connect(access: EtcdAccess, endpoints: Vec<String>, reached: watch::Sender<Reached>) {
-    loop {
+    let clusters = loop {
         match Clusters::connect_as(&access, &endpoints, CONNECT_TIMEOUT).await {
-            Ok(clusters) => break drop(reached.send_replace(Reached::There(clusters))),
+            Ok(clusters) => break clusters,
             Err(error) => tracing::warn!(%error, "an etcd of clusters cannot be reached"),
         }
         reached.send_replace(Reached::Away);
         tokio::time::sleep(PAUSE).await;
+    };
+    loop {
+        reached.send_replace(Reached::There(clusters.clone()));
+        while clusters.silent_for() < SILENT_MAX {
+            tokio::time::sleep(LISTEN_INTERVAL).await;
+        }
+        tracing::warn!(?endpoints, "an etcd of clusters is silent: none of their groups is ended meanwhile");
+        reached.send_replace(Reached::Silent(clusters.clone()));
+        while clusters.silent_for() >= SILENT_MAX {
+            tokio::time::sleep(LISTEN_INTERVAL).await;
+        }
     }
 }
 
@@ -152,7 +171,7 @@ async fn follow(
 ) {
     let coord = loop {
         let found = match &*etcd.borrow_and_update() {
-            Reached::There(clusters) => Some(clusters.cluster(&name)),
+            Reached::There(clusters) | Reached::Silent(clusters) => Some(clusters.cluster(&name)),
             Reached::Asked => None,
             Reached::Away => {
                 if matches!(view.send_replace(Reach::Away), Reach::Asked) {
@@ -171,11 +190,25 @@ async fn follow(
         }
     };
     let mut fleet = coord.watch_fleet();
-    while fleet.changed().await.is_ok() {
-        if view.borrow().view().is_none() {
-            view.send_replace(Reach::Shown(View { coord: coord.clone(), fleet: fleet.clone() }));
+    let mut listed = false;
+    loop {
+        tokio::select! {
+            told = fleet.changed() => match told {
+                Ok(()) => listed = true,
+                Err(_) => return,
+            },
+            Ok(()) = etcd.changed() => {}
         }
         fleet.mark_unchanged();
+        let silent = matches!(&*etcd.borrow_and_update(), Reached::Silent(_));
+        if !listed {
+            continue;
+        }
+        if silent {
+            view.send_replace(Reach::Silent);
+        } else if view.borrow().view().is_none() {
+            view.send_replace(Reach::Shown(View { coord: coord.clone(), fleet: fleet.clone() }));
+        }
         changed.ring(cluster.clone());
     }
 }

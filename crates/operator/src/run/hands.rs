@@ -1,12 +1,13 @@
 //! What is done to Kubernetes and to etcd. Every write is in the index before the next pass looks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use galerne_types::GroupId;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -37,6 +38,18 @@ pub(crate) struct Hands {
 impl Hands {
     fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, cluster: &Key) -> Api<K> {
         Api::namespaced(self.client.clone(), &cluster.0)
+    }
+
+    /// Those of these nodes that there are not.
+    pub(crate) async fn gone_nodes(&self, mut nodes: BTreeSet<String>) -> BTreeSet<String> {
+        let all = Api::<Node>::all(self.client.clone());
+        let mut gone = BTreeSet::new();
+        while let Some(node) = nodes.pop_first() {
+            if all.get_metadata(&node).await.is_err_and(|error| not_there(&error)) {
+                gone.insert(node);
+            }
+        }
+        gone
     }
 
     /// Applies `manifest`, if it is not what is there already; without its number of pods, where that has become another's to set.
@@ -122,6 +135,10 @@ impl Hands {
         K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     {
         let (kind, name) = (format!("{:?}", manifest.kind), &manifest.name);
+        let known = self.shown.made(manifest.kind).of(cluster).contains_key(name);
+        if !known && is_anothers(&api, manifest).await.map_err(PassError::writes("look for", &*kind, name))? {
+            return Err(PassError::Taken { kind, name: name.clone() });
+        }
         let params = PatchParams::apply(names::MANAGER).force();
         let mut written = api.patch(name, &params, &Patch::Apply(&manifest.body)).await;
         if written.as_ref().is_err_and(is_invalid) {
@@ -230,18 +247,17 @@ impl Hands {
 
     /// Takes a step that is no trial.
     pub(crate) async fn take(&self, step: &Step, at: &At<'_>) -> Result<(), PassError> {
-        let At { cluster, site, revision, drain, view } = at;
+        let At { cluster, site, revision, drain, view, .. } = at;
         let group = |number: &u32| GroupId(names::group(*number));
         let etcd = || view.map(|view| &view.coord).ok_or(PassError::NoEtcd);
         match step {
             Step::Hold(number) => Ok(etcd()?.hold(&group(number), Some("its version is on trial")).await?),
             Step::Release(number) => Ok(etcd()?.hold(&group(number), None).await?),
-            Step::Create(number) => {
-                for manifest in group_objects(site, *number, revision) {
-                    self.keep(cluster, &manifest).await?;
-                }
-                Ok(())
-            }
+            Step::Create(number) => self.create(cluster, site, *number, revision).await,
+            Step::Remake(number) => match at.passed {
+                Some(passed) => self.create(cluster, passed, *number, &passed.revision()).await,
+                None => Ok(()),
+            },
             Step::Preload(node) => self.preload(cluster, &site.preload(node, revision)).await,
             Step::Unload(pod) => {
                 // Nobody waits for it: what it has read it has read.
@@ -275,6 +291,19 @@ impl Hands {
             }
             Step::Try(_) => Ok(()),
         }
+    }
+
+    async fn create(
+        &self,
+        cluster: &Key,
+        site: &Site<'_>,
+        number: u32,
+        revision: &str,
+    ) -> Result<(), PassError> {
+        for manifest in group_objects(site, number, revision) {
+            self.keep(cluster, &manifest).await?;
+        }
+        Ok(())
     }
 
     async fn preload(&self, cluster: &Key, pod: &Pod) -> Result<(), PassError> {
@@ -324,6 +353,8 @@ pub(crate) struct At<'a> {
     pub(crate) cluster: &'a Key,
     pub(crate) site: &'a Site<'a>,
     pub(crate) revision: &'a str,
+    /// The cluster as it was when a version passed its trial last.
+    pub(crate) passed: Option<&'a Site<'a>>,
     /// How long running answers may take to finish.
     pub(crate) drain: Duration,
     pub(crate) view: Option<&'a View>,
@@ -333,6 +364,17 @@ pub(crate) struct At<'a> {
 fn refused_meta(name: &str) -> ObjectMeta {
     let uid = format!("refused {}", jiff::Timestamp::now());
     ObjectMeta { name: Some(name.to_owned()), uid: Some(uid), ..ObjectMeta::default() }
+}
+
+/// Whether something of this name is there that is not its cluster's. What bears no label of ours any more may be all the same.
+async fn is_anothers<K>(api: &Api<K>, manifest: &Manifest) -> kube::Result<bool>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let Some(there) = api.get_metadata_opt(&manifest.name).await? else { return Ok(false) };
+    let cluster = manifest.body["metadata"]["ownerReferences"][0]["uid"].as_str();
+    let mut owners = there.metadata.owner_references.iter().flatten();
+    Ok(!owners.any(|owner| owner.controller == Some(true) && Some(&*owner.uid) == cluster))
 }
 
 fn made<K: Resource>(object: &K) -> Made {

@@ -1,8 +1,8 @@
 //! One pass over one cluster: observe, validate, plan, apply, say so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
@@ -20,11 +20,12 @@ use super::metrics::Metrics;
 use super::observe::Shown;
 use super::scalers::{Passed, Scalers};
 use super::trial::{self, Caller};
-use crate::api::{AutoscaleStatus, ClusterStatus, GalerneCluster, Trial};
-use crate::build::{Kind, Site};
+use crate::api::{self, AutoscaleStatus, ClusterStatus, GalerneCluster, GalerneClusterSpec, Trial};
+use crate::build::{Kind, Manifest, Site};
 use crate::names;
 use crate::plan::{
-    About, Asked, GroupSeen, Invalid, Plan, Seen, Step, TrialSeen, plan, refused, status, validate,
+    About, Asked, END_S_MAX, GroupSeen, Invalid, Plan, Refusal, Seen, Step, TrialSeen, plan, refused, status,
+    validate,
 };
 use crate::scale::Order;
 
@@ -62,6 +63,8 @@ pub(crate) struct Memory {
     status: Option<(u64, ClusterStatus)>,
     /// The version on trial, and how it went, once that is known.
     trial: Option<(String, Option<TrialSeen>)>,
+    /// What was refused last, as it was told then.
+    refusal: Option<(Instant, Refusal)>,
 }
 
 impl Context {
@@ -94,24 +97,20 @@ impl Context {
         let view = reach.view();
         let now = Timestamp::now().as_second();
         let last = self.last(&key, cluster);
+        let passed = as_it_passed(cluster, &last);
+        let passed = passed.as_ref().map(|cluster| Site { cluster, ..site });
         let order = Order::of(&cluster.spec);
         // Until it is decided anew, what was decided before this operator began holds.
         let scaled = order.as_ref().and_then(|_| self.scalers.told(&key).or(last.autoscale.clone()));
-        let checked = validate(&cluster.spec, site.revision(), scaled.as_ref().map(|it| it.groups));
-        let lacks = self.shown.lacks(&cluster.spec).filter(|_| !ending);
-        let mut asked = match (checked, lacks) {
-            (Ok(asked), None) => asked,
-            (Err(_), _) if ending => Asked::nothing(),
-            (Err(Invalid(why)), _) => return self.refuse(&key, cluster, &last, &why, AGAIN).await,
-            // Nobody tells of a kind that Kubernetes learns.
-            (Ok(_), Some(why)) => return self.refuse(&key, cluster, &last, why, extras::LOOK_INTERVAL).await,
+        let load = scaled.as_ref().map(|it| it.groups);
+        let mut asked = match self.asked(&site, passed.as_ref(), load, ending) {
+            Ok(asked) => asked,
+            Err((why, again)) => return self.refuse(&key, cluster, &last, &why, again).await,
         };
-        let (mut seen, look_at) = self.see(&key, &asked, view, now);
+        let gone = self.hands.gone_nodes(self.shown.unseen_nodes(&key)).await;
+        let (mut seen, look_at) = self.see(&key, &asked, view, &gone, now);
         seen.lacks = self.credentials.lacks(way).map(str::to_owned);
-        if ending {
-            asked.wanted = 0;
-            seen.fleet_known = true; // if etcd has not been reached nobody can be asked to drain, and it ends all the same
-        }
+        let patience = ends(cluster, &reach, &mut asked, &mut seen);
         let planned = plan(&asked, &seen, &last);
         self.metrics.saw(&key, &asked, &seen);
         if !ending {
@@ -119,7 +118,16 @@ impl Context {
             let passed = Passed { order, seen: &seen, planned: &planned, last: &last, start_s };
             self.scalers.passed(&key, place, view, &passed);
         }
-        let done = self.act(&key, &site, &asked, &planned, view, ending).await;
+        let drain = Duration::from_secs(asked.drain_s.unsigned_abs());
+        let at = At {
+            cluster: &key,
+            site: &site,
+            revision: &asked.revision,
+            passed: passed.as_ref(),
+            drain,
+            view,
+        };
+        let done = self.act(&at, &asked, &planned, ending).await;
         if ending && done.is_ok() && planned.is_silent() && !seen.groups.values().any(GroupSeen::occupies) {
             // Nobody needs the status of what goes, and the finalizer is taken from the version that was looked at.
             self.hands.finalize(cluster, false).await?;
@@ -131,19 +139,50 @@ impl Context {
             model: &cluster.spec.model.name,
             selector: site.group_selector(),
             autoscale: scaled,
+            refusal: self.refusal(&key, &done),
+            passed: Some(api::Passed::new(asked.revision.clone(), &cluster.spec, &self.image)),
         };
         // That etcd has not answered yet is nothing to tell: it is asked this very moment.
         if !matches!(reach, Reach::Asked) || ending {
             self.tell(&key, cluster, &last, status(&asked, &seen, &planned, about, &last)).await?;
         }
         done?;
-        let deadlines = [planned.again_after_s, look_at.map(|at| at - now)];
-        let again = deadlines
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|seconds| Duration::from_secs(seconds.max(1).unsigned_abs()));
-        Ok(Action::requeue(again.map_or(AGAIN, |again| again.min(AGAIN))))
+        Ok(again([planned.again_after_s, look_at.or(patience).map(|at| at - now)]))
+    }
+
+    /// What is told of a pass that failed. Why something is refused may be said in other words each time: they are told anew now and
+    /// then only, because what is written begins the next pass.
+    fn refusal(&self, key: &Key, done: &Result<(), PassError>) -> Option<Refusal> {
+        let new = done.as_ref().err().and_then(PassError::refusal);
+        let mut memory = self.memory();
+        let told = &mut memory.entry(key.clone()).or_default().refusal;
+        *told = match (told.take(), new) {
+            (Some((at, old)), Some(new)) if old.what == new.what && at.elapsed() < PAUSE_MAX => {
+                Some((at, old))
+            }
+            (_, new) => new.map(|new| (Instant::now(), new)),
+        };
+        told.as_ref().map(|(_, refusal)| refusal.clone())
+    }
+
+    /// What is asked of a cluster, or why it cannot be, and when to look again. `passed`: as it was when a version passed last.
+    fn asked(
+        &self,
+        site: &Site<'_>,
+        passed: Option<&Site<'_>>,
+        load: Option<u32>,
+        ending: bool,
+    ) -> Result<Asked, (String, Duration)> {
+        let spec = &site.cluster.spec;
+        let lacks = self.shown.lacks(spec).filter(|_| !ending);
+        let asked = match (validate(spec, site.revision(), load), lacks) {
+            (Ok(asked), None) => asked,
+            (Err(_), _) if ending => Asked::nothing(),
+            (Err(Invalid(why)), _) => return Err((why, AGAIN)),
+            // Nobody tells of a kind that Kubernetes learns.
+            (Ok(_), Some(why)) => return Err((why.to_owned(), extras::LOOK_INTERVAL)),
+        };
+        Ok(Asked { gangs: site.gangs.is_some(), passed: passed.map(Site::revision), ..asked })
     }
 
     /// Says what cannot be; what runs goes on.
@@ -160,9 +199,16 @@ impl Context {
         Ok(Action::requeue(again))
     }
 
-    fn see(&self, key: &Key, asked: &Asked, view: Option<&View>, now: i64) -> (Seen, Option<i64>) {
-        let fleet = view.map(|view| view.fleet.borrow());
-        let (mut seen, look_at) = self.shown.seen(key, fleet.as_deref(), asked.resource.as_deref(), now);
+    fn see(
+        &self,
+        key: &Key,
+        asked: &Asked,
+        view: Option<&View>,
+        gone: &BTreeSet<String>,
+        now: i64,
+    ) -> (Seen, Option<i64>) {
+        let (fleet, needs) = (view.map(|view| view.fleet.borrow()), asked.resource.as_deref());
+        let (mut seen, look_at) = self.shown.seen(key, fleet.as_deref(), gone, needs, now);
         let trial = self.memory().get(key).and_then(|memory| memory.trial.clone());
         seen.trial = trial.and_then(|(_, seen)| seen);
         (seen, look_at)
@@ -171,21 +217,19 @@ impl Context {
     /// Applies what is shared, takes the steps, and deletes what nobody needs any more.
     async fn act(
         self: &Arc<Self>,
-        key: &Key,
-        site: &Site<'_>,
+        at: &At<'_>,
         asked: &Asked,
         planned: &Plan,
-        view: Option<&View>,
         ending: bool,
     ) -> Result<(), PassError> {
+        let At { cluster: key, site, .. } = at;
         if !ending {
             let wanted = site.shared_objects();
             for manifest in &wanted {
-                let there = || self.shown.made(manifest.kind).of(key).contains_key(&manifest.name);
-                if manifest.kind == Kind::Deployment && planned.routers_stay && there() {
-                    continue;
+                match manifest.kind {
+                    Kind::Deployment if planned.routers_stay => self.keep_routers(at, manifest).await?,
+                    _ => self.hands.keep(key, manifest).await?,
                 }
-                self.hands.keep(key, manifest).await?;
             }
             for kind in [Kind::StatefulSet, Kind::Service, Kind::Certificate] {
                 let made = self
@@ -201,24 +245,32 @@ impl Context {
                 }
             }
         }
-        let drain = Duration::from_secs(asked.drain_s.unsigned_abs());
-        let at = At { cluster: key, site, revision: &asked.revision, drain, view };
         let sets = if ending { BTreeMap::new() } else { self.shown.sets.of(key) };
         for set in sets.values().filter(|set| set.retired.is_none() && !set.deleting) {
             if let Some(number) = set.group {
-                self.hands.keep_group(&at, number, set).await?;
+                self.hands.keep_group(at, number, set).await?;
             }
         }
         for step in &planned.steps {
             if let Step::Try(number) = step {
-                self.try_out(key, *number, asked, view, site.cluster.spec.tls.is_some());
+                self.try_out(key, *number, asked, at.view, site.cluster.spec.tls.is_some());
                 continue;
             }
             tracing::info!(namespace = key.0, cluster = key.1, ?step, "a step");
-            self.hands.take(step, &at).await?;
+            self.hands.take(step, at).await?;
             self.publish(site.cluster, step).await;
         }
         Ok(())
+    }
+
+    /// Keeps routers of the version that passed last; of none that is known, those that are there.
+    async fn keep_routers(&self, at: &At<'_>, asked: &Manifest) -> Result<(), PassError> {
+        let of = |site: &Site<'_>| site.shared_objects().into_iter().find(|it| it.kind == Kind::Deployment);
+        match at.passed.and_then(of) {
+            Some(passed) => self.hands.keep(at.cluster, &passed).await,
+            None if self.shown.deployments.of(at.cluster).contains_key(&asked.name) => Ok(()),
+            None => self.hands.keep(at.cluster, asked).await,
+        }
     }
 
     /// Puts fixed prompts to a group, in the background: how it went is seen in the next pass.
@@ -267,7 +319,9 @@ impl Context {
     /// Tells people what they should know.
     async fn publish(&self, cluster: &GalerneCluster, step: &Step) {
         let (type_, reason, note) = match step {
-            Step::Create(number) => (EventType::Normal, "GroupCreated", format!("group g{number} begins")),
+            Step::Create(number) | Step::Remake(number) => {
+                (EventType::Normal, "GroupCreated", format!("group g{number} begins"))
+            }
             Step::Retire(number, why) => {
                 (EventType::Normal, "GroupRetired", format!("group g{number} is to end: {why}"))
             }
@@ -356,7 +410,7 @@ pub(crate) async fn reconcile(
     cluster: Arc<GalerneCluster>,
     context: Arc<Context>,
 ) -> Result<Action, PassError> {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let result = context.pass(&cluster).await;
     context.metrics.passed(result.is_ok(), began.elapsed());
     let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
@@ -377,6 +431,34 @@ impl Context {
         tracing::warn!(cluster = cluster.name_any(), %error, ?pause, "a pass failed");
         Action::requeue(pause)
     }
+}
+
+/// The cluster as it was when a version passed its trial last: what makes its groups. `None` where they met in another etcd.
+fn as_it_passed(cluster: &GalerneCluster, last: &ClusterStatus) -> Option<GalerneCluster> {
+    let asked = &cluster.spec;
+    let spec = last.passed.as_ref()?.spec().filter(|passed| passed.etcd == asked.etcd)?;
+    // What is no part of a version is as it is now.
+    let (router, groups) = (asked.router.clone(), asked.groups.clone());
+    let spec = GalerneClusterSpec { router, groups, sla: asked.sla.clone(), ..spec };
+    Some(GalerneCluster { metadata: cluster.metadata.clone(), spec, status: None })
+}
+
+/// Has a cluster end that is deleted. If etcd was not reached nobody can be asked to drain, and it ends all the same; if it is silent,
+/// it does so a while later: then.
+fn ends(cluster: &GalerneCluster, reach: &Reach, asked: &mut Asked, seen: &mut Seen) -> Option<i64> {
+    let since = cluster.metadata.deletion_timestamp.as_ref()?.0.as_second();
+    asked.wanted = 0;
+    let patience_s = if matches!(reach, Reach::Silent) { asked.drain_s + END_S_MAX } else { 0 };
+    let ends_at = since + patience_s;
+    seen.fleet_known |= patience_s == 0 || seen.now >= ends_at;
+    (!seen.fleet_known).then_some(ends_at)
+}
+
+/// A pass after the first of these, in seconds.
+fn again(deadlines: [Option<i64>; 2]) -> Action {
+    let first = deadlines.into_iter().flatten().min();
+    let pause = first.map(|seconds| Duration::from_secs(seconds.max(1).unsigned_abs()));
+    Action::requeue(pause.map_or(AGAIN, |pause| pause.min(AGAIN)))
 }
 
 fn version(cluster: &GalerneCluster) -> u64 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
@@ -27,6 +27,10 @@ pub(crate) struct Made {
     pub(crate) deleting: bool,
     /// A Deployment's pods that are ready.
     pub(crate) ready: u32,
+    /// Why pods of it cannot be made.
+    pub(crate) refused: Option<String>,
+    /// They are not yet all there, or not all those that it says.
+    pub(crate) behind: bool,
     /// Somebody sets the number of its pods by its scale, and owns it.
     pub(crate) scaled: bool,
     /// How many pods the spec said when that was last heeded.
@@ -99,6 +103,8 @@ impl Made {
             retired: noted(names::RETIRED).map(retired),
             deleting: meta.deletion_timestamp.is_some(),
             ready: 0,
+            refused: None,
+            behind: false,
             scaled: scaled(meta),
             replicas: noted(names::REPLICAS).unwrap_or_default().to_owned(),
             fields: applied(meta).unwrap_or_default().into(),
@@ -119,8 +125,19 @@ impl Made {
     }
 
     pub(crate) fn of_deployment(deployment: &Deployment) -> Self {
-        let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas);
-        Self { ready: ready.unwrap_or(0).unsigned_abs(), ..Self::of(&deployment.metadata) }
+        let status = deployment.status.clone().unwrap_or_default();
+        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let counts = [status.replicas, status.updated_replicas, status.available_replicas];
+        let behind = status.observed_generation != deployment.metadata.generation
+            || counts.iter().any(|count| count.unwrap_or(0) != wanted);
+        let mut conditions = status.conditions.into_iter().flatten();
+        let failure = conditions.find(|is| is.type_ == "ReplicaFailure" && is.status == "True");
+        Self {
+            refused: failure.and_then(|failure| failure.message),
+            ready: status.ready_replicas.unwrap_or(0).unsigned_abs(),
+            behind,
+            ..Self::of(&deployment.metadata)
+        }
     }
 }
 
@@ -169,7 +186,10 @@ impl PodState {
         let (phase, message) = match failing {
             _ if pod.metadata.deletion_timestamp.is_some() => (PodPhase::Ending, String::new()),
             Some(message) => (PodPhase::Failing, message),
-            None if runs => (PodPhase::Running, String::new()),
+            // Between two failures it runs, too.
+            None if runs => {
+                (PodPhase::Running, containers(pod).find_map(|it| before(pod, it)).unwrap_or_default())
+            }
             None => (PodPhase::Waiting, waits_for(pod).unwrap_or_default()),
         };
         Self { uid: pod.uid().unwrap_or_default(), phase, message }
@@ -231,30 +251,53 @@ fn waits_for(pod: &Pod) -> Option<String> {
     place.or_else(|| waiting.next()?.message.clone())
 }
 
-/// Why a container fails again and again, if it does: in its own last words, if it had any.
+/// Why a container that runs has ended before, unless it has shown since that it is well.
+fn before(pod: &Pod, container: &ContainerStatus) -> Option<String> {
+    let spec = pod.spec.iter().flat_map(|spec| &spec.containers).find(|spec| spec.name == container.name);
+    let proven = container.ready && spec.is_some_and(|spec| spec.readiness_probe.is_some());
+    let last = container.last_state.as_ref()?.terminated.as_ref()?;
+    (!proven && last.exit_code != 0).then(|| why(last))
+}
+
+/// Why a container has ended: what was done to it, or what it has said.
+fn why(ended: &ContainerStateTerminated) -> String {
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        return "OOMKilled: it needed more memory than it may use (spec.device.memory), or than its node has"
+            .into();
+    }
+    let words = ended.message.as_deref().and_then(words);
+    words.unwrap_or_else(|| format!("its container ended with {}", ended.exit_code))
+}
+
+/// The line that tells why a process has ended: the first that says so, or else the last. Others say how it is used, or how to see
+/// more.
+fn words(said: &str) -> Option<String> {
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let last = lines.clone().next_back()?;
+    let tells = |line: &&str| {
+        line.starts_with("error:") || line.starts_with("galerne:") || line.contains("panicked at ")
+    };
+    let Some(first) = lines.find(tells) else { return Some(last.to_owned()) };
+    // A panic says why in the line after it.
+    let reason = lines.next().filter(|_| first.contains("panicked at "));
+    Some(reason.map_or_else(|| first.to_owned(), |reason| format!("{first} {reason}")))
+}
+
+/// Why a container fails again and again, if it does: in its own words, if it had any.
 fn failure(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref();
     let waits = state.and_then(|state| state.waiting.as_ref());
     let reason = waits.and_then(|waits| waits.reason.as_deref()).unwrap_or_default();
     let ended = state.and_then(|state| state.terminated.as_ref()).filter(|ended| ended.exit_code != 0);
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let words = || {
-        let said = ended
-            .or(last)
-            .and_then(|ended| ended.message.as_deref())
-            .map(str::trim)
-            .filter(|said| !said.is_empty());
-        said.and_then(|said| said.lines().last()).map(str::to_owned)
-    };
     match reason {
-        "CrashLoopBackOff" => words().or_else(|| waits?.message.clone()),
+        "CrashLoopBackOff" => ended.or(last).map(why).or_else(|| waits?.message.clone()),
         "ErrImagePull"
         | "ImagePullBackOff"
         | "InvalidImageName"
         | "CreateContainerConfigError"
         | "CreateContainerError" => waits?.message.clone(),
-        _ => ended
-            .map(|ended| words().unwrap_or_else(|| format!("its container ended with {}", ended.exit_code))),
+        _ => ended.map(why),
     }
 }
 
@@ -290,11 +333,12 @@ pub(crate) fn refusal(event: &Event) -> Option<(String, String)> {
     tells.then(|| about.name.clone()).flatten().map(|name| (name, why))
 }
 
-/// Why a volume of a pod cannot be mounted, as kubelet tells in an event: the pod's name and uid, and what is amiss with a secret,
-/// say.
+/// Why a volume of a pod cannot be mounted, or attached to its node, as an event tells: the pod's name and uid, and what is amiss with
+/// a secret, say.
 pub(crate) fn unmounted(event: &Event) -> Option<(String, String, String)> {
     let about = &event.involved_object;
-    let tells = event.reason.as_deref() == Some("FailedMount") && about.kind.as_deref() == Some("Pod");
+    let tells = matches!(event.reason.as_deref(), Some("FailedMount" | "FailedAttachVolume"));
+    let tells = tells && about.kind.as_deref() == Some("Pod");
     let message = event.message.clone().unwrap_or_default();
     let (name, uid) = about.name.clone().zip(about.uid.clone()).filter(|_| tells)?;
     Some((name, uid, message))
@@ -337,9 +381,49 @@ mod tests {
         let shown = pod(&container(&json!({ "running": {} }), &last));
         assert_eq!(
             (shown.state.phase, shown.state.message.as_str()),
-            (PodPhase::Running, ""),
-            "it runs again"
+            (PodPhase::Running, "galerne: no such model"),
+            "it runs again, and may fail again"
         );
+        let last = json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled", "message": "some log" } });
+        assert!(pod(&container(&waits, &last)).state.message.starts_with("OOMKilled: it needed more memory"));
+        let last = json!({ "terminated": { "exitCode": 0 } });
+        assert_eq!(pod(&container(&json!({ "running": {} }), &last)).state.message, "");
+    }
+
+    #[test]
+    fn of_all_that_a_process_has_said_the_reason_is_told() {
+        let clap = "error: unexpected argument '--x' found\n\nUsage: galerne worker\n\nFor more information, try '--help'.\n";
+        assert_eq!(words(clap).unwrap(), "error: unexpected argument '--x' found");
+        let panic = "a log\nthread 'main' (7) panicked at src/a.rs:1:2:\nno such thing\nnote: run with `RUST_BACKTRACE=1`\n";
+        assert_eq!(words(panic).unwrap(), "thread 'main' (7) panicked at src/a.rs:1:2: no such thing");
+        assert_eq!(words("one\ntwo\n\n").unwrap(), "two");
+        assert_eq!(words(" \n"), None);
+    }
+
+    #[test]
+    fn a_router_that_is_ready_is_well_whatever_was_before() {
+        let probed = json!({ "containers": [{ "name": "c", "readinessProbe": {} }] });
+        let message = |ready: bool| {
+            let last = json!({ "terminated": { "exitCode": 1, "message": "galerne: no" } });
+            let container = json!({ "name": "c", "ready": ready, "restartCount": 1, "image": "", "imageID": "",
+                "state": { "running": {} }, "lastState": last });
+            let status = json!({ "phase": "Running", "containerStatuses": [container] });
+            let pod = serde_json::from_value(json!({ "metadata": {}, "spec": probed, "status": status }));
+            PodState::of(&pod.unwrap()).message
+        };
+        assert_eq!((message(false).as_str(), message(true).as_str()), ("galerne: no", ""));
+    }
+
+    #[test]
+    fn a_deployment_tells_why_its_pods_cannot_be_made() {
+        let deployment = |conditions: Value| {
+            let status = json!({ "conditions": conditions });
+            Made::of_deployment(&serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap())
+                .refused
+        };
+        assert_eq!(deployment(json!([])), None);
+        let failed = json!([{ "type": "ReplicaFailure", "status": "True", "message": "exceeded quota" }]);
+        assert_eq!(deployment(failed).unwrap(), "exceeded quota");
     }
 
     #[test]

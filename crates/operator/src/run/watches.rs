@@ -63,6 +63,11 @@ pub(crate) fn start(
     let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, PodState::of(pod)));
     all.spawn(follow(watch(pods, routers), to, bell.clone(), |shown| &shown.routers, read));
 
+    let etcds = watcher::Config::default().labels(&format!("{}=etcd", names::PART));
+    let (pods, to) = (api::<Pod>(client, namespace), shown.clone());
+    let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, PodState::of(pod)));
+    all.spawn(follow(watch(pods, etcds), to, bell.clone(), |shown| &shown.etcds, read));
+
     let preloads = watcher::Config::default().labels(&format!("{}=preload", names::PART));
     let (pods, to) = (api::<Pod>(client, namespace), shown.clone());
     let read = |pod: &Pod| Some((shown::cluster_of(&pod.metadata)?, Preload::of(pod)));
@@ -76,7 +81,11 @@ pub(crate) fn start(
 
     if shown.sees_events {
         all.spawn(follow_refusals(api(client, namespace), shown.clone(), bell.clone()));
-        all.spawn(follow_unmounted(api(client, namespace), shown.clone(), bell.clone()));
+        let follow_volumes = |reason, which| {
+            follow_volumes(api(client, namespace), reason, shown.clone(), bell.clone(), which)
+        };
+        all.spawn(follow_volumes("FailedMount", |shown| &shown.unmounted));
+        all.spawn(follow_volumes("FailedAttachVolume", |shown| &shown.unattached));
     }
 
     if shown.sees_nodes {
@@ -85,10 +94,16 @@ pub(crate) fn start(
     all
 }
 
-/// Whether the operator may see objects of a kind: it does without those that it may not.
+/// Whether the operator may see objects of a kind: it does without those that it may not. Only the API server's word counts.
 pub(crate) async fn may_list<K: Clone + DeserializeOwned + Debug>(api: &Api<K>) -> bool {
-    let one = ListParams::default().limit(1);
-    !matches!(api.list(&one).await, Err(kube::Error::Api(status)) if status.is_forbidden())
+    loop {
+        match api.list(&ListParams::default().limit(1)).await {
+            Ok(_) => return true,
+            Err(kube::Error::Api(status)) if status.is_forbidden() => return false,
+            Err(error) => tracing::warn!(%error, "the API server does not say what the operator may see"),
+        }
+        tokio::time::sleep(extras::ASK_AGAIN).await;
+    }
 }
 
 /// Follows what the controller of StatefulSets says when it cannot make pods.
@@ -96,21 +111,38 @@ async fn follow_refusals(events: Api<CoreEvent>, shown: Arc<Shown>, bell: Bell) 
     let refusals = watcher::Config::default().fields("involvedObject.kind=StatefulSet,reason=FailedCreate");
     let read = |event: &CoreEvent| {
         let (object, why) = shown::refusal(event)?;
-        let cluster = object.rsplit_once("-g")?.0.to_owned();
+        let cluster = cluster_in(&object)?.to_owned();
         Some(((event.namespace()?, cluster), (object, why)))
     };
     follow(watch(events, refusals), shown, bell, |shown| &shown.refusals, read).await;
 }
 
-/// Follows what kubelets say when they cannot mount the volumes of pods. Those that are not ours are nobody's.
-async fn follow_unmounted(events: Api<CoreEvent>, shown: Arc<Shown>, bell: Bell) {
-    let unmounted = watcher::Config::default().fields("involvedObject.kind=Pod,reason=FailedMount");
+/// The cluster in the name of a StatefulSet or of a pod.
+fn cluster_in(name: &str) -> Option<&str> {
+    let numbered = |mark: &str| {
+        let (cluster, rest) = name.rsplit_once(mark)?;
+        let is_number = rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        is_number.then_some(cluster)
+    };
+    let routers = || name.rsplit_once("-router-").map(|(cluster, _)| cluster);
+    numbered("-g").or_else(|| numbered("-etcd")).or_else(routers)
+}
+
+/// Follows what is said when volumes of pods cannot be mounted, or attached to nodes. Those that are not ours are nobody's.
+async fn follow_volumes(
+    events: Api<CoreEvent>,
+    reason: &'static str,
+    shown: Arc<Shown>,
+    bell: Bell,
+    index: fn(&Shown) -> &Index<(String, String)>,
+) {
+    let told = watcher::Config::default().fields(&format!("involvedObject.kind=Pod,reason={reason}"));
     let read = |event: &CoreEvent| {
         let (pod, uid, why) = shown::unmounted(event)?;
-        let cluster = pod.rsplit_once("-router-").or_else(|| pod.rsplit_once("-g"))?.0.to_owned();
+        let cluster = cluster_in(&pod)?.to_owned();
         Some(((event.namespace()?, cluster), (uid, why)))
     };
-    follow(watch(events, unmounted), shown, bell, |shown| &shown.unmounted, read).await;
+    follow(watch(events, told), shown, bell, index, read).await;
 }
 
 /// A kind in one namespace, or in all.
@@ -188,6 +220,26 @@ async fn follow_nodes(nodes: Api<Node>, shown: Arc<Shown>, bell: Bell) {
                 shown.nodes.complete();
             }
             Err(error) => tracing::warn!(%error, "the watch of nodes broke; what it has shown stays"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_whose_it_is() {
+        for (name, cluster) in [
+            ("demo-g0", Some("demo")),
+            ("demo-g12-1", Some("demo")),
+            ("my-gpt-router-g0-0", Some("my-gpt-router")),
+            ("my-gpt-etcd-0", Some("my-gpt")),
+            ("my-gpt-etcd", Some("my-gpt")),
+            ("my-gpt-router-7d9f6c-x2x4z", Some("my-gpt")),
+            ("other", None),
+        ] {
+            assert_eq!(cluster_in(name), cluster, "{name}");
         }
     }
 }

@@ -322,7 +322,7 @@ mod tests {
         let counted = Counted::of(&seen, std::iter::empty()).at(NOW);
         assert_eq!((counted.ready, counted.starting, counted.draining), (1, 2, 0));
         assert_eq!(counted.starting_for, Duration::from_secs(40));
-        let judged = |phase| Judged { phase, since: NOW, message: String::new() };
+        let judged = |phase| Judged { phase, since: NOW, served: true, message: String::new() };
         let now = [(0, judged(GroupPhase::Ready)), (1, judged(GroupPhase::Starting))].into();
         let was = |phase| {
             let group = crate::api::GroupStatus { name: "g0".into(), phase, ..Default::default() };

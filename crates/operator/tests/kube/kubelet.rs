@@ -1,6 +1,7 @@
 //! A scheduler and a kubelet for the pods of one namespace: they get a node, run, and end.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt, pin_mut};
 use galerne_coord::Coord;
@@ -28,12 +29,31 @@ pub(crate) enum Containers {
     Real(Processes),
 }
 
+/// What runs, by the pods' uids: on which node.
+type Running = Arc<Mutex<BTreeMap<String, (String, JoinHandle<()>)>>>;
+
 /// Runs until it is dropped.
-pub(crate) struct Kubelet(JoinHandle<()>);
+pub(crate) struct Kubelet {
+    looks: JoinHandle<()>,
+    running: Running,
+}
+
+impl Kubelet {
+    /// A node loses its power: what runs there ends, and nobody tells.
+    pub(crate) fn cut_power(&self, of: &str) {
+        let mut running = self.running.lock().expect("no panic");
+        running.retain(|_, (node, running)| {
+            if node == of {
+                running.abort();
+            }
+            node != of
+        });
+    }
+}
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        self.0.abort();
+        self.looks.abort();
     }
 }
 
@@ -44,8 +64,7 @@ struct Host {
     nodes: Vec<String>,
     coord: Coord,
     containers: Containers,
-    /// What runs, by the pods' uids.
-    running: BTreeMap<String, JoinHandle<()>>,
+    running: Running,
     processes: u32,
 }
 
@@ -58,16 +77,11 @@ impl Kubelet {
         containers: Containers,
     ) -> Self {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        Self(tokio::spawn(async move {
-            let mut host = Host {
-                pods: pods.clone(),
-                client,
-                nodes,
-                coord,
-                containers,
-                running: BTreeMap::new(),
-                processes: 0,
-            };
+        let running = Running::default();
+        let runs = running.clone();
+        let looks = tokio::spawn(async move {
+            let mut host =
+                Host { pods: pods.clone(), client, nodes, coord, containers, running: runs, processes: 0 };
             let changed = watcher(pods, watcher::Config::default()).default_backoff().touched_objects();
             pin_mut!(changed);
             while let Some(pod) = changed.next().await {
@@ -75,7 +89,8 @@ impl Kubelet {
                     host.look_after(&pod).await;
                 }
             }
-        }))
+        });
+        Self { looks, running }
     }
 }
 
@@ -147,6 +162,7 @@ impl Host {
         let running = match (&self.containers, pod.labels().get("galerne.dev/group")) {
             (Containers::Real(processes), _) => {
                 let processes = processes.clone();
+                let pod = pod.clone();
                 tokio::spawn(async move { processes.run(&pods, &pod).await })
             }
             (Containers::Played, Some(group)) => {
@@ -155,11 +171,12 @@ impl Host {
             }
             (Containers::Played, None) => return ready(&pods, &pod).await,
         };
-        self.running.insert(uid.to_owned(), running);
+        let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
+        self.running.lock().expect("no panic").insert(uid.to_owned(), (node, running));
     }
 
     async fn end(&mut self, pod: &Pod, uid: &str) {
-        if let Some(running) = self.running.remove(uid) {
+        if let Some((_, running)) = self.running.lock().expect("no panic").remove(uid) {
             running.abort();
         }
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };

@@ -8,6 +8,7 @@ mod authority;
 mod cases;
 mod extras;
 mod kubelet;
+mod link;
 mod live;
 mod processes;
 mod ranks;
@@ -15,6 +16,7 @@ mod real;
 mod scaled;
 mod secured;
 mod streams;
+mod trouble;
 mod world;
 
 use std::time::Duration;
@@ -50,6 +52,11 @@ cases! {
     cases::routers_are_others_to_scale_until_the_spec_says_another_number,
     cases::where_there_is_no_room_a_version_is_brought_to_nodes_first,
     cases::what_goes_all_at_once_waits_for_what_comes,
+    trouble::what_cannot_be_is_refused,
+    trouble::what_is_refused_is_told,
+    trouble::without_etcd_nobody_is_ended,
+    trouble::what_is_anothers_is_left_alone,
+    trouble::a_failed_version_takes_nothing_from_the_one_that_serves,
     extras::a_certificate_is_asked_for_where_there_is_cert_manager,
     extras::groups_are_gangs_where_kubernetes_can_do_that,
 }

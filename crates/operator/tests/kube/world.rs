@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubelet::{Containers, Kubelet};
+use crate::link::Link;
 use crate::processes::{Etcd, Processes};
 use crate::real;
 
@@ -59,16 +60,20 @@ pub(crate) struct World {
     /// Where the operator that was started last tells its numbers.
     admin: std::sync::Mutex<String>,
     _controllers: Option<Controllers>,
-    _kubelet: Kubelet,
+    pub(crate) kubelet: Kubelet,
+    /// The way to etcd, where that is ours.
+    pub(crate) link: Option<Link>,
 }
 
 impl World {
     /// One in which ranks are played, and etcd is the embedded store.
     pub(crate) async fn played(case: &str) -> Self {
         let store = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let etcd = format!("http://{}", store.local_addr().expect("an address"));
+        let link = Link::to(store.local_addr().expect("an address").to_string()).await;
         tokio::spawn(galerne_coord::embedded::serve(store, std::future::pending()));
-        Self::new(case, etcd, Trust::default(), Containers::Played).await
+        let etcd = format!("http://{}", link.address);
+        let world = Self::new(case, etcd, Trust::default(), Containers::Played).await;
+        Self { link: Some(link), ..world }
     }
 
     /// One in which containers are processes, which meet in `etcd`.
@@ -115,7 +120,8 @@ impl World {
             operator,
             admin: std::sync::Mutex::default(),
             _controllers: controllers,
-            _kubelet: kubelet,
+            kubelet,
+            link: None,
         };
         world.start_operator("one");
         world
