@@ -9,7 +9,7 @@ use crate::{APPLY, MAPS, MERGE, Server, apply, ask, events, get, map, post, unti
 const FACTS: &str = "labelSelector=test%3Dfacts";
 
 /// What a controller makes pods from.
-fn template(pod: Value) -> Value {
+fn template(pod: &Value) -> Value {
     let labels = json!({ "app": "x" });
     json!({ "selector": { "matchLabels": labels }, "template": { "metadata": { "labels": labels }, "spec": pod } })
 }
@@ -86,7 +86,7 @@ pub(crate) async fn fields_are_owned_by_those_who_applied_them(server: &Server) 
 
 pub(crate) async fn items_of_lists_are_owned_by_their_keys(server: &Server) {
     let path = "/apis/apps/v1/namespaces/n/deployments/d";
-    let pod = |containers: Value| json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "d" }, "spec": template(json!({ "containers": containers })) });
+    let pod = |containers: Value| json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "d" }, "spec": template(&json!({ "containers": containers })) });
     let one = pod(json!([{ "name": "a", "image": "1" }, { "name": "b", "image": "1" }]));
     ask(server, Method::PATCH, &format!("{path}?fieldManager=one"), APPLY, one).await;
     let two = pod(json!([{ "name": "c", "image": "1" }]));
@@ -109,8 +109,9 @@ pub(crate) async fn items_of_lists_are_owned_by_their_keys(server: &Server) {
 
 pub(crate) async fn what_is_not_said_is_added_and_nobodys(server: &Server) {
     let path = "/apis/apps/v1/namespaces/n/statefulsets/s?fieldManager=one";
-    let mut spec =
-        template(json!({ "containers": [{ "name": "a", "image": "i", "ports": [{ "containerPort": 1 }] }] }));
+    let mut spec = template(
+        &json!({ "containers": [{ "name": "a", "image": "i", "ports": [{ "containerPort": 1 }] }] }),
+    );
     spec["serviceName"] = "s".into();
     let set =
         json!({ "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": "s" }, "spec": spec });
@@ -257,7 +258,7 @@ pub(crate) async fn a_group_tells_what_there_is_of_a_version(server: &Server) {
 
 pub(crate) async fn a_status_is_written_by_itself_and_generations_count_specs(server: &Server) {
     let sets = "/apis/apps/v1/namespaces/n/statefulsets";
-    let mut spec = template(json!({ "containers": [{ "name": "a", "image": "i" }] }));
+    let mut spec = template(&json!({ "containers": [{ "name": "a", "image": "i" }] }));
     (spec["replicas"], spec["serviceName"]) = (1.into(), "x".into());
     let set = json!({ "metadata": { "name": "s" }, "spec": spec, "status": { "replicas": 9 } });
     let (_, created) = post(server, sets, set).await;

@@ -36,9 +36,9 @@ impl Gpu {
         if options.compute.is_some() {
             return refuse("--compute is a choice between ways of a CPU: leave it out with --device cuda");
         }
-        if options.quantize.is_some() {
+        if options.quantize.is_some_and(|quantize| quantize != Quantize::Fp8) {
             return refuse(
-                "--quantize is for CPUs, a GPU holds weights in bf16: leave it out with --device cuda",
+                "--quantize q8_0 and q4_0 are for CPUs: a GPU takes fp8, or holds weights in bf16 without it",
             );
         }
         let utilization = options.gpu_memory_utilization;
@@ -147,8 +147,11 @@ mod tests {
         };
         assert!(refusal(&|options| options.compute = Some(Compute::F32)).starts_with("--compute is"));
         assert!(refusal(&|options| options.gpu_memory_utilization = 1.5).contains("1 at most"));
+        assert!(refusal(&|options| options.quantize = Some(Quantize::Q8_0)).contains("takes fp8"));
         // Without a driver, or without kernels, it is said which is missing.
-        let none = refusal(&|options| options.world_size = 1);
-        assert!(none.contains("libcuda.so.1 was not found") || none.contains("CUDA_HOME"), "{none}");
+        for quantize in [None, Some(Quantize::Fp8)] {
+            let none = refusal(&|options| (options.world_size, options.quantize) = (1, quantize));
+            assert!(none.contains("libcuda.so.1 was not found") || none.contains("CUDA_HOME"), "{none}");
+        }
     }
 }

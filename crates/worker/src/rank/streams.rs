@@ -273,7 +273,9 @@ mod tests {
             Some(ids[1]),
             "the first one's end is not the second one's"
         );
-        ids.into_iter().for_each(|id| drop(streams.forget(id)));
+        for id in ids {
+            streams.forget(id);
+        }
         assert!(streams.named.is_empty());
     }
 

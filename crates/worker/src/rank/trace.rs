@@ -106,6 +106,7 @@ pub(crate) fn forming(epoch: Epoch, record: &EpochRecord) -> Span {
 /// The group serves: its span ends well.
 pub(crate) fn formed(span: Span) {
     span.record("otel.status_code", "OK");
+    drop(span);
 }
 
 /// The span of a step at this rank, to be dropped when it has run; none for a step without traced requests.
