@@ -90,15 +90,18 @@ impl Opening {
             tries.pause().await;
         }
         loop {
-            if self.suspicion.deaths() > 0 {
-                drop(self.place(&mut tries).await?); // no turn is held while there is no group
-            }
+            let asked = Instant::now();
             let suspect = timeout_at(due, self.router.again.turn(self.suspicion)).await;
             let suspect = suspect.map_err(|_| self.failure(Trouble::Due))?;
-            if suspect.turn.is_some() {
-                tries.recovers = Instant::now() + recovery_s_max; // it waited for others, and not for a group
-            }
-            let place = self.place(&mut tries).await?;
+            tries.recovers += asked.elapsed(); // it waited for others, and not for a group
+            let place = match self.place(&tries) {
+                Err(refusal) if self.waits() => {
+                    drop(suspect); // others may try in the meantime
+                    self.changed(refusal, &mut tries).await?;
+                    continue;
+                }
+                placed => placed?,
+            };
             let claim = self.claim.as_deref();
             if claim.is_some_and(Claim::is_over) {
                 return Err(Failure::Superseded);
@@ -113,29 +116,22 @@ impl Opening {
         }
     }
 
-    /// A place at a group. What a leader has had waits for one, and so does what comes while none serves.
-    async fn place(&self, tries: &mut Tries) -> Result<Place, Failure> {
-        let (groups, request) = (&self.router.groups, &self.request);
-        let most = request.prompt.len() as u32 + request.max_tokens;
-        loop {
-            let begun = self.begun.as_deref().map(|numerics| (numerics, most));
-            let want = Want { model: &self.model.name, begun, not: tries.refused.as_ref() };
-            match groups.place(want) {
-                Err(refusal) if self.waits() => {
-                    let _held = self.router.metrics.demand.hold();
-                    let changed = timeout_at(tries.end(), groups.changed(&mut tries.seen)).await;
-                    let over = |_| match refusal {
-                        _ if self.accepted => self.failure(tries.over()),
-                        Failure::NoGroup { model, .. } => {
-                            Failure::NoGroup { model, begun: self.begun.is_some() }
-                        }
-                        refusal => refusal,
-                    };
-                    changed.map_err(over)?;
-                }
-                placed => return placed,
-            }
-        }
+    /// A place at a group.
+    fn place(&self, tries: &Tries) -> Result<Place, Failure> {
+        let most = self.request.prompt.len() as u32 + self.request.max_tokens;
+        let begun = self.begun.as_deref().map(|numerics| (numerics, most));
+        self.router.groups.place(Want { model: &self.model.name, begun, not: tries.refused.as_ref() })
+    }
+
+    /// Waits for another fleet than the one in which no group takes it.
+    async fn changed(&self, refusal: Failure, tries: &mut Tries) -> Result<(), Failure> {
+        let _held = self.router.metrics.demand.hold();
+        let changed = timeout_at(tries.end(), self.router.groups.changed(&mut tries.seen)).await;
+        changed.map(drop).map_err(|_| match refusal {
+            _ if self.accepted => self.failure(tries.over()),
+            Failure::NoGroup { model, .. } => Failure::NoGroup { model, begun: self.begun.is_some() },
+            refusal => refusal,
+        })
     }
 
     /// Whether a group is waited for where none takes it.
