@@ -4,14 +4,18 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Tokens of one group after which a request is innocent of its end, and of those before it.
-pub const INNOCENT_TOKENS: usize = 16;
+pub const INNOCENT_TOKENS: usize = 4;
 
-/// Suspicion above which a request is taken for the reason: two groups were lost while they worked on it, and the second of
-/// them at least on no other that was suspected as much.
-const SUSPICION_MAX: f32 = 1.0;
+/// What a loss behind a token or a few counts, where one before any counts 1: it is seen again with the next ones, if the request is the
+/// reason, and happens by chance to whoever was just sent on.
+const BEHIND_TOKENS: f32 = 0.2;
+
+/// Suspicion from which on a request is taken for the reason: two groups were lost while they worked on it, the second of them
+/// on no other that was suspected as much, and the first on few.
+const SUSPICION_MAX: f32 = 1.25;
 
 /// The same where groups were lost lately that did not work on it: then any request may have been there by chance.
-const SUSPICION_ELSEWHERE_MAX: f32 = 3.5;
+const SUSPICION_ELSEWHERE_MAX: f32 = 4.0;
 
 /// How long before a request's first loss the others are lately.
 const LATELY_S: Duration = Duration::from_secs(60);
@@ -66,7 +70,8 @@ impl Suspicion {
         }
         self.company = company.max(1) as u32;
         self.deaths += 1;
-        self.weight += 1.0 / self.company as f32;
+        let counts = if tokens == 0 { 1.0 } else { BEHIND_TOKENS };
+        self.weight += counts / self.company as f32;
     }
 
     /// Groups that were lost on it in a row.
@@ -77,7 +82,7 @@ impl Suspicion {
     /// Whether it is taken for the reason; `losses` are those of all groups.
     pub fn convicts(&self, losses: &Losses) -> bool {
         let always = losses.since(self.since.saturating_sub(LATELY_S)) == self.deaths as usize;
-        self.weight > if always { SUSPICION_MAX } else { SUSPICION_ELSEWHERE_MAX }
+        self.weight >= if always { SUSPICION_MAX } else { SUSPICION_ELSEWHERE_MAX }
     }
 
     /// How many such requests may be tried at once; any number of those that nothing is held against.
@@ -104,13 +109,17 @@ mod tests {
     }
 
     #[test]
-    fn two_groups_are_enough_if_the_second_worked_on_nobody_else() {
+    fn two_groups_are_enough_if_neither_gave_it_a_token_and_few_were_there() {
         for (deaths, convicted) in [
             (&[(0, 1)][..], false),
             (&[(0, 1), (0, 1)], true),
-            (&[(0, 7), (1, 1)], true),
+            (&[(0, 4), (0, 1)], true),
+            (&[(0, 7), (0, 1)], false),
+            (&[(0, 7), (0, 1), (0, 1)], true),
             (&[(0, 2), (0, 2)], false),
-            (&[(0, 1), (INNOCENT_TOKENS - 1, 1)], true),
+            (&[(0, 1), (INNOCENT_TOKENS - 1, 1)], false),
+            (&[(1, 1); 6], false),
+            (&[(1, 1); 7], true),
             (&[(0, 1), (INNOCENT_TOKENS, 1)], false),
             (&[(0, 1), (INNOCENT_TOKENS, 1), (0, 1)], false),
             (&[(0, 200), (0, 25), (0, 4), (0, 1)], true),

@@ -433,8 +433,8 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
 }
 
 #[tokio::test]
-async fn a_request_that_kills_groups_behind_each_token_is_found_and_one_that_gets_on_is_innocent() {
-    for (each, found) in [(1, true), (16, false)] {
+async fn a_request_that_gets_on_a_little_outlives_group_after_group() {
+    for each in [1, 16] {
         let lives = |from: u32| (from..from + each).map(|id| Act::Token(token(id)));
         let life = |from: u32| [Act::Begin].into_iter().chain(lives(from)).chain([losses(1)]);
         let script: Vec<_> = [40, 140, 240].into_iter().flat_map(life).collect();
@@ -446,10 +446,10 @@ async fn a_request_that_kills_groups_behind_each_token_is_found_and_one_that_get
         let stage = Stage::with(&leaders.iter().collect::<Vec<_>>()).await;
         let body = json!({ "prompt": "x", "stream": true, "max_tokens": 100 });
         let reply = stage.post(TEXT, &body).await;
-        assert_eq!(reply.body.contains("request_kills_groups"), found, "{reply:?}");
+        assert!(reply.body.contains("[DONE]") && !reply.body.contains("error"), "{reply:?}");
         let asked = leaders.iter_mut().map(|leader| leader.requests.try_recv()).filter(Result::is_ok).count();
-        assert_eq!(asked, if found { 2 } else { 4 });
-        assert_eq!(stage.post(TEXT, &body).await.status, if found { 500 } else { 200 });
+        assert_eq!(asked, 4);
+        assert_eq!(stage.post(TEXT, &body).await.status, 200);
     }
 }
 
