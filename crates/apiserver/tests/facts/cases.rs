@@ -3,15 +3,25 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::{APPLY, MAPS, MERGE, Server, apply, ask, events, get, map, post, until};
+use crate::{APPLY, LOOK, MAPS, MERGE, Server, apply, ask, events, get, map, post, until};
 
 /// Selects what [`map`] makes: a namespace may hold others.
 const FACTS: &str = "labelSelector=test%3Dfacts";
+
+const QUOTAS: &str = "/api/v1/namespaces/n/resourcequotas";
 
 /// What a controller makes pods from.
 fn template(pod: &Value) -> Value {
     let labels = json!({ "app": "x" });
     json!({ "selector": { "matchLabels": labels }, "template": { "metadata": { "labels": labels }, "spec": pod } })
+}
+
+/// Defines a kind with a status and a scale.
+fn toys(group: &str, schema: &Value, scale: &Value) -> Value {
+    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
+        "subresources": { "status": {}, "scale": scale } });
+    json!({ "metadata": { "name": format!("toys.{group}") }, "spec": { "group": group, "scope": "Namespaced",
+        "names": { "plural": "toys", "kind": "Toy" }, "versions": [version] } })
 }
 
 pub(crate) async fn objects_are_created_once_and_conflicts_are_told(server: &Server) {
@@ -298,11 +308,8 @@ pub(crate) async fn custom_resources_keep_to_their_schemas(server: &Server) {
             ] },
         "status": { "type": "object", "properties": { "n": { "type": "integer" } } } } });
     let scale = json!({ "specReplicasPath": ".spec.a", "statusReplicasPath": ".status.n" });
-    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
-        "subresources": { "status": {}, "scale": scale } });
     let group = format!("{}.dev", server.namespace);
-    let definition = json!({ "metadata": { "name": format!("toys.{group}") }, "spec": { "group": group, "scope": "Namespaced",
-        "names": { "plural": "toys", "kind": "Toy" }, "versions": [version] } });
+    let definition = toys(&group, &schema, &scale);
     let toys = &format!("/apis/{group}/v1/namespaces/n/toys");
     assert_eq!(get(server, toys).await.0, 404);
     let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -335,11 +342,8 @@ pub(crate) async fn a_scale_without_a_number_is_none(server: &Server) {
     let number = json!({ "type": "object", "properties": { "n": { "type": "integer" } } });
     let schema = json!({ "type": "object", "properties": { "spec": number, "status": number } });
     let scale = json!({ "specReplicasPath": ".spec.n", "statusReplicasPath": ".status.n" });
-    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
-        "subresources": { "status": {}, "scale": scale } });
     let group = format!("scaled.{}.dev", server.namespace);
-    let definition = json!({ "metadata": { "name": format!("toys.{group}") }, "spec": { "group": group, "scope": "Namespaced",
-        "names": { "plural": "toys", "kind": "Toy" }, "versions": [version] } });
+    let definition = toys(&group, &schema, &scale);
     let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     assert_eq!(post(server, definitions, definition).await.0, 201);
     let toys = &format!("/apis/{group}/v1/namespaces/n/toys");
@@ -382,10 +386,12 @@ pub(crate) async fn names_labels_and_quantities_are_checked(server: &Server) {
 
 pub(crate) async fn a_quota_lets_no_more_in(server: &Server) {
     let quota = json!({ "metadata": { "name": "q" }, "spec": { "hard": { "count/services": "1" } } });
-    assert_eq!(post(server, "/api/v1/namespaces/n/resourcequotas", quota).await.0, 201);
+    assert_eq!(post(server, QUOTAS, quota).await.0, 201);
     if server.ours.is_none() {
         // A controller counts first.
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        while get(server, &format!("{QUOTAS}/q")).await.1["status"]["used"].is_null() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
     let service = |name: &str| json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
     let services = "/api/v1/namespaces/n/services";

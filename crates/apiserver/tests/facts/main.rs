@@ -97,11 +97,14 @@ async fn ask(server: &Server, method: Method, path: &str, media: &str, body: Val
     (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| text()))
 }
 
+/// What is waited for is looked at so often.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Waits until a path answers with this code.
 async fn until(server: &Server, path: &str, code: u16) {
     let answers = async {
         while get(server, path).await.0 != code {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(LOOK).await;
         }
     };
     tokio::time::timeout(DEADLINE, answers).await.unwrap_or_else(|_| panic!("{path} does not answer {code}"));
