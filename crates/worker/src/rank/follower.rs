@@ -219,7 +219,7 @@ mod tests {
         (answers, outcome.unwrap_err())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn steps_are_answered_until_the_leader_goes() {
         let (answers, error) = run(vec![order(5, 1), order(5, 2)]).await;
         let numbers: Vec<u64> = answers[..2].iter().map(|answer| answer.as_ref().unwrap().number).collect();
@@ -228,7 +228,7 @@ mod tests {
         assert!(matches!(error, EpochError::Leader(_)), "{error}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn another_epoch_and_a_skipped_step_are_refused() {
         for (bad, says) in
             [(order(4, 2), "a step of epoch 4 in epoch 5"), (order(5, 3), "step 3 after step 1")]
