@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Case {
     name: String,
     #[serde(default)]
@@ -31,13 +31,16 @@ struct Case {
     served: Vec<u32>,
     /// As they are in Rust.
     steps: Vec<String>,
+    /// Routers stay those of the old groups.
+    #[serde(default)]
+    routers_stay: bool,
 }
 
 #[test]
 fn what_is_seen_and_asked_becomes_steps() {
     let cases: Vec<Case> = serde_saphyr::from_str(include_str!("plans/cases.yaml")).expect("cases");
     assert!(cases.len() > 20);
-    for Case { name, asked, mut seen, blind, phases, trial, passed, served, steps } in cases {
+    for Case { name, asked, mut seen, blind, phases, trial, passed, served, steps, routers_stay } in cases {
         let mut spec = json!({
             "model": { "name": "m", "path": "m" },
             "groups": { "min": 0, "max": 4, "replicas": 2 },
@@ -67,9 +70,9 @@ fn what_is_seen_and_asked_becomes_steps() {
         let rollout = Rollout { revision: "new".into(), trial, ..Rollout::default() };
         let last =
             ClusterStatus { groups: groups.collect(), rollout: Some(rollout), ..ClusterStatus::default() };
-        let planned: Vec<String> =
-            plan(&asked, &seen, &last).steps.iter().map(|step| format!("{step:?}")).collect();
-        assert_eq!(planned, steps, "{name}");
+        let planned = plan(&asked, &seen, &last);
+        let taken: Vec<String> = planned.steps.iter().map(|step| format!("{step:?}")).collect();
+        assert_eq!((taken, planned.routers_stay), (steps, routers_stay), "{name}");
     }
 }
 

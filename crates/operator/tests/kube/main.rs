@@ -54,6 +54,7 @@ cases! {
     cases::what_goes_all_at_once_waits_for_what_comes,
     trouble::what_cannot_be_is_refused,
     trouble::what_is_refused_is_told,
+    trouble::a_managed_etcd_that_finds_no_room_is_told,
     trouble::without_etcd_nobody_is_ended,
     trouble::what_is_anothers_is_left_alone,
     trouble::a_failed_version_takes_nothing_from_the_one_that_serves,

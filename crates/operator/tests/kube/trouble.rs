@@ -1,8 +1,8 @@
 //! What stands in the way, and what stays all the same.
 
 use galerne_operator::api::{GalerneCluster, GroupPhase};
-use k8s_openapi::api::core::v1::{ResourceQuota, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::cases::condition;
@@ -70,12 +70,15 @@ pub(crate) async fn what_cannot_be_is_refused(world: &World) {
     }
 }
 
+/// Nothing is made beyond this.
+async fn limit(world: &World, hard: Value) {
+    let quota = json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "few" }, "spec": { "hard": hard } });
+    let quotas = world.api::<ResourceQuota>();
+    quotas.patch("few", &PatchParams::apply("test").force(), &Patch::Apply(&quota)).await.unwrap();
+}
+
 pub(crate) async fn what_is_refused_is_told(world: &World) {
-    let quota = async |hard: Value| {
-        let quota = json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "few" }, "spec": { "hard": hard } });
-        let quotas = world.api::<ResourceQuota>();
-        quotas.patch("few", &PatchParams::apply("test").force(), &Patch::Apply(&quota)).await.unwrap();
-    };
+    let quota = async |hard: Value| limit(world, hard).await;
     let told = |reason: &'static str, words: &'static str| {
         move |cluster: &GalerneCluster| {
             let (status, message) = condition(cluster, "Degraded");
@@ -101,6 +104,26 @@ pub(crate) async fn what_is_refused_is_told(world: &World) {
     world.until("told", told("RouterFails", "pods cannot be made: ")).await;
     quota(json!({ "pods": "9" })).await;
     world.until("well", well).await;
+}
+
+pub(crate) async fn a_managed_etcd_that_finds_no_room_is_told(world: &World) {
+    let mut spec = world.spec();
+    spec["etcd"] = json!({ "managed": {} });
+    spec["groups"]["replicas"] = 1.into();
+    world.create(spec).await;
+    let pods = world.api::<Pod>();
+    let all = async || {
+        let there = pods.list(&ListParams::default()).await.unwrap();
+        (there.items.len() == 3).then_some(())
+    };
+    world.eventually("a group, a router and an etcd", all).await;
+    limit(world, json!({ "pods": "2" })).await;
+    pods.delete("demo-etcd-0", &DeleteParams::default()).await.unwrap();
+    let told = |cluster: &GalerneCluster| {
+        let (status, message) = condition(cluster, "Degraded");
+        status == "True" && message.contains("its pod cannot be made: ") && message.contains("exceeded quota")
+    };
+    world.until("told", told).await;
 }
 
 pub(crate) async fn what_is_anothers_is_left_alone(world: &World) {
