@@ -107,6 +107,16 @@ class Cluster:
             time.sleep(0.05)
         sys.exit(f"the cluster is not ready after {START_S} s:\n{self.text()[-3000:]}")
 
+    def until_sized(self, ranks):
+        """Waits until the first group serves with so many ranks."""
+        due = time.time() + START_S
+        while time.time() < due:
+            group = self.fleet()[0]
+            if (group["state"], group["world_size"], sum(r["state"] == "ready" for r in group["ranks"])) == ("ready", ranks, ranks):
+                return
+            time.sleep(0.05)
+        sys.exit(f"there are no {ranks} ranks after {START_S} s:\n{self.text()[-3000:]}")
+
     def pid(self, role):
         """The process of `rank K`, `spare`, `host` or a name."""
         group = self.fleet()[0]

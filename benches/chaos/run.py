@@ -10,6 +10,7 @@ must give the same text, whatever died meanwhile. Everything runs on loopback an
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import os
 import signal
@@ -17,9 +18,21 @@ import sys
 import time
 
 from cluster import BARD, DEMO, ROOT, Cluster
-from streams import Judge, percentile, together
+from streams import Judge, flowing, percentile, stalls, together
 
+#: Seconds of streams around what is done to them.
+AROUND_S = 1.0
 FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+@contextlib.contextmanager
+def running(model, **options):
+    cluster = Cluster(model, **options)
+    try:
+        cluster.until_ready()
+        yield cluster
+    finally:
+        cluster.end()
 
 
 async def cell(cluster, judge, role, fault, delay):
@@ -38,13 +51,33 @@ async def cell(cluster, judge, role, fault, delay):
         else:
             cluster.restart(role)
     streams = await running
-    lost = judge.lost(streams)
-    stalls = [stream.stall(at, at + 3) for stream in streams]
-    row = (role, fault, len(streams), len(lost), percentile(stalls, 0.5), percentile(stalls, 0.99))
-    print(f"{role:14} {fault:5} lost {len(lost)} of {len(streams)}, stall p50 {row[4]:.2f} s, p99 {row[5]:.2f} s", flush=True)
+    return shown(role, fault, judge.lost(streams), [stream.stall(at, at + 3) for stream in streams])
+
+
+def shown(who, fault, lost, waits):
+    """A row, which it prints."""
+    row = (who, fault, len(waits), len(lost), percentile(waits, 0.5), percentile(waits, 0.99))
+    print(f"{who:14} {fault:5} lost {row[3]} of {row[2]}, stall p50 {row[4]:.2f} s, p99 {row[5]:.2f} s", flush=True)
     for said in lost[:5]:
         print("   ", said, flush=True)
     return row
+
+
+async def dwindle(cluster, judge):
+    """Hosts of a group of four go until one rank is left, and come back, while streams come and go; returns a row a step."""
+    steps = [("h3, h2", "kill", 2), ("h1", "kill", 1), ("h1, h2, h3", "start", 4)]
+    times = [time.time()]
+    async with flowing(judge, AROUND_S) as streams:
+        for hosts, fault, size in steps:
+            times.append(time.time())
+            for worker in (f"worker g0 {host}" for host in hosts.split(", ")):
+                cluster.processes[worker].kill() if fault == "kill" else cluster.restart(worker)
+            await asyncio.to_thread(cluster.until_sized, size)
+            await asyncio.sleep(AROUND_S)
+    times.append(time.time())
+    rows = [shown(f"{hosts}: N = {size}", fault, [], stalls(streams, at, until)[0])
+            for (hosts, fault, size), at, until in zip(steps, times[1:], times[2:])]
+    return [*rows, shown("all the while", "both", judge.lost(streams), stalls(streams, times[0], times[-1])[1])]
 
 
 async def storm(cluster, judge, kills, pause):
@@ -100,17 +133,16 @@ def main():
     told, failed = [], 0
     models = [(BARD, "bard-1m", count, 1500 if options.quick else 400), (DEMO, "SmolLM2-135M (Q4_1)", 8, 150)]
     for model, name, streams, tokens in models[:1] if options.quick else models:
-        cluster = Cluster(model, hosts=2, tp=2, spares=1)
-        try:
-            cluster.until_ready()
+        with running(model, hosts=2, tp=2, spares=1) as cluster:
             judge = Judge(cluster, streams, tokens)
             began = time.time()
             asyncio.run(judge.learn())
             delay = min(2.0, (time.time() - began) / 3)
             rows = [asyncio.run(cell(cluster, judge, role, fault, delay)) for role, fault in ROLES]
             total = asyncio.run(storm(cluster, judge, kills, 2.0)) if model == BARD else None
-        finally:
-            cluster.end()
+        if model == BARD:
+            with running(model, hosts=4, tp=4, spares=0) as judge.cluster:
+                rows += asyncio.run(dwindle(judge.cluster, judge))
         failed += sum(row[3] for row in rows) + (total[3] if total else 0)
         told.append(table(name, rows, total))
     if not options.quick:
