@@ -185,10 +185,13 @@ async fn read(
 }
 
 /// Waits until etcd holds a change that the watch has not told of in time. A member that the others cannot reach keeps its
-/// streams open and says nothing on them; a read, of which a quorum must know, tells.
+/// streams open and says nothing on them; a read, of which a quorum must know, tells. A watch that has just begun is looked at
+/// sooner: it may have begun because of such a member, and at it.
 async fn lagging(etcd: &Etcd, prefix: &str, seen: &AtomicI64) {
+    let mut pause = LAG_MAX;
     loop {
-        sleep(LAG_INTERVAL).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LAG_INTERVAL);
         let Ok(Some(change)) = etcd.changed_since(prefix, seen.load(Relaxed) + 1).await else { continue };
         sleep(LAG_MAX).await;
         if seen.load(Relaxed) < change {

@@ -5,13 +5,13 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use galerne_dispatch::{BreakerState, Choice, Dispatcher, Losses, Suspicion, Ticket, Want};
+use galerne_dispatch::{BreakerState, Dispatcher, Losses, Suspicion, Ticket, Want};
 use galerne_tls::Way;
 use galerne_types::limits::GRPC_MESSAGE_BYTES_MAX;
 use galerne_types::{Epoch, Fleet, Group, GroupId, Health, ModelCard};
-use galerne_wire::show_secret;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::{LoadReport, LoadRequest};
+use galerne_wire::{RepeatKey, show_secret};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -158,15 +158,7 @@ impl Groups {
     pub(crate) fn place(self: &Arc<Self>, want: Want<'_>) -> Result<Place, Failure> {
         let mut state = self.current();
         let choice = state.dispatcher.dispatch(want, self.began.elapsed())?;
-        let served = state.seen.groups.get(&choice.group).and_then(|group| {
-            let (health, (_, record)) = (group.serving()?, group.epoch.as_ref()?);
-            Some((health.clone(), record.secret.clone()))
-        });
-        let link = served.and_then(|(health, secret)| {
-            let card = health.model.clone();
-            Some((card, state.link(&choice, health, secret)?))
-        });
-        let Some((model, link)) = link else {
+        let Some((model, link)) = state.card(&choice.group).zip(state.link(&choice.group)) else {
             state.dispatcher.finished(choice.ticket);
             state.dispatcher.lost(&choice.group, choice.epoch);
             return Err(Failure::NoGroup { model: want.model.to_owned(), begun: false });
@@ -179,6 +171,20 @@ impl Groups {
             ticket: Some(choice.ticket),
             groups: self.clone(),
         })
+    }
+
+    /// A request that its client has sent again begins at a place: the one of its key that runs at another group is over.
+    pub(crate) fn supersede(&self, place: &Place, key: RepeatKey) {
+        let mut state = self.current();
+        let others = state.seen.groups.iter().filter(|(id, group)| {
+            let serves = group.serving().is_some_and(|health| health.model.name == place.model.name);
+            serves && **id != place.group && !state.lost.contains_key(*id)
+        });
+        for other in others.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(link) = state.link(&other) {
+                link.supersede(key);
+            }
+        }
     }
 
     /// Takes a group out of rotation whose leader cannot be reached, until the fleet shows a newer incarnation of
@@ -408,22 +414,29 @@ impl State {
         self.dispatcher.fleet(&usable);
     }
 
-    /// The stream to the leader of a choice; a new one where there is none, or where it has ended.
-    fn link(&mut self, choice: &Choice, health: Health, secret: String) -> Option<Arc<Link>> {
-        let tie = self.links.get(&choice.group);
-        let tie = tie.filter(|tie| tie.health.epoch == choice.epoch && !tie.link.ended());
+    /// What a group serves.
+    fn card(&self, id: &GroupId) -> Option<ModelCard> {
+        Some(self.seen.groups.get(id)?.serving()?.model.clone())
+    }
+
+    /// The stream to the leader of a group; a new one where there is none, or where it has ended.
+    fn link(&mut self, id: &GroupId) -> Option<Arc<Link>> {
+        let group = self.seen.groups.get(id)?;
+        let (health, (_, record)) = (group.serving()?, group.epoch.as_ref()?);
+        let tie = self.links.get(id);
+        let tie = tie.filter(|tie| tie.health.epoch == health.epoch && !tie.link.ended());
         if let Some(tie) = tie {
             return Some(tie.link.clone());
         }
-        let channel = self.channel(&choice.leader);
-        let channel = channel.inspect_err(|_| {
-            tracing::warn!(group = %choice.group, leader = choice.leader, "a leader's address is no address");
+        let (health, secret) = (health.clone(), record.secret.clone());
+        let channel = self.channel(&health.leader).inspect_err(|_| {
+            tracing::warn!(group = %id, leader = health.leader, "a leader's address is no address");
         });
         let leader = EngineClient::new(channel.ok()?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        let link = Link::open(leader, choice.epoch, secret);
-        self.links.insert(choice.group.clone(), Tie { health, link: link.clone() });
+        let link = Link::open(leader, health.epoch, secret);
+        self.links.insert(id.clone(), Tie { health, link: link.clone() });
         Some(link)
     }
 

@@ -81,6 +81,9 @@ pub(crate) const RETRY_MS_MAX: Duration = Duration::from_millis(1_000);
 /// Named requests that are under way at once.
 pub(crate) const REPEATS_MAX: usize = 65_536;
 
+/// Names of requests that begin elsewhere which a leader has not read yet; more of them it is not told.
+pub(crate) const SUPERSEDED_UNREAD_MAX: usize = 4_096;
+
 /// Bytes of a request's name, `Idempotency-Key` or `X-Request-Id`; a longer one is none.
 pub(crate) const REPEAT_KEY_BYTES_MAX: usize = 256;
 

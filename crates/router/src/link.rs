@@ -13,27 +13,34 @@ use galerne_types::{Epoch, TokenId};
 use galerne_wire::v1::ask::Ask;
 use galerne_wire::v1::engine_client::EngineClient;
 use galerne_wire::v1::run_event::Event;
-use galerne_wire::{TokenRun, WireError, show_epoch, show_secret, v1};
-use tokio::sync::mpsc;
+use galerne_wire::{RepeatKey, TokenRun, WireError, show_epoch, show_secret, v1};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::again::Suspect;
+use crate::limits::SUPERSEDED_UNREAD_MAX;
 
 /// The stream to the leader of one epoch. It ends when this is dropped and so is the last [`Letters`] of it.
 pub(crate) struct Link {
     /// Holds two messages of a request at most, and of those there are no more than the router's limit of requests.
-    asks: mpsc::UnboundedSender<v1::Ask>,
+    asks: mpsc::UnboundedSender<Said>,
+    /// Room for names of requests that begin elsewhere.
+    room: Arc<Semaphore>,
     requests: Arc<Requests>,
     /// Reads it.
     listener: AbortHandle,
 }
 
+/// A message to the leader, which may take room until it is read.
+type Said = (Ask, Option<OwnedSemaphorePermit>);
+
 struct Requests {
-    asks: mpsc::WeakUnboundedSender<v1::Ask>,
+    asks: mpsc::WeakUnboundedSender<Said>,
     open: Mutex<Open>,
 }
 
@@ -150,7 +157,8 @@ impl Link {
             let Err(end) = listening.listen(leader, epoch, &secret, asked).await;
             listening.end(&end);
         });
-        Arc::new(Self { asks, requests, listener: listener.abort_handle() })
+        let room = Arc::new(Semaphore::new(SUPERSEDED_UNREAD_MAX));
+        Arc::new(Self { asks, room, requests, listener: listener.abort_handle() })
     }
 
     /// Ends it: its leader leads no more, whether or not it knows that.
@@ -193,11 +201,18 @@ impl Link {
                 open.trials.insert(id, Trial { suspect, begun: false, tokens: 0 });
                 request.id = id;
                 // Under the lock: requests reach the leader in the order of their ids.
-                let _ = self.asks.send(v1::Ask { ask: Some(Ask::Run(request)) });
+                let _ = self.asks.send((Ask::Run(request), None));
             }
         }
         drop(open);
         Letters { id, link: self.clone(), inbox, taken: VecDeque::new() }
+    }
+
+    /// Tells the leader that a request of this key begins at another group, unless it has not read many that it was told of.
+    pub(crate) fn supersede(&self, key: RepeatKey) {
+        if let Ok(room) = self.room.clone().try_acquire_owned() {
+            let _ = self.asks.send((Ask::Superseded(key.to_vec()), Some(room)));
+        }
     }
 }
 
@@ -211,9 +226,10 @@ impl Requests {
         mut leader: EngineClient<Channel>,
         epoch: Epoch,
         secret: &str,
-        asked: mpsc::UnboundedReceiver<v1::Ask>,
+        asked: mpsc::UnboundedReceiver<Said>,
     ) -> Result<Infallible, Status> {
-        let mut request = Request::new(UnboundedReceiverStream::new(asked));
+        let asks = UnboundedReceiverStream::new(asked).map(|(ask, _)| v1::Ask { ask: Some(ask) });
+        let mut request = Request::new(asks);
         show_secret(&mut request, secret)?;
         show_epoch(&mut request, epoch);
         let mut stream = leader.serve(request).await?.into_inner();
@@ -262,7 +278,7 @@ impl Requests {
     /// Tells the leader that nobody waits for a request any more.
     fn cancel(&self, id: u32) {
         if let Some(asks) = self.asks.upgrade() {
-            let _ = asks.send(v1::Ask { ask: Some(Ask::Cancel(id)) });
+            let _ = asks.send((Ask::Cancel(id), None));
         }
     }
 
@@ -406,11 +422,12 @@ mod tests {
     use crate::limits::HELD_EVENTS_MAX;
 
     /// A link whose other end is the test.
-    fn link() -> (Arc<Link>, mpsc::UnboundedReceiver<v1::Ask>) {
+    fn link() -> (Arc<Link>, mpsc::UnboundedReceiver<Said>) {
         let (asks, asked) = mpsc::unbounded_channel();
         let requests = Arc::new(Requests { asks: asks.downgrade(), open: Mutex::default() });
         let listener = tokio::spawn(std::future::pending::<()>()).abort_handle();
-        (Arc::new(Link { asks, requests, listener }), asked)
+        let room = Arc::new(Semaphore::new(2));
+        (Arc::new(Link { asks, room, requests, listener }), asked)
     }
 
     fn ended(id: u32) -> v1::News {
@@ -434,8 +451,18 @@ mod tests {
         Some(news.map(|(_, event)| event))
     }
 
-    fn asked(asks: &mut mpsc::UnboundedReceiver<v1::Ask>) -> Vec<Ask> {
-        std::iter::from_fn(|| asks.try_recv().ok()?.ask).collect()
+    fn asked(asks: &mut mpsc::UnboundedReceiver<Said>) -> Vec<Ask> {
+        std::iter::from_fn(|| Some(asks.try_recv().ok()?.0)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_does_not_read_is_told_of_so_many_names() {
+        let (link, mut asks) = link();
+        (0..3).for_each(|key| link.supersede([key; 32]));
+        let keys = [0, 1].map(|key| Ask::Superseded(vec![key; 32]));
+        assert_eq!(asked(&mut asks), keys);
+        link.supersede([3; 32]);
+        assert_eq!(asked(&mut asks).len(), 1, "it has read the others");
     }
 
     #[tokio::test]

@@ -71,6 +71,12 @@ async fn a_repeat_that_comes_by_another_router_takes_the_place_of_the_one_under_
         one.next().await.unwrap();
         running.push(one);
     }
+    running.push(run(&engine, named(3, false)).await.unwrap());
+    running[4].next().await.unwrap();
+    for nobodys in [&[3; 31][..], &[4; 32]] {
+        running[0].supersede(nobodys);
+    }
+    running[0].supersede(&[3; 32]);
     let mut ended = Vec::new();
     for one in &mut running {
         ended.push(loop {
@@ -81,7 +87,8 @@ async fn a_repeat_that_comes_by_another_router_takes_the_place_of_the_one_under_
             }
         });
     }
-    assert_eq!(ended, [Code::Ok, Code::Cancelled, Code::Ok, Code::Ok], "a replay ends nobody");
+    let ends = [Code::Ok, Code::Cancelled, Code::Ok, Code::Ok, Code::Cancelled];
+    assert_eq!(ended, ends, "a replay ends nobody, and a name is one request's");
     let wrong =
         Asked { run: v1::RunRequest { repeat_key: vec![1; 31], ..named(1, false).run }, ..named(1, false) };
     assert_eq!(refused(&engine, wrong).await.code(), Code::InvalidArgument);

@@ -106,6 +106,9 @@ impl Opening {
             if claim.is_some_and(Claim::is_over) {
                 return Err(Failure::Superseded);
             }
+            if let Some(claim) = claim.filter(|_| !self.accepted) {
+                self.router.groups.supersede(&place, claim.key(self.number));
+            }
             match Run::open(place, self.message(), suspect, claim, due, next_token_s_max).await {
                 Ok(run) => {
                     self.router.groups.succeeded(&run.place);

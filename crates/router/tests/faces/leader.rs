@@ -50,6 +50,8 @@ pub(crate) struct Leader {
     pub(crate) requests: mpsc::UnboundedReceiver<v1::RunRequest>,
     /// One message for each stream that was dropped before its script's end.
     pub(crate) cancelled: mpsc::UnboundedReceiver<()>,
+    /// Names of requests that begin at other groups.
+    pub(crate) superseded: mpsc::UnboundedReceiver<Vec<u8>>,
     /// One message for each request that waits, and has told what came before.
     pub(crate) waiting: mpsc::UnboundedReceiver<()>,
     /// One message for each stream that a router opened in the belief in another epoch.
@@ -72,10 +74,11 @@ impl Leader {
         let (requests, seen) = mpsc::unbounded_channel();
         let (dropped, cancelled) = mpsc::unbounded_channel();
         let (waits, waiting) = mpsc::unbounded_channel();
+        let (over, superseded) = mpsc::unbounded_channel();
         let script = Arc::new(Mutex::new(script));
         let (refusing, refused) = mpsc::unbounded_channel();
         let epoch = Arc::new(AtomicU64::new(7));
-        let player = Player { script: script.clone(), requests, dropped, waits };
+        let player = Player { script: script.clone(), requests, dropped, over, waits };
         let strangers = Arc::new(AtomicU64::new(0));
         let service = Service {
             player: Arc::new(player),
@@ -93,7 +96,18 @@ impl Leader {
         });
         let address = bound.await.unwrap().to_string();
         let runtime = Some(runtime);
-        Self { address, requests: seen, cancelled, waiting, refused, strangers, epoch, script, runtime }
+        Self {
+            address,
+            requests: seen,
+            cancelled,
+            superseded,
+            waiting,
+            refused,
+            strangers,
+            epoch,
+            script,
+            runtime,
+        }
     }
 
     pub(crate) fn play(&self, script: Vec<Act>) {
@@ -130,6 +144,7 @@ struct Player {
     script: Arc<Mutex<Vec<Act>>>,
     requests: mpsc::UnboundedSender<v1::RunRequest>,
     dropped: mpsc::UnboundedSender<()>,
+    over: mpsc::UnboundedSender<Vec<u8>>,
     waits: mpsc::UnboundedSender<()>,
 }
 
@@ -259,6 +274,7 @@ impl Engine for Service {
                         plays.insert(id, AbortOnDropHandle::new(play));
                     }
                     Ask::Cancel(id) => drop(plays.remove(&id)),
+                    Ask::Superseded(key) => drop(player.over.send(key)),
                 }
             }
         });

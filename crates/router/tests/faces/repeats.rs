@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Status};
 
-use crate::leader::{Act, Leader, gate, token, tokens};
+use crate::leader::{Act, Leader, gate, losses, token, tokens};
 use crate::stage::{Connection, Stage, group, ids, patiently};
 
 const TEXT: &str = "/v1/completions";
@@ -84,6 +84,25 @@ async fn a_repeat_is_known_by_the_same_keys_at_every_router() {
     leader.play(vec![Act::Fail(Status::cancelled("its client has sent it again").into())]);
     let over = stage.post(TEXT, &json!({ "prompt": "x" })).await;
     assert_eq!((over.status, &over.json()["error"]["code"]), (409, &json!("superseded")));
+}
+
+/// The one before may be under way there, by another router. A replay may be the one before.
+#[tokio::test]
+async fn a_named_request_is_told_to_the_other_groups_and_its_replay_is_not() {
+    let lost = losses(1);
+    let script = || vec![Act::Token(token(40)), lost.clone(), Act::Finish(FinishReason::Stop)];
+    let mut leaders = [Leader::start(script()).await, Leader::start(script()).await];
+    let stage = Stage::with(&leaders.each_ref()).await;
+    let body = json!({ "prompt": "x" });
+    assert_eq!(named(&stage, "idempotency-key", "a", &body).await.rest().await.status, 200);
+    let asked = leaders
+        .each_mut()
+        .map(|leader| leader.requests.try_recv().expect("lost by the one, ended by the other"));
+    let [first, second] = if asked[0].accepted { [1, 0] } else { [0, 1] };
+    assert!(!asked[first].accepted && asked[second].accepted);
+    assert_eq!(patiently(leaders[second].superseded.recv()).await.unwrap(), asked[first].repeat_key);
+    assert_eq!(stage.post(TEXT, &body).await.status, 200);
+    assert!(leaders.iter_mut().all(|leader| leader.superseded.try_recv().is_err()));
 }
 
 #[tokio::test]

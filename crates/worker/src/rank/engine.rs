@@ -30,6 +30,8 @@ pub(crate) enum Call {
     Run(Box<Run>),
     /// Nobody waits for it any more.
     Cancel(RequestId),
+    /// What its client calls it begins at another group.
+    Superseded(RepeatKey),
     /// The router of the link with that number.
     Left(u32),
     /// Nothing new is to be taken, and what runs may do so until then.
@@ -176,6 +178,8 @@ impl Link {
                 }
                 return Some(Call::Cancel(request_id(self.number, id)));
             }
+            // What is no key is nobody's.
+            Ask::Superseded(key) => return RepeatKey::try_from(&*key).ok().map(Call::Superseded),
         };
         let id = run.id;
         match self.request(run) {

@@ -169,6 +169,11 @@ impl Leader {
             Call::Run(run) => self.submit(*run),
             Call::Cancel(request) if self.streams.forget(request) => self.cancel(request),
             Call::Cancel(_) => {} // it has ended meanwhile
+            Call::Superseded(key) => {
+                if let Some(request) = self.streams.of(&key) {
+                    self.supersede(request);
+                }
+            }
             Call::Left(link) => {
                 for request in self.streams.left(link) {
                     self.cancel(request);
@@ -193,8 +198,7 @@ impl Leader {
         }
         let before = key.and_then(|key| self.streams.name(id, key)).filter(|_| !accepted);
         if let Some(before) = before {
-            self.fail(before, v1::Failed::new(Code::Cancelled, "its client has sent it again".to_owned()));
-            self.cancel(before);
+            self.supersede(before);
         }
         let submit = if accepted { Scheduler::take_over } else { Scheduler::submit };
         match submit(&mut self.scheduler, request) {
@@ -207,6 +211,11 @@ impl Leader {
                 self.fail(id, refused(&refusal));
             }
         }
+    }
+
+    fn supersede(&mut self, request: RequestId) {
+        self.fail(request, v1::Failed::new(Code::Cancelled, "its client has sent it again".to_owned()));
+        self.cancel(request);
     }
 
     fn own_answer(&mut self, Done { sampled, busy }: Done) -> Result<(), EpochError> {

@@ -97,6 +97,11 @@ impl Streams {
         self.named.insert(key, request)
     }
 
+    /// Whose name that is, of those that are open.
+    pub(crate) fn of(&self, key: &RepeatKey) -> Option<RequestId> {
+        self.named.get(key).copied()
+    }
+
     fn close(&mut self, request: RequestId) -> Option<Open> {
         let open = self.open.remove(&request)?;
         if let Some(key) = open.key.filter(|key| self.named.get(key) == Some(&request)) {

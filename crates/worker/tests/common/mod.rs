@@ -188,7 +188,7 @@ impl Cluster {
 
 /// One request on a link of its own. Dropping it leaves.
 pub(crate) struct Running {
-    _asks: mpsc::UnboundedSender<v1::Ask>,
+    asks: mpsc::UnboundedSender<v1::Ask>,
     news: Streaming<v1::News>,
     events: VecDeque<Event>,
     ended: bool,
@@ -204,7 +204,7 @@ pub(crate) async fn run(engine: &EngineClient<Channel>, asked: Asked) -> Result<
         show_secret(&mut request, secret).unwrap();
     }
     let news = engine.clone().serve(request).await?.into_inner();
-    Ok(Running { _asks: asks, news, events: VecDeque::new(), ended: false })
+    Ok(Running { asks, news, events: VecDeque::new(), ended: false })
 }
 
 /// Sends a request that is refused.
@@ -216,6 +216,11 @@ pub(crate) async fn refused(engine: &EngineClient<Channel>, asked: Asked) -> Sta
 }
 
 impl Running {
+    /// Says on the same link that a request of this name begins at another group.
+    pub(crate) fn supersede(&self, key: &[u8]) {
+        self.asks.send(v1::Ask { ask: Some(Ask::Superseded(key.to_vec())) }).unwrap();
+    }
+
     /// The next event but that it has begun; none behind the one that finishes it.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Status> {
         while !self.ended && self.events.is_empty() {
