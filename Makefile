@@ -111,7 +111,7 @@ chaos: build ## kill, stop, cut off and molest every part of a cluster while str
 faults: ## a cut of chaos and leaks (needs `make all` or `make build` first)
 	python3 benches/chaos/run.py --quick
 	python3 benches/chaos/stages.py --quick
-	cd benches/chaos && python3 leaks.py --clients 6000
+	cd benches/chaos && python3 -c "import hostile, partitions, takeover" && python3 leaks.py --clients 6000
 
 leaks: build ## 10,000 clients that hang up at random moments: nothing may stay behind
 	cd benches/chaos && python3 leaks.py $(LEAKS)

@@ -23,13 +23,15 @@ import sys
 import time
 
 from cluster import ADMIN, BARD, GRPC, HTTP, Cluster
-from leaks import BYTES_MORE_MAX, held, metrics
+from leaks import BYTES_MORE_MAX, FILES_MORE_MAX, held, told
 from streams import Judge, percentile
 
 STREAMS, TOKENS = 4, 300
 #: Seconds of each turn, and turns: alone, beside, alone, beside.
 TURN_S, TURNS = 6.0, 4
 READERS, GARBAGE_PER_S, HALF_OPEN = 100, 1000, 400
+#: A port whose queue is full answers nobody.
+CONNECT_S = 0.02
 
 
 def garbage(dice):
@@ -84,7 +86,7 @@ def half_open(ports):
     opened = []
     for number in range(HALF_OPEN * len(ports)):
         with contextlib.suppress(OSError):
-            opened.append(socket.create_connection(ports[number % len(ports)], timeout=1))
+            opened.append(socket.create_connection(ports[number % len(ports)], timeout=CONNECT_S))
             if number % 2:
                 opened[-1].send(b"POST /v1/comp")
     try:
@@ -137,7 +139,7 @@ def listening(pid):
 
 def steps_go_on():
     """Whether the group computes something within a second."""
-    generated = lambda: [line for line in metrics().splitlines() if line.startswith("vllm:generation_tokens_total")]
+    generated = lambda: [line for line in told("/metrics").splitlines() if line.startswith("vllm:generation_tokens_total")]
     before = generated()
     time.sleep(1)
     return generated() != before
@@ -167,10 +169,12 @@ def cell(cluster, judge, name, hostile):
         time.sleep(1)
         if number == 1:
             before = held(cluster)
-    grown = [name for name, now in held(cluster).items() if now[0] - before[name][0] > BYTES_MORE_MAX or now[1] > before[name][1] + 4]
+    more = {name: (now[0] - before[name][0], now[1] - before[name][1]) for name, now in held(cluster).items()}
+    grown = [f"{name} holds {rss >> 10} KiB and {files} descriptors" for name, (rss, files) in more.items()
+             if rss > BYTES_MORE_MAX or files > FILES_MORE_MAX]
     row = (name, count, len(lost), *(1000 * percentile(gaps, share) for gaps in (alone, beside) for share in (0.5, 0.99)), grown)
     print(f"{name:44} lost {len(lost)} of {count}; ITL alone p50 {row[3]:.2f}, p99 {row[4]:.2f} ms, beside {row[5]:.2f}, {row[6]:.2f} ms"
-          + "".join(f"; {name} grew" for name in grown), flush=True)
+          + "".join(f"; {each} more" for each in grown), flush=True)
     for said in lost[:5]:
         print("   ", said, flush=True)
     return row
