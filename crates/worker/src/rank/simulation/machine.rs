@@ -9,6 +9,9 @@ use std::sync::OnceLock;
 /// The clocks of simulated machines begin here, in nanoseconds: a while after 1970, as Unix time.
 const BEGAN_NS: u64 = 1_000_000_000 * 1_000_000_000;
 
+/// Wall clocks are ahead by less than this, in nanoseconds: an hour.
+const SKEW_NS_MAX: u64 = 3_600 * 1_000_000_000;
+
 thread_local! {
     static DICE: Cell<Option<Dice>> = const { Cell::new(None) };
     static NOW_NS: Cell<u64> = const { Cell::new(0) };
@@ -81,6 +84,11 @@ unsafe extern "C" fn getrandom(buffer: *mut c_void, bytes: usize, flags: u32) ->
     bytes as isize
 }
 
+/// By how much a wall clock is wrong now: no two machines' agree, and each leaps. Nothing may follow from what they show.
+fn skew_ns() -> u64 {
+    mix(NOW_NS.get()) % SKEW_NS_MAX
+}
+
 type ClockGettime = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> c_int;
 
 /// In place of libc's: whoever wants to know the time.
@@ -93,7 +101,7 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
         // SAFETY: as the caller promises.
         return unsafe { real_clock()(clock, time) };
     }
-    let now = BEGAN_NS + NOW_NS.get();
+    let now = BEGAN_NS + NOW_NS.get() + if clock == libc::CLOCK_REALTIME { skew_ns() } else { 0 };
     let tv_sec = i64::try_from(now / 1_000_000_000).unwrap_or(i64::MAX);
     let tv_nsec = i64::try_from(now % 1_000_000_000).unwrap_or_default();
     // SAFETY: as the caller promises.
