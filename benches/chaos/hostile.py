@@ -23,15 +23,13 @@ import sys
 import time
 
 from cluster import ADMIN, BARD, GRPC, HTTP, Cluster
-from leaks import FILES_MORE_MAX, held, told
+from leaks import BYTES_MORE_MAX, FILES_MORE_MAX, held, told
 from streams import Judge, percentile
 
 STREAMS, TOKENS = 4, 300
 #: Seconds of each turn, and turns: alone, beside, alone, beside and so on.
 TURN_S, TURNS = 3.0, 8
 READERS, GARBAGE_PER_S, HALF_OPEN = 100, 1000, 400
-#: What a heap may hold more than it did: so much it keeps or gives back from turn to turn, and `make leaks` looks closer.
-SWING_BYTES_MAX = 16 << 20
 #: A port whose queue is full answers nobody.
 CONNECT_S = 0.02
 
@@ -162,18 +160,21 @@ async def turn(judge):
 
 def cell(cluster, judge, name, hostile):
     cluster.until_ready()
-    alone, beside, lost, count, before = [], [], [], 0, None
+    alone, beside, lost, count, peaks, rests = [], [], [], 0, [], []
     for number in range(TURNS):
         with hostile() if number % 2 else contextlib.nullcontext():
             gaps, wrong, streams = asyncio.run(turn(judge))
+            (peaks if number % 2 else rests).append(held(cluster))
         (beside if number % 2 else alone).extend(gaps)
         lost, count = lost + wrong, count + streams
         time.sleep(1)
-        if number == 2:
-            before = held(cluster)
-    more = {name: (now[0] - before[name][0], now[1] - before[name][1]) for name, now in held(cluster).items()}
+    rests.append(held(cluster))
+    # At rest a heap gives back some MiB or none: the most that it held beside them tells.
+    most = lambda samples, name: max(sample[name][0] for sample in samples)
+    more = {name: (most(peaks[TURNS // 4:], name) - most(peaks[: TURNS // 4], name), now[1] - rests[1][name][1])
+            for name, now in rests[-1].items()}
     grown = [f"{name} holds {rss >> 10} KiB and {files} descriptors" for name, (rss, files) in more.items()
-             if rss > SWING_BYTES_MAX or files > FILES_MORE_MAX]
+             if rss > BYTES_MORE_MAX or files > FILES_MORE_MAX]
     row = (name, count, len(lost), *(1000 * percentile(gaps, share) for gaps in (alone, beside) for share in (0.5, 0.99)), grown)
     print(f"{name:44} lost {len(lost)} of {count}; ITL alone p50 {row[3]:.2f}, p99 {row[4]:.2f} ms, beside {row[5]:.2f}, {row[6]:.2f} ms"
           + "".join(f"; {each} more" for each in grown), flush=True)
