@@ -20,6 +20,11 @@ SECOND = 10
 START_S = 120
 
 
+def ready_ranks(group):
+    """Its ranks that are ready."""
+    return sum(rank["state"] == "ready" for rank in group["ranks"])
+
+
 class Cluster:
     """etcd, routers and one worker a host, each a process of its own."""
 
@@ -96,26 +101,27 @@ class Cluster:
         told = subprocess.run(command, capture_output=True, text=True)
         return json.loads(told.stdout)["groups"] if told.returncode == 0 else []
 
-    def until_ready(self, ranks=None):
-        """Waits until all groups serve with all their ranks."""
+    def until(self, what, holds):
+        """Waits until something holds of the fleet's groups."""
         due = time.time() + START_S
         while time.time() < due:
-            groups = [g for g in self.fleet() if g["state"] == "ready"]
-            members = [sum(r["state"] == "ready" for r in g["ranks"]) for g in groups]
-            if len(groups) == self.groups and all(m >= (ranks or self.tp) for m in members):
+            if holds(self.fleet()):
                 return
             time.sleep(0.05)
-        sys.exit(f"the cluster is not ready after {START_S} s:\n{self.text()[-3000:]}")
+        sys.exit(f"{what} after {START_S} s:\n{self.text()[-3000:]}")
+
+    def until_ready(self, ranks=None):
+        """Waits until all groups serve with all their ranks."""
+        def holds(groups):
+            ready = [g for g in groups if g["state"] == "ready"]
+            return len(ready) == self.groups and all(ready_ranks(g) >= (ranks or self.tp) for g in ready)
+
+        self.until("the cluster is not ready", holds)
 
     def until_sized(self, ranks):
         """Waits until the first group serves with so many ranks."""
-        due = time.time() + START_S
-        while time.time() < due:
-            group = self.fleet()[0]
-            if (group["state"], group["world_size"], sum(r["state"] == "ready" for r in group["ranks"])) == ("ready", ranks, ranks):
-                return
-            time.sleep(0.05)
-        sys.exit(f"there are no {ranks} ranks after {START_S} s:\n{self.text()[-3000:]}")
+        self.until(f"there are no {ranks} ranks", lambda groups: bool(groups) and (
+            groups[0]["state"], groups[0]["world_size"], ready_ranks(groups[0])) == ("ready", ranks, ranks))
 
     def pid(self, role):
         """The process of `rank K`, `spare`, `host` or a name."""
