@@ -3,7 +3,7 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::{APPLY, LOOK, MAPS, MERGE, Server, apply, ask, events, get, map, post, until};
+use crate::{APPLY, MAPS, MERGE, Server, apply, ask, events, get, map, post, until, until_it};
 
 /// Selects what [`map`] makes: a namespace may hold others.
 const FACTS: &str = "labelSelector=test%3Dfacts";
@@ -180,8 +180,8 @@ pub(crate) async fn a_watch_tells_what_changed_since_a_version(server: &Server) 
     assert_eq!(kinds(fitting), ["ADDED", "DELETED"]);
     // Bookmarks tell of versions without news; none is promised to a watch, and one of a server that has just begun may get none.
     let silent = format!("{watch}&labelSelector=y&allowWatchBookmarks=true");
-    let mut told = events(server, &silent, 1).await;
-    for _again in 0..WATCHES_MAX {
+    let mut told = Vec::new();
+    for _ in 0..WATCHES_MAX {
         if told.is_empty() {
             told = events(server, &silent, 1).await;
         }
@@ -398,9 +398,7 @@ pub(crate) async fn a_quota_lets_no_more_in(server: &Server) {
     assert_eq!(post(server, QUOTAS, quota).await.0, 201);
     if server.ours.is_none() {
         // A controller counts first.
-        while get(server, &format!("{QUOTAS}/q")).await.1["status"]["used"].is_null() {
-            tokio::time::sleep(LOOK).await;
-        }
+        until_it(server, &format!("{QUOTAS}/q"), |_, quota| !quota["status"]["used"].is_null()).await;
     }
     let service = |name: &str| json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
     let services = "/api/v1/namespaces/n/services";

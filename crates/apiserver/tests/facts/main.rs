@@ -97,17 +97,25 @@ async fn ask(server: &Server, method: Method, path: &str, media: &str, body: Val
     (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| text()))
 }
 
-/// What is waited for is looked at so often.
-const LOOK: Duration = Duration::from_millis(50);
-
 /// Waits until a path answers with this code.
 async fn until(server: &Server, path: &str, code: u16) {
+    until_it(server, path, |got, _| got == code).await;
+}
+
+/// Waits until a path answers so.
+async fn until_it(server: &Server, path: &str, is: impl Fn(u16, &Value) -> bool) {
     let answers = async {
-        while get(server, path).await.0 != code {
-            tokio::time::sleep(LOOK).await;
+        loop {
+            let (code, body) = get(server, path).await;
+            if is(code, &body) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, answers).await.unwrap_or_else(|_| panic!("{path} does not answer {code}"));
+    tokio::time::timeout(DEADLINE, answers)
+        .await
+        .unwrap_or_else(|_| panic!("{path} does not answer as it should"));
 }
 
 async fn get(server: &Server, path: &str) -> (u16, Value) {

@@ -78,7 +78,6 @@ async fn limit(world: &World, hard: Value) {
 }
 
 pub(crate) async fn what_is_refused_is_told(world: &World) {
-    let quota = async |hard: Value| limit(world, hard).await;
     let told = |reason: &'static str, words: &'static str| {
         move |cluster: &GalerneCluster| {
             let (status, message) = condition(cluster, "Degraded");
@@ -88,21 +87,21 @@ pub(crate) async fn what_is_refused_is_told(world: &World) {
         }
     };
     let well = |cluster: &GalerneCluster| condition(cluster, "Degraded").0 == "False";
-    quota(json!({ "count/statefulsets.apps": "1" })).await;
+    limit(world, json!({ "count/statefulsets.apps": "1" })).await;
     world.create(world.spec()).await;
     world.until("told", told("WriteRefused", "cannot apply StatefulSet demo-g1: ")).await;
     world.until("told why", told("WriteRefused", "exceeded quota: few")).await;
-    quota(json!({ "count/statefulsets.apps": "9" })).await;
+    limit(world, json!({ "count/statefulsets.apps": "9" })).await;
     world.settled(2).await;
     world.until("well", well).await;
 
     // Pods are made by controllers, which tell it in events and conditions.
-    quota(json!({ "pods": "3" })).await;
+    limit(world, json!({ "pods": "3" })).await;
     world.patch(json!({ "groups": { "replicas": 3 } })).await;
     world.until("told", told("PodsRefused", "pods of group g2 cannot be made: ")).await;
     world.patch(json!({ "groups": { "replicas": 2 }, "router": { "replicas": 2 } })).await;
     world.until("told", told("RouterFails", "pods cannot be made: ")).await;
-    quota(json!({ "pods": "9" })).await;
+    limit(world, json!({ "pods": "9" })).await;
     world.until("well", well).await;
 }
 
