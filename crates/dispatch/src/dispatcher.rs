@@ -107,11 +107,9 @@ impl Dispatcher {
     /// # Errors
     /// [`Refusal::NoGroup`] if no group takes it now.
     pub fn dispatch(&mut self, want: Want<'_>, now: Duration) -> Result<Choice, Refusal> {
-        let admits = |standing: &Standing| standing.breaker.admits(now);
-        let candidates = self.serving().filter(|(_, standing, health)| {
-            want.fits(&health.model) && (want.begun.is_some() || admits(standing))
-        });
-        let worse = |(group, standing, _): Candidate<'_>| (want.not == Some(group), !admits(standing));
+        let worse =
+            |(group, standing, _): Candidate<'_>| (want.not == Some(group), !standing.breaker.admits(now));
+        let candidates = self.candidates(want, now);
         let best = candidates.min_by(|a, b| worse(*a).cmp(&worse(*b)).then_with(|| self.by_load(*a, *b)));
         let Some((group, _, health)) = best else {
             return Err(Refusal::NoGroup { model: want.model.into() });
@@ -124,6 +122,11 @@ impl Dispatcher {
         let probes = standing.breaker.passes(now);
         *self.in_flight.entry(group.clone()).or_default() += 1;
         Ok(Choice { ticket: Ticket { group: group.clone(), probes }, group, epoch, leader })
+    }
+
+    /// Whether there is a group that takes a request now. Nothing is changed by it.
+    pub fn takes(&self, want: Want<'_>, now: Duration) -> bool {
+        self.candidates(want, now).next().is_some()
     }
 
     /// Counts a request as ended.
@@ -177,8 +180,12 @@ impl Dispatcher {
         self.in_flight.get(group).copied().unwrap_or(0)
     }
 
-    fn serving(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.groups.iter().filter_map(|(id, standing)| Some((id, standing, standing.serving()?)))
+    fn candidates<'a>(&'a self, want: Want<'a>, now: Duration) -> impl Iterator<Item = Candidate<'a>> {
+        let serving =
+            self.groups.iter().filter_map(|(id, standing)| Some((id, standing, standing.serving()?)));
+        serving.filter(move |(_, standing, health)| {
+            want.fits(&health.model) && (want.begun.is_some() || standing.breaker.admits(now))
+        })
     }
 
     fn by_load(&self, a: Candidate<'_>, b: Candidate<'_>) -> Ordering {

@@ -188,7 +188,9 @@ fn what_was_begun_goes_on_only_under_the_same_numerics_and_where_it_has_room() {
     let (begun, took) = (begun().numerics(), |card: &ModelCard, begun: Option<&str>| {
         let group = with_health(serving("a", 1), |health| health.model = card.clone());
         let want = Want { begun: begun.map(|begun| (begun, 64)), ..Want::any(MODEL) };
-        dispatcher(&fleet([("a", group)])).dispatch(want, NOW).is_ok()
+        let mut dispatcher = dispatcher(&fleet([("a", group)]));
+        let takes = dispatcher.takes(want, NOW);
+        takes && dispatcher.dispatch(want, NOW).is_ok()
     });
     assert!(took(&fewer_ranks, Some(&begun)));
     for other in others {
@@ -228,6 +230,7 @@ fn a_group_that_fails_again_and_again_gets_one_request_after_a_while_and_what_wa
     let later = NOW + BREAKER_MS_MIN;
     assert_eq!(dispatcher.breaker(&a, later), BreakerState::Probing);
     let probe = dispatcher.dispatch(Want::any(MODEL), later).unwrap();
+    assert!(!dispatcher.takes(Want::any(MODEL), later), "one is enough");
     assert_eq!(dispatcher.dispatch(Want::any(MODEL), later), no_group(), "one is enough");
     dispatcher.finished(probe.ticket);
     let probe = dispatcher.dispatch(Want::any(MODEL), later).unwrap();
@@ -281,6 +284,7 @@ proptest! {
                     let alive: Vec<&GroupId> =
                         seen.iter().filter(|(group, epoch)| lost.get(group) < Some(epoch)).map(|(group, _)| group).collect();
                     let least = alive.iter().map(|group| dispatcher.in_flight(group)).min();
+                    prop_assert_eq!(dispatcher.takes(Want::any(MODEL), NOW), !alive.is_empty());
                     match dispatcher.dispatch(Want::any(MODEL), NOW) {
                         Ok(choice) => {
                             prop_assert!(alive.contains(&&choice.group));

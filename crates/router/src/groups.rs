@@ -173,6 +173,11 @@ impl Groups {
         })
     }
 
+    /// Whether one of the groups that are wanted serves now.
+    pub(crate) fn takes(&self, want: Want<'_>) -> bool {
+        self.current().dispatcher.takes(want, self.now())
+    }
+
     /// A request that its client has sent again begins at a place: the one of its key that runs at another group is over.
     pub(crate) fn supersede(&self, place: &Place, key: RepeatKey) {
         let mut state = self.current();

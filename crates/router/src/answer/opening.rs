@@ -94,7 +94,7 @@ impl Opening {
             let suspect = timeout_at(due, self.router.again.turn(self.suspicion)).await;
             let suspect = suspect.map_err(|_| self.failure(Trouble::Due))?;
             tries.recovers += asked.elapsed(); // it waited for others, and not for a group
-            let place = match self.place(&tries) {
+            let place = match self.router.groups.place(self.want(&tries)) {
                 Err(refusal) if self.waits() => {
                     drop(suspect); // others may try in the meantime
                     self.changed(refusal, &mut tries).await?;
@@ -119,22 +119,26 @@ impl Opening {
         }
     }
 
-    /// A place at a group.
-    fn place(&self, tries: &Tries) -> Result<Place, Failure> {
+    /// The groups that go on with it.
+    fn want<'a>(&'a self, tries: &'a Tries) -> Want<'a> {
         let most = self.request.prompt.len() as u32 + self.request.max_tokens;
         let begun = self.begun.as_deref().map(|numerics| (numerics, most));
-        self.router.groups.place(Want { model: &self.model.name, begun, not: tries.refused.as_ref() })
+        Want { model: &self.model.name, begun, not: tries.refused.as_ref() }
     }
 
     /// Waits for another fleet than the one in which no group takes it.
     async fn changed(&self, refusal: Failure, tries: &mut Tries) -> Result<(), Failure> {
         let _held = self.router.metrics.demand.hold();
         let changed = timeout_at(tries.end(), self.router.groups.changed(&mut tries.seen)).await;
-        changed.map(drop).map_err(|_| match refusal {
+        changed.map_err(|_| match refusal {
             _ if self.accepted => self.failure(tries.over()),
             Failure::NoGroup { model, .. } => Failure::NoGroup { model, begun: self.begun.is_some() },
             refusal => refusal,
-        })
+        })?;
+        if self.accepted && self.router.groups.takes(self.want(tries)) {
+            tries.recovers = Instant::now() + self.router.requests.recovery_s_max; // it may be lost before its turn
+        }
+        Ok(())
     }
 
     /// Whether a group is waited for where none takes it.

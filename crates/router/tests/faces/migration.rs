@@ -432,6 +432,41 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
     }
 }
 
+/// Group after group is lost on the first that tries it: the others wait for their turn, and for no group for longer than it takes
+/// for the next one to come.
+#[tokio::test]
+async fn a_request_whose_turn_never_comes_waits_anew_after_each_group() {
+    const GAP_MS: Duration = Duration::from_millis(400);
+    let recovery_s_max = 3 * GAP_MS;
+    let door = gate();
+    let mut first = Leader::start(vec![Act::Begin, Act::Wait(door.clone()), losses(1)]).await;
+    let stage = Stage::busy(&first, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
+    let mut open = Vec::new();
+    for _ in 0..6 {
+        open.push(stage.start(TEXT, &json!({ "prompt": "x" })).await);
+    }
+    for _ in &open {
+        patiently(first.waiting.recv()).await.unwrap();
+    }
+    let nobody = Fleet { groups: BTreeMap::new() };
+    stage.fleet.send_replace(nobody.clone());
+    door.add_permits(1);
+    for round in 1..=4 {
+        tokio::time::sleep(GAP_MS).await;
+        let mut next = Leader::start(vec![Act::Wait(gate())]).await;
+        let groups = BTreeMap::from([group(&format!("g{round}"), 7, &next.address)]);
+        stage.fleet.send_replace(Fleet { groups });
+        patiently(next.requests.recv()).await.unwrap();
+        stage.fleet.send_replace(nobody.clone());
+        next.die();
+    }
+    let last = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g5", 7, &last.address)]) });
+    for connection in open {
+        assert_eq!(connection.rest().await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn a_request_that_gets_on_a_little_outlives_group_after_group() {
     for each in [1, 16] {
