@@ -2,11 +2,12 @@
 """Clients that hang up at random moments, thousands of them: nothing may stay behind.
 
 After each batch all KV blocks must be free within a second, and in the end the processes hold no more memory, file descriptors,
-threads or tasks than after the first batches. A heap swings by some MiB from batch to batch and a leak never comes back: so the
-least of the last batches is compared with the least of the first. Everything runs on loopback and ends with this script.
+threads or tasks than after the first batches. A heap swings by some MiB from batch to batch and a leak never comes back: so what
+is compared is the trend of the medians of many batches. Everything runs on loopback and ends with this script.
 
 For some minutes instead, a third of the clients read to the end, and every few seconds something is killed, stopped or restarted:
-the second rank, the second router, etcd. Those are new each time; what is compared are the processes that outlive all of it.
+the second rank, the second router, etcd. Those are new each time; what is compared are the processes that outlive all of it. A rank
+holds more while it is alone: so each tenth of the time ends without faults, and with all ranks there is measured.
 
     make leaks            10,000 clients
     leaks.py --clients N --seed S
@@ -16,30 +17,35 @@ the second rank, the second router, etcd. Those are new each time; what is compa
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 import random
 import re
 import signal
+import statistics
 import sys
 import time
 import urllib.request
 
-from cluster import ADMIN, BARD, HTTP, SECOND, Cluster
+from cluster import ADMIN, BARD, HTTP, SECOND, Cluster, ready_ranks
 from streams import Stream
 
 BATCH = 200
 #: Seconds in which all blocks of those who have hung up must be free.
 FREE_S = 1.0
-#: What may be held more in the end than after the first batches: allocators keep some.
+#: What may be held more in the end than in the beginning: allocators keep some.
 BYTES_MORE_MAX, FILES_MORE_MAX, THREADS_MORE_MAX, TASKS_MORE_MAX = 1 << 20, 4, 2, 4
-#: Batches before anything is compared, and batches whose least is.
+#: Batches before anything is compared, and batches whose median is.
 WARM_BATCHES = 10
 WINDOW_BATCHES = 10
-#: The same of a long run: windows that it is cut into, the first of which are for warming up: until a rank has run alone.
-WINDOWS = 10
+#: The same of a long run: windows that it is cut into, of which the first are for warming up, and the share of each with faults.
+WINDOWS = 12
 WARM_WINDOWS = 2
+FAULTY_SHARE = 0.6
+#: Batches that a group has all ranks for, until its memory for keys and values is all in use again.
+SETTLE_BATCHES = 5
 #: Seconds between faults, and for which what is stopped stands still.
 FAULT_S = 15
 STOPPED_S = 1.5
@@ -98,26 +104,29 @@ def held(cluster):
     return found
 
 
-def least(batches):
-    """The least bytes, descriptors, threads and tasks of each process that was there in all of these batches."""
-    return {name: [min(each) for each in zip(*(batch[name] for batch in batches))]
+def medians(batches):
+    """The median of bytes, descriptors, threads and tasks of each process that was there in all of these batches."""
+    return {name: [statistics.median(each) for each in zip(*(batch[name] for batch in batches))]
             for name in batches[0] if all(name in batch for batch in batches)}
 
 
-def compared(after):
-    """What is held more after the last batches than after the first, and what is wrong with that."""
-    if len(after) < 2 * WINDOW_BATCHES:
-        return [f"nothing was compared: that takes {WARM_BATCHES + 2 * WINDOW_BATCHES} batches"]
-    window = max(WINDOW_BATCHES, len(after) // WINDOWS)
-    starts = [*range(0, len(after) - 2 * window + 1, window), len(after) - window]
-    windows = [least(after[start : start + window]) for start in starts]
-    first, last, wrong = windows[0], windows[-1], []
-    for name in sorted(first.keys() & last.keys()):
-        rss, files, threads, tasks = last[name]
-        more = [a - b for a, b in zip(last[name], first[name])]
-        print(f"{name:24} {rss >> 10} KiB ({more[0] / 1024:+.0f}), {files} descriptors ({more[1]:+}), "
-              f"{threads} threads ({more[2]:+}), {tasks} tasks ({more[3]:+}); "
-              f"KiB meanwhile: {', '.join(str(each[name][0] >> 10) for each in windows)}")
+def trend(values):
+    """By how much values that are equally far apart grow from the first to the last: the median of the slopes between any two (Sen, 1968)."""
+    slopes = [(b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(enumerate(values), 2)]
+    return statistics.median(slopes) * (len(values) - 1)
+
+
+def compared(windows):
+    """What is held more in the end than in the beginning, and what is wrong with that."""
+    windows = [medians(batches) for batches in windows if batches]
+    if len(windows) < 2:
+        return [f"nothing was compared: that takes {WARM_BATCHES + 2 * WINDOW_BATCHES} batches, or more minutes"]
+    wrong = []
+    for name in sorted(set.intersection(*(set(window) for window in windows))):
+        rss, files, threads, tasks = (list(values) for values in zip(*(window[name] for window in windows)))
+        more = [trend(values) for values in (rss, files, threads, tasks)]
+        print(f"{name:24} {more[0] / 1024:+.0f} KiB, {files[-1]:.0f} descriptors ({more[1]:+.0f}), {threads[-1]:.0f} threads ({more[2]:+.0f}), "
+              f"{tasks[-1]:.0f} tasks ({more[3]:+.0f}); KiB meanwhile: {', '.join(f'{bytes / 1024:.0f}' for bytes in rss)}")
         if any(a > b for a, b in zip(more, (BYTES_MORE_MAX, FILES_MORE_MAX, THREADS_MORE_MAX, TASKS_MORE_MAX))):
             wrong.append(f"{name} holds more than it did")
     return wrong
@@ -141,20 +150,24 @@ async def run(cluster, clients, dice):
         wrong.append(f"blocks were free after {slowest:.2f} s only")
     if after and after[0].keys() != after[-1].keys():
         wrong.append(f"processes came or went: {sorted(after[0].keys() ^ after[-1].keys())}")
-    return wrong + compared(after)
+    return wrong + compared([after[at : at + WINDOW_BATCHES] for at in range(0, len(after) - WINDOW_BATCHES + 1, WINDOW_BATCHES)])
 
 
 class Faults:
-    """Kills, stops and restarts, one after another, until it is told to end; never the rank that stays."""
+    """Kills, stops and restarts, one after another, until it is told to end or to rest; never the rank that stays."""
 
     def __init__(self, cluster, dice):
-        self.cluster, self.dice, self.count, self.over = cluster, dice, 0, False
+        self.cluster, self.dice, self.count, self.over, self.rests = cluster, dice, 0, False, False
         self.stays = cluster.pid("rank 0")
 
     def other(self):
         """The process of the other rank, if it is there."""
         pids = [rank["pid"] for group in self.cluster.fleet() for rank in group["ranks"]]
         return next((pid for pid in pids if pid != self.stays), None)
+
+    def mended(self):
+        """Whether a group of all ranks serves."""
+        return [(group["state"], ready_ranks(group)) for group in self.cluster.fleet()] == [("ready", self.cluster.tp)]
 
     def once(self):
         what = self.dice.choice(["kill", "kill", "stop", "router 1", "etcd 0", "etcd stop"])
@@ -172,31 +185,32 @@ class Faults:
     async def run(self):
         while not self.over:
             await asyncio.sleep(FAULT_S)
-            try:
-                await asyncio.to_thread(self.once)
-            except ProcessLookupError:
-                pass
+            if not self.rests:
+                with contextlib.suppress(ProcessLookupError):
+                    await asyncio.to_thread(self.once)
 
 
 async def outlive(cluster, minutes, dice):
     faults = Faults(cluster, dice)
-    fault, until = asyncio.create_task(faults.run()), time.time() + 60 * minutes
-    after, lost, read, batch = [], [], 0, 0
-    while time.time() < until:
+    fault, began, took = asyncio.create_task(faults.run()), time.time(), 60 * minutes
+    windows, settled, lost, read, batch = [[] for _ in range(WINDOWS)], 0, [], 0, 0
+    while (passed := (time.time() - began) / took) < 1:
         routers = [("127.0.0.1", HTTP), ("127.0.0.1", HTTP + SECOND)]
         streams = [Stream(number, dice.randrange(1, 300), *routers) for number in range(BATCH // 3)]
         hang_up = (client(random.Random(dice.random())) for _ in range(BATCH - len(streams)))
         await asyncio.gather(*(stream.run() for stream in streams), *hang_up)
         read, batch = read + len(streams), batch + 1
         lost += [stream.error for stream in streams if stream.error]
-        if batch > WARM_BATCHES and not await asyncio.to_thread(busy):
-            after.append(held(cluster))
-        left = max(0, until - time.time())
-        print(f"\r{batch * BATCH} clients, {faults.count} faults, {len(lost)} of {read} streams lost, {left:.0f} s left ", end="", flush=True)
+        faults.rests = passed * WINDOWS % 1 > FAULTY_SHARE
+        settled = settled + 1 if faults.rests and await asyncio.to_thread(faults.mended) else 0
+        if settled > SETTLE_BATCHES and not await asyncio.to_thread(busy):
+            windows[int(passed * WINDOWS)].append(held(cluster))
+        print(f"\r{batch * BATCH} clients, {faults.count} faults, {len(lost)} of {read} streams lost, {took * (1 - passed):.0f} s left ",
+              end="", flush=True)
     faults.over = True
     await fault
     print()
-    return [f"lost: {said}" for said in lost] + compared(after[WARM_WINDOWS * len(after) // WINDOWS :])
+    return [f"lost: {said}" for said in lost] + compared(windows[WARM_WINDOWS:])
 
 
 def main():

@@ -269,16 +269,33 @@ async fn only_a_group_of_the_same_numerics_goes_on() {
 #[tokio::test]
 async fn a_replay_that_is_refused_is_tried_again() {
     let script = tokens(&ids("Anon"), FinishReason::Stop);
-    let leader = Leader::start([&script[..1], &[losses(1)]].concat()).await;
+    for refusal in [Status::resource_exhausted("1024 wait"), Status::invalid_argument("no room for 3 tokens")]
+    {
+        let leader = Leader::start([&script[..1], &[losses(1)]].concat()).await;
+        let mut refuses = Leader::start(vec![Act::Fail(refusal.into())]).await;
+        let stage = Stage::with(&[&leader]).await;
+        let connection = started(&stage, 1).await;
+        stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g1", 7, &refuses.address)]) });
+        for _ in 0..2 {
+            assert_eq!(patiently(refuses.requests.recv()).await.unwrap().first_index, 1);
+        }
+        refuses.play(script.clone());
+        assert_eq!(text(&connection.rest().await), "Anon");
+    }
+}
+
+/// Whoever is full gets no storm of questions.
+#[tokio::test]
+async fn a_replay_that_is_refused_waits_longer_each_time() {
+    let leader = Leader::start(vec![Act::Token(token(40)), losses(1)]).await;
     let mut full = Leader::start(vec![Act::Fail(Status::resource_exhausted("1024 wait").into())]).await;
     let stage = Stage::with(&[&leader]).await;
     let connection = started(&stage, 1).await;
     stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g1", 7, &full.address)]) });
-    for _ in 0..2 {
-        assert_eq!(patiently(full.requests.recv()).await.unwrap().first_index, 1);
-    }
-    full.play(script);
-    assert_eq!(text(&connection.rest().await), "Anon");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let asked = std::iter::from_fn(|| full.requests.try_recv().ok()).count();
+    assert!((1..50).contains(&asked), "{asked} times");
+    drop(connection);
 }
 
 /// More of them than may be tried again of what nobody had accepted.

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use galerne_types::{Compute, Fleet};
+use galerne_wire::v1::galerne_client::GalerneClient;
 use galerne_wire::v1::{
     self, FinishReason, GenerateRequest, GenerateResponse, TokenIds, generate_request::Prompt,
 };
 use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::leader::{Act, Leader, gate, losses, token, tokens};
@@ -136,6 +138,28 @@ async fn a_call_that_is_made_again_ends_the_one_before() {
     assert!(second.collect::<Result<Vec<_>, _>>().await.is_ok());
     patiently(first.next()).await.unwrap().unwrap();
     assert_eq!(patiently(first.next()).await.unwrap().unwrap_err().code(), Code::Aborted);
+}
+
+/// Nobody asks for its next token, so nobody there would notice that it is over.
+#[tokio::test]
+async fn a_call_that_nobody_reads_ends_when_it_is_made_again() {
+    let told = [vec![Act::Token(token(40)); 100], vec![Act::Wait(gate())]].concat();
+    let mut leader = Leader::start(told).await;
+    let stage = Stage::with(&[&leader]).await;
+    let call = || {
+        let mut call = Request::new(GenerateRequest { max_tokens: Some(200), ..resuming(&[]) });
+        call.metadata_mut().insert("idempotency-key", "a".parse().unwrap());
+        call
+    };
+    let narrow =
+        Channel::from_shared(format!("http://{}", stage.grpc)).unwrap().initial_stream_window_size(100);
+    let mut deaf = GalerneClient::new(narrow.connect().await.unwrap());
+    let unread = deaf.generate(call()).await.unwrap();
+    patiently(leader.waiting.recv()).await.unwrap();
+    leader.play(tokens(&[40, 41], FinishReason::Stop));
+    assert!(stage.client().await.generate(call()).await.is_ok());
+    patiently(leader.cancelled.recv()).await.unwrap();
+    drop(unread);
 }
 
 fn resuming(told: &[u32]) -> GenerateRequest {
