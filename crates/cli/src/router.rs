@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use galerne_router::{ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions, RouterTls};
+use galerne_router::{
+    BAN_S, ChatFormatKind, Gate, GateOptions, Listeners, ModelSource, RouterOptions, RouterTls, SharedBans,
+};
 use galerne_telemetry::LogHandle;
 use galerne_tls::{Alpn, Server, ServerFiles, Way};
 use galerne_types::RouterRecord;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::args::{self, ClusterTlsArgs, EtcdArgs, ModelArgs};
 use crate::limits::LimitArgs;
@@ -141,6 +144,11 @@ impl RouterCommand {
         let shutdown = args::shutdown_on_signal()?.cancelled_owned();
         let (counts, counted) = watch::channel(RouterRecord::default());
         options.counts = Some(counts);
+        let (bans, banned) = SharedBans::new(coord.watch_bans());
+        options.bans = Some(bans);
+        let banning = coord.clone();
+        let banning = async move { banning.tell_bans(banned, BAN_S.as_secs() as i64).await };
+        let _banning = AbortOnDropHandle::new(tokio::spawn(banning));
         let name = format!("{}-{}", args::host_name(Ipv4Addr::LOCALHOST.into()), std::process::id());
         let served = galerne_router::serve(options, coord.watch_fleet(), listeners, shutdown);
         let (served, told) = tokio::join!(served, coord.tell(&name, counted));
@@ -172,5 +180,6 @@ pub(crate) fn options(
         log: Some(log),
         tell: |line| println!("{line}"),
         counts: None,
+        bans: None,
     }
 }

@@ -11,7 +11,7 @@ use galerne_types::{
     Drain, Epoch, EpochRecord, Fleet, Group, GroupId, Hold, Past, RankId, RankRecord, RankState, RouterRecord,
 };
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
 use crate::access::EtcdAccess;
@@ -23,7 +23,7 @@ use crate::keys::{Keys, check_name, check_rank};
 use crate::limits::DEAD_TTL_S;
 use crate::registration::Registration;
 use crate::telling;
-use crate::view::{self, Routers};
+use crate::view::{self, Bans, Routers};
 
 /// A cluster's records in etcd. Clones share one connection.
 #[derive(Clone)]
@@ -241,6 +241,30 @@ impl Coord {
         check_name("router", name)?;
         telling::keep(self, &self.keys.router(name), records).await;
         Ok(())
+    }
+
+    /// Digests of the requests that routers have [banned](Self::tell_bans), as it becomes. The first change is the first listing.
+    /// Must be called within a tokio runtime.
+    pub fn watch_bans(&self) -> watch::Receiver<Bans> {
+        let prefix = self.keys.bans().to_owned();
+        follow(self.etcd.clone(), self.keys.clone(), prefix, view::apply_ban)
+    }
+
+    /// Shows all routers that requests are refused, as their digests come, each for so many seconds, until the sender is
+    /// dropped. One that etcd does not take is lost: only whoever sent it refuses it.
+    pub async fn tell_bans(&self, mut digests: mpsc::Receiver<String>, seconds: i64) {
+        while let Some(digest) = digests.recv().await {
+            if let Err(error) = self.ban(&digest, seconds).await {
+                tracing::warn!(%error, "the other routers are not told of a request on which groups were lost");
+            }
+        }
+    }
+
+    async fn ban(&self, digest: &str, seconds: i64) -> Result<(), CoordError> {
+        check_name("digest", digest)?;
+        let lease = self.etcd.lease(seconds).await?;
+        let put = TxnOp::put(self.keys.ban(digest), [], Some(PutOptions::new().with_lease(lease)));
+        self.etcd.txn("ban a request", &Txn::new().and_then([put])).await.map(drop)
     }
 
     pub(crate) async fn group(&self, group: &GroupId) -> Result<Seen, CoordError> {

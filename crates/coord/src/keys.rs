@@ -1,5 +1,5 @@
 //! Where records lie: `/galerne/CLUSTER/groups/GROUP/{ranks/HOST/INDEX | epoch | health | drain | hold}`, and
-//! `/galerne/CLUSTER/routers/ROUTER`, which nobody who follows groups is told of.
+//! `/galerne/CLUSTER/{routers/ROUTER | bans/DIGEST}`, which nobody who follows groups is told of.
 
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ pub(crate) fn cluster_of(key: &[u8]) -> Option<&str> {
 pub(crate) struct Keys {
     groups: Arc<str>,
     routers: Arc<str>,
+    bans: Arc<str>,
 }
 
 /// What a key holds.
@@ -41,7 +42,7 @@ impl Keys {
     pub(crate) fn new(cluster: &str) -> Result<Self, CoordError> {
         check_name("cluster", cluster)?;
         let prefix = |part: &str| format!("{ROOT}{cluster}/{part}/").into();
-        Ok(Self { groups: prefix("groups"), routers: prefix("routers") })
+        Ok(Self { groups: prefix("groups"), routers: prefix("routers"), bans: prefix("bans") })
     }
 
     /// Prefix of all keys of the cluster.
@@ -61,6 +62,20 @@ impl Keys {
     /// The router whose record a key holds.
     pub(crate) fn router_name<'a>(&self, key: &'a [u8]) -> Option<&'a str> {
         std::str::from_utf8(key).ok()?.strip_prefix(&*self.routers)
+    }
+
+    /// Prefix of the keys of all requests that are refused.
+    pub(crate) fn bans(&self) -> &str {
+        &self.bans
+    }
+
+    pub(crate) fn ban(&self, digest: &str) -> String {
+        format!("{}{digest}", self.bans)
+    }
+
+    /// The digest of the request that is refused as long as a key is there.
+    pub(crate) fn banned<'a>(&self, key: &'a [u8]) -> Option<&'a str> {
+        std::str::from_utf8(key).ok()?.strip_prefix(&*self.bans)
     }
 
     /// Prefix of all keys of a group.
@@ -145,6 +160,9 @@ mod tests {
         let router = keys.router("r-1");
         assert_eq!(router, "/galerne/demo/routers/r-1");
         assert_eq!((keys.place(router.as_bytes()), keys.router_name(router.as_bytes())), (None, Some("r-1")));
+        let ban = keys.ban("5e");
+        assert_eq!(ban, "/galerne/demo/bans/5e");
+        assert_eq!((keys.place(ban.as_bytes()), keys.banned(ban.as_bytes())), (None, Some("5e")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The fleet, and the routers, as folds over keys and values. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use galerne_types::{Drain, Epoch, EpochRecord, Fleet, Group, Health, Hold, RankRecord, RouterRecord};
 use serde::de::DeserializeOwned;
@@ -66,6 +66,15 @@ pub(crate) fn apply_router(routers: &mut Routers, keys: &Keys, key: &[u8], value
         Some(record) => routers.insert(name.to_owned(), record.clone()) != Some(record),
         None => routers.remove(name).is_some(),
     }
+}
+
+/// Digests of the requests that are refused.
+pub(crate) type Bans = BTreeSet<String>;
+
+/// The same for these.
+pub(crate) fn apply_ban(bans: &mut Bans, keys: &Keys, key: &[u8], value: Option<Value<'_>>) -> bool {
+    let Some(digest) = keys.banned(key) else { return false };
+    if value.is_some() { bans.insert(digest.to_owned()) } else { bans.remove(digest) }
 }
 
 fn replace<T: PartialEq>(slot: &mut Option<T>, value: Option<T>) -> bool {

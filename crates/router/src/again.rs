@@ -1,12 +1,15 @@
 //! Requests that are sent again: how many, and which are not.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use galerne_dispatch::{Bans, Digest, RetryBudget, Suspicion};
-use galerne_types::{Request, Sampling};
+use galerne_types::{Request, Sampling, hex};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use crate::limits::BANS_UNTOLD_MAX;
 
 /// What there is to share among the suspects.
 const TURNS: u32 = 64;
@@ -19,10 +22,32 @@ pub(crate) struct Suspect {
     pub(crate) turn: Option<OwnedSemaphorePermit>,
 }
 
+/// Requests on which groups die are refused by all routers: whoever sends one again may reach another one.
+#[derive(Clone, Debug)]
+pub struct SharedBans {
+    seen: watch::Receiver<BTreeSet<String>>,
+    told: mpsc::Sender<String>,
+}
+
+impl SharedBans {
+    /// `seen`: digests of what any router has told of. What this one tells comes out of the other end, and is to be seen by all
+    /// for [`BAN_S`](galerne_dispatch::BAN_S).
+    pub fn new(seen: watch::Receiver<BTreeSet<String>>) -> (Self, mpsc::Receiver<String>) {
+        let (told, telling) = mpsc::channel(BANS_UNTOLD_MAX);
+        (Self { seen, told }, telling)
+    }
+
+    fn refuse(&self, digest: impl FnOnce() -> Digest) -> bool {
+        let seen = self.seen.borrow();
+        !seen.is_empty() && seen.contains(&hex(&digest()))
+    }
+}
+
 /// What this router has seen of requests that were lost.
 pub(crate) struct Again {
     budget: Mutex<RetryBudget>,
     bans: Mutex<Bans>,
+    shared: Option<SharedBans>,
     /// Requests on which groups were lost are tried few at a time: one on which they die is found among those on which they
     /// happened to.
     turns: Arc<Semaphore>,
@@ -31,16 +56,18 @@ pub(crate) struct Again {
 }
 
 impl Again {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shared: Option<SharedBans>) -> Self {
         let turns = Arc::new(Semaphore::new(TURNS as usize));
-        Self { budget: Mutex::default(), bans: Mutex::default(), turns, began: Instant::now() }
+        Self { budget: Mutex::default(), bans: Mutex::default(), shared, turns, began: Instant::now() }
     }
 
     /// Counts a request; false if it is refused because groups were lost on it just now.
     pub(crate) fn request(&self, model: &str, request: &Request) -> bool {
         let now = self.began.elapsed();
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).request(now);
-        !self.bans.lock().unwrap_or_else(PoisonError::into_inner).refuses(|| digest(model, request), now)
+        let digest = || digest(model, request);
+        let own = self.bans.lock().unwrap_or_else(PoisonError::into_inner).refuses(digest, now);
+        !own && !self.shared.as_ref().is_some_and(|shared| shared.refuse(digest))
     }
 
     /// Counts a retry of a request that no leader has accepted; false if there have been too many.
@@ -55,15 +82,21 @@ impl Again {
         Suspect { suspicion, turn: self.turns.clone().acquire_many_owned(share).await.ok() }
     }
 
-    /// Refuses a request from now on.
+    /// Refuses a request from now on, and has the other routers refuse it.
     pub(crate) fn ban(&self, model: &str, request: &Request) {
         let (digest, now) = (digest(model, request), self.began.elapsed());
+        if let Some(shared) = &self.shared
+            && shared.told.try_send(hex(&digest)).is_err()
+        {
+            tracing::warn!("the other routers are not told of a request on which groups were lost");
+        }
         self.bans.lock().unwrap_or_else(PoisonError::into_inner).ban(digest, now);
     }
 
-    /// Requests that are refused.
+    /// Requests that are refused: those of all routers, and while they cannot be seen its own.
     pub(crate) fn banned(&self) -> usize {
-        self.bans.lock().unwrap_or_else(PoisonError::into_inner).count(self.began.elapsed())
+        let own = self.bans.lock().unwrap_or_else(PoisonError::into_inner).count(self.began.elapsed());
+        own.max(self.shared.as_ref().map_or(0, |shared| shared.seen.borrow().len()))
     }
 }
 

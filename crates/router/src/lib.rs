@@ -39,6 +39,8 @@ mod tokens;
 mod trace;
 mod traffic;
 
+pub use again::SharedBans;
+pub use galerne_dispatch::BAN_S;
 pub use galerne_text::ChatFormatKind;
 pub use gate::{ApiKey, Gate, GateError, GateOptions, KeyFileError, key_entry};
 pub use inside::{Inside, inside};

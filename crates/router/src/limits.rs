@@ -84,6 +84,9 @@ pub(crate) const REPEATS_MAX: usize = 65_536;
 /// Names of requests that begin elsewhere which a leader has not read yet; more of them it is not told.
 pub(crate) const SUPERSEDED_UNREAD_MAX: usize = 4_096;
 
+/// Requests on which groups were lost that the other routers are still to be told of; more of them only this one refuses.
+pub(crate) const BANS_UNTOLD_MAX: usize = 64;
+
 /// Bytes of a request's name, `Idempotency-Key` or `X-Request-Id`; a longer one is none.
 pub(crate) const REPEAT_KEY_BYTES_MAX: usize = 256;
 

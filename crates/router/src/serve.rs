@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::again::Again;
+use crate::again::{Again, SharedBans};
 use crate::ask::Prompt;
 use crate::failure::Failure;
 use crate::gate::Gate;
@@ -49,6 +49,8 @@ pub struct RouterOptions {
     pub tell: fn(&str),
     /// Told what is counted of requests, now and then, if somebody wants to know.
     pub counts: Option<watch::Sender<RouterRecord>>,
+    /// What the routers of the cluster refuse together, if there are others.
+    pub bans: Option<SharedBans>,
 }
 
 /// Where a router listens.
@@ -233,7 +235,7 @@ async fn serve_faces(
 
 impl Router {
     async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
-        let RouterOptions { models: sources, limits, gate, tls, requests, log, tell, .. } = options;
+        let RouterOptions { models: sources, limits, gate, tls, requests, log, tell, bans, .. } = options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
@@ -256,7 +258,7 @@ impl Router {
             gate,
             tls,
             traffic: Traffic::new(requests.requests_max),
-            again: Again::new(),
+            again: Again::new(bans),
             repeats: Arc::default(),
             bodies: Bodies::new(requests.bodies_bytes_max),
             requests,

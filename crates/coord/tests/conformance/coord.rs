@@ -1,5 +1,6 @@
 //! Registrations, formation, fencing, the fleet view.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use galerne_types::{
     Compute, Epoch, Fleet, Group, GroupId, Health, KvDtype, Loss, LossKind, ModelCard, RankId, RankRecord,
     RankState, RouterRecord, Shards,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::server::{Server, free_address};
 
@@ -114,6 +115,25 @@ pub(crate) async fn routers_tell_what_they_count(server: Rc<Server>) {
     let (_sender, records) = watch::channel(counted(0));
     let stray = server.coord().await.tell("a/b", records).await;
     assert!(matches!(stray, Err(CoordError::Name { what: "router", .. })));
+}
+
+pub(crate) async fn what_one_router_bans_all_see_for_a_while(server: Rc<Server>) {
+    let [one, other] = [server.coord_of("bans").await, server.coord_of("bans").await];
+    let (mut seen, mut fleet) = (other.watch_bans(), other.watch_fleet());
+    fleet.changed().await.unwrap();
+    let ban = async |digests: &[&str], seconds| {
+        let (bans, told) = mpsc::channel(digests.len());
+        digests.iter().for_each(|digest| bans.try_send((*digest).to_owned()).unwrap());
+        drop(bans);
+        one.tell_bans(told, seconds).await;
+    };
+    ban(&["a/b", "5e"], 1).await;
+    seen.wait_for(|banned| banned.contains("5e")).await.unwrap();
+    ban(&["5f"], 60).await;
+    let only = |digest: &str| BTreeSet::from([digest.to_owned()]);
+    seen.wait_for(|banned| *banned == only("5f")).await.unwrap();
+    one.watch_bans().wait_for(|banned| *banned == only("5f")).await.unwrap();
+    assert!(!fleet.has_changed().unwrap(), "who follows groups is told of none of this");
 }
 
 pub(crate) async fn a_rank_that_falls_silent_is_gone(server: Rc<Server>) {

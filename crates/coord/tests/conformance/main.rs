@@ -54,6 +54,7 @@ const TOGETHER: &[Case] = cases![
     coord::a_group_is_held_before_it_is_there,
     coord::one_watch_shows_the_fleets_of_all_clusters,
     coord::routers_tell_what_they_count,
+    coord::what_one_router_bans_all_see_for_a_while,
     coord::a_rank_that_falls_silent_is_gone,
     coord::a_dead_rank_is_evicted_with_its_groups_health,
     coord::a_survivor_goes_on_alone_and_the_group_grows_again,

@@ -17,6 +17,7 @@ mod migration;
 mod mistral;
 mod openai;
 mod operation;
+mod patience;
 mod prefixes;
 mod repeats;
 mod responses;

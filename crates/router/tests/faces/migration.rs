@@ -1,6 +1,6 @@
 //! Answers that outlive their groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,7 +229,7 @@ async fn a_replay_goes_on_in_its_groups_next_epoch() {
 }
 
 /// A streamed answer of which so many tokens have come.
-async fn started(stage: &Stage, tokens: usize) -> Connection {
+pub(crate) async fn started(stage: &Stage, tokens: usize) -> Connection {
     let connection = stage.start(TEXT, &json!({ "prompt": [5, 6], "stream": true })).await;
     let come = format!(r#"vllm:generation_tokens_total{{model_name="bard"}} {tokens}"#);
     patiently(async { while !stage.get("/metrics").await.body.contains(&come) {} }).await;
@@ -282,20 +282,6 @@ async fn a_replay_that_is_refused_is_tried_again() {
         refuses.play(script.clone());
         assert_eq!(text(&connection.rest().await), "Anon");
     }
-}
-
-/// Whoever is full gets no storm of questions.
-#[tokio::test]
-async fn a_replay_that_is_refused_waits_longer_each_time() {
-    let leader = Leader::start(vec![Act::Token(token(40)), losses(1)]).await;
-    let mut full = Leader::start(vec![Act::Fail(Status::resource_exhausted("1024 wait").into())]).await;
-    let stage = Stage::with(&[&leader]).await;
-    let connection = started(&stage, 1).await;
-    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g1", 7, &full.address)]) });
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let asked = std::iter::from_fn(|| full.requests.try_recv().ok()).count();
-    assert!((1..50).contains(&asked), "{asked} times");
-    drop(connection);
 }
 
 /// More of them than may be tried again of what nobody had accepted.
@@ -397,7 +383,7 @@ async fn a_request_on_which_two_groups_were_lost_is_refused_for_a_while() {
     for (begins, status) in [(true, 500), (false, 200)] {
         let leaders = [Leader::start(lost(begins)).await, Leader::start(lost(begins)).await];
         let third = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
-        let stage = Stage::with(&[&leaders[0], &leaders[1], &third]).await;
+        let mut stage = Stage::with(&[&leaders[0], &leaders[1], &third]).await;
         let body = json!({ "prompt": "x" });
         let reply = stage.post(TEXT, &body).await;
         assert_eq!(reply.status, status, "{reply:?}");
@@ -408,7 +394,16 @@ async fn a_request_on_which_two_groups_were_lost_is_refused_for_a_while() {
             assert_eq!(again.json()["error"]["code"], "request_kills_groups");
             let metrics = stage.get("/metrics").await.body;
             assert!(metrics.contains("galerne_router_banned_requests 1\n"), "{metrics}");
+            let other = Stage::with(&[&third]).await; // another router
+            assert_eq!(other.post(TEXT, &body).await.status, 200);
+            let told = stage.banned.try_recv().unwrap();
+            other.bans.send_replace(BTreeSet::from([told]));
+            assert_eq!(other.post(TEXT, &body).await.json(), again.json());
+            assert_eq!(other.post(TEXT, &json!({ "prompt": "y" })).await.status, 200);
+            other.bans.send_replace(BTreeSet::new());
+            assert_eq!(other.post(TEXT, &body).await.status, 200);
         }
+        assert!(stage.banned.try_recv().is_err());
     }
 }
 
@@ -446,41 +441,6 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
         }
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 200, if kills { 500 } else { 200 }]);
-    }
-}
-
-/// Group after group is lost on the first that tries it: the others wait for their turn, and for no group for longer than it takes
-/// for the next one to come.
-#[tokio::test]
-async fn a_request_whose_turn_never_comes_waits_anew_after_each_group() {
-    const GAP_MS: Duration = Duration::from_millis(400);
-    let recovery_s_max = 3 * GAP_MS;
-    let door = gate();
-    let mut first = Leader::start(vec![Act::Begin, Act::Wait(door.clone()), losses(1)]).await;
-    let stage = Stage::busy(&first, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
-    let mut open = Vec::new();
-    for _ in 0..6 {
-        open.push(stage.start(TEXT, &json!({ "prompt": "x" })).await);
-    }
-    for _ in &open {
-        patiently(first.waiting.recv()).await.unwrap();
-    }
-    let nobody = Fleet { groups: BTreeMap::new() };
-    stage.fleet.send_replace(nobody.clone());
-    door.add_permits(1);
-    for round in 1..=4 {
-        tokio::time::sleep(GAP_MS).await;
-        let mut next = Leader::start(vec![Act::Wait(gate())]).await;
-        let groups = BTreeMap::from([group(&format!("g{round}"), 7, &next.address)]);
-        stage.fleet.send_replace(Fleet { groups });
-        patiently(next.requests.recv()).await.unwrap();
-        stage.fleet.send_replace(nobody.clone());
-        next.die();
-    }
-    let last = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
-    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g5", 7, &last.address)]) });
-    for connection in open {
-        assert_eq!(connection.rest().await.status, 200);
     }
 }
 
@@ -534,13 +494,4 @@ async fn all_that_wait_for_a_group_go_on_when_the_one_that_tries_it_has_succeede
         let reply = patiently(connection.rest()).await;
         assert_eq!(reply.status, 200, "{reply:?}");
     }
-}
-
-#[tokio::test]
-async fn a_request_waits_for_its_group_only_so_long() {
-    let leader = Leader::start(vec![losses(u64::MAX)]).await;
-    let recovery_s_max = Duration::from_millis(50);
-    let stage = Stage::busy(&leader, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
-    let reply = stage.post(TEXT, &json!({ "prompt": "x" })).await;
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("group_lost")));
 }

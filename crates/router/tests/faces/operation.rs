@@ -106,6 +106,7 @@ async fn a_router_that_cannot_serve_says_why() {
             log: None,
             tell: |_| {},
             counts: None,
+            bans: None,
         };
         let listeners = Listeners { http, grpc, inside: None, admin: None };
         let (_fleet, view) = watch::channel(Fleet::default());

@@ -1,6 +1,6 @@
 //! Everything around a test: the model, the fleet, the router, and an HTTP client that hides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use galerne_checkpoint::Checkpoint;
 use galerne_router::{
     Gate, GateOptions, Listeners, ModelSource, RequestLimits, RouterError, RouterOptions, RouterTls,
-    ServerLimits,
+    ServerLimits, SharedBans,
 };
 use galerne_text::Tokenizer;
 use galerne_types::{
@@ -19,7 +19,7 @@ use galerne_wire::v1::galerne_client::GalerneClient;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -74,6 +74,10 @@ pub(crate) struct Stage {
     pub(crate) admin: String,
     /// What the router tells of the requests that it gets.
     pub(crate) counts: watch::Receiver<RouterRecord>,
+    /// Requests that any router has told of as refused.
+    pub(crate) bans: watch::Sender<BTreeSet<String>>,
+    /// Those that this one tells of.
+    pub(crate) banned: mpsc::Receiver<String>,
     shutdown: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), RouterError>>,
 }
@@ -179,6 +183,8 @@ impl Stage {
             chat_format: None,
         };
         let (counts, counted) = watch::channel(RouterRecord::default());
+        let (bans, seen) = watch::channel(BTreeSet::new());
+        let (shared, banned) = SharedBans::new(seen);
         let options = RouterOptions {
             models: vec![model],
             shutdown_grace,
@@ -189,13 +195,14 @@ impl Stage {
             log: None,
             tell: |_| {},
             counts: Some(counts),
+            bans: Some(shared),
         };
         let listeners = Listeners { http, grpc, inside: None, admin: Some(admin) };
         let served = tokio::spawn(galerne_router::serve(options, view, listeners, async {
             let _ = asked.await;
         }));
         let [http, grpc, admin] = addresses;
-        Self { fleet, http, grpc, admin, counts: counted, shutdown: Some(shutdown), served }
+        Self { fleet, http, grpc, admin, counts: counted, bans, banned, shutdown: Some(shutdown), served }
     }
 
     pub(crate) fn shut_down(&mut self) {

@@ -197,6 +197,7 @@ pub(super) async fn run(seat: RouterSeat) {
         log: None,
         tell: |_| {},
         counts: None,
+        bans: None,
     };
     tokio::spawn(galerne_router::serve(options, fleet, listeners, std::future::pending()));
     // While it reads its models, which a thread does, nothing else goes on in this process.
