@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use galerne_failpoint::Point;
 use galerne_wire::v1::{FleetResponse, GroupStatus};
 
 use crate::hosts::{ADDRESSES, Network};
@@ -217,6 +218,46 @@ fn a_host_that_is_cut_off_is_replaced_and_comes_back_as_a_spare() {
             assert_eq!(group.past.len() - before, leaders_epochs, "host {place}: {:?}", group.past);
         }
     });
+}
+
+/// One router finds out that ranks die on a request. Whoever sends it again may reach another one.
+#[test]
+fn a_request_on_which_ranks_die_is_refused_at_every_router() {
+    let (etcd, points) = (Etcd::start(), tempfile::tempdir().expect("a temporary folder"));
+    let mut command = setup::galerne();
+    command.env(galerne_failpoint::VARIABLE, points.path());
+    command.args(["worker", "--tp", "2", "--spares", "1", "--etcd", &etcd.endpoint, "--model"]);
+    let _worker = Process::start(command.arg(setup::bard()));
+    let ((_router, grpc), (_other, elsewhere)) =
+        (router(setup::galerne(), &etcd), router(setup::galerne(), &etcd));
+    until_ranks(&grpc, 2, 1);
+    until_ranks(&elsewhere, 2, 1);
+    let point = Point::Prefill(1).to_string();
+    let stops_next = || std::fs::write(points.path().join(&point), "").expect("a file of that name");
+    let (deadly, harmless) = ([1, 2, 3], [4, 5, 6]);
+    stops_next();
+    let asked = std::thread::spawn(move || setup::greedy(&grpc, &deadly, 5));
+    for kill in 0..2 {
+        let stopped = process::eventually("a rank that is to run the prompt", || {
+            let mut files = std::fs::read_dir(points.path())
+                .ok()?
+                .filter_map(|file| file.ok()?.file_name().into_string().ok());
+            files.find_map(|name| Some((name.strip_prefix(&point)?.strip_prefix('.')?.parse().ok()?, name)))
+        });
+        let (pid, name) = stopped;
+        std::fs::remove_file(points.path().join(name)).expect("it is there");
+        if kill == 0 {
+            stops_next();
+        }
+        process::send(pid, libc::SIGKILL);
+    }
+    let says = "groups were lost one after the other while they worked on this request";
+    let convicted = asked.join().expect("no panic").expect_err("it is taken for the reason");
+    assert!(convicted.message().contains(says), "{convicted}");
+    process::eventually("the other router refuses it", || {
+        setup::greedy(&elsewhere, &deadly, 5).err().filter(|refused| refused.message().contains(says))
+    });
+    assert!(setup::greedy(&elsewhere, &harmless, 5).is_ok());
 }
 
 /// A router by way of `command`, and its gRPC address.
