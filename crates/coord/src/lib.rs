@@ -6,7 +6,9 @@
 //! in a transaction that holds only while its epoch is the last one. Routers [watch](Coord::watch_fleet).
 //!
 //! Records are JSON under `/galerne/CLUSTER/groups/GROUP/`: `ranks/HOST/INDEX`, `epoch` and `health`, so
-//! `etcdctl get --prefix /galerne` shows a fleet; routers [tell](Coord::tell) of their requests beside it. A value that does not parse is logged and taken for absent.
+//! `etcdctl get --prefix /galerne` shows a fleet; routers [tell](Coord::tell) beside it of their requests, and of those that
+//! [all refuse](Coord::tell_bans).
+//! A value that does not parse is logged and taken for absent.
 //!
 //! There is one client, on `etcd-client`, for a real etcd and for the [`embedded`] store alike. Every call has
 //! a deadline; losing etcd is not losing the view.

@@ -1,7 +1,7 @@
 //! Requests that are sent again: how many, and which are not.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use galerne_dispatch::{Bans, Digest, RetryBudget, Suspicion};
@@ -9,6 +9,7 @@ use galerne_types::{Request, Sampling, hex};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use crate::gate::sha256;
 use crate::limits::BANS_UNTOLD_MAX;
 
 /// What there is to share among the suspects.
@@ -25,21 +26,16 @@ pub(crate) struct Suspect {
 /// Requests on which groups die are refused by all routers: whoever sends one again may reach another one.
 #[derive(Clone, Debug)]
 pub struct SharedBans {
-    seen: watch::Receiver<BTreeSet<String>>,
-    told: mpsc::Sender<String>,
+    pub(crate) seen: watch::Receiver<BTreeSet<String>>,
+    pub(crate) told: mpsc::Sender<String>,
 }
 
 impl SharedBans {
-    /// `seen`: digests of what any router has told of. What this one tells comes out of the other end, and is to be seen by all
-    /// for [`BAN_S`](galerne_dispatch::BAN_S).
+    /// `seen`: digests of what any router has told of, in hexadecimal digits. What this one tells comes out of the other end, and
+    /// is to be seen by all for [`BAN_S`](galerne_dispatch::BAN_S).
     pub fn new(seen: watch::Receiver<BTreeSet<String>>) -> (Self, mpsc::Receiver<String>) {
         let (told, telling) = mpsc::channel(BANS_UNTOLD_MAX);
         (Self { seen, told }, telling)
-    }
-
-    fn refuse(&self, digest: impl FnOnce() -> Digest) -> bool {
-        let seen = self.seen.borrow();
-        !seen.is_empty() && seen.contains(&hex(&digest()))
     }
 }
 
@@ -47,7 +43,8 @@ impl SharedBans {
 pub(crate) struct Again {
     budget: Mutex<RetryBudget>,
     bans: Mutex<Bans>,
-    shared: Option<SharedBans>,
+    /// To be told of what is refused, if there are other routers.
+    told: Option<mpsc::Sender<String>>,
     /// Requests on which groups were lost are tried few at a time: one on which they die is found among those on which they
     /// happened to.
     turns: Arc<Semaphore>,
@@ -56,18 +53,16 @@ pub(crate) struct Again {
 }
 
 impl Again {
-    pub(crate) fn new(shared: Option<SharedBans>) -> Self {
+    pub(crate) fn new(told: Option<mpsc::Sender<String>>) -> Self {
         let turns = Arc::new(Semaphore::new(TURNS as usize));
-        Self { budget: Mutex::default(), bans: Mutex::default(), shared, turns, began: Instant::now() }
+        Self { budget: Mutex::default(), bans: Mutex::default(), told, turns, began: Instant::now() }
     }
 
     /// Counts a request; false if it is refused because groups were lost on it just now.
     pub(crate) fn request(&self, model: &str, request: &Request) -> bool {
         let now = self.began.elapsed();
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).request(now);
-        let digest = || digest(model, request);
-        let own = self.bans.lock().unwrap_or_else(PoisonError::into_inner).refuses(digest, now);
-        !own && !self.shared.as_ref().is_some_and(|shared| shared.refuse(digest))
+        !self.bans().refuses(|| digest(model, request), now)
     }
 
     /// Counts a retry of a request that no leader has accepted; false if there have been too many.
@@ -85,18 +80,35 @@ impl Again {
     /// Refuses a request from now on, and has the other routers refuse it.
     pub(crate) fn ban(&self, model: &str, request: &Request) {
         let (digest, now) = (digest(model, request), self.began.elapsed());
-        if let Some(shared) = &self.shared
-            && shared.told.try_send(hex(&digest)).is_err()
-        {
+        let told = self.told.as_ref().map(|told| told.try_send(hex(&digest)));
+        if matches!(told, Some(Err(_))) {
             tracing::warn!("the other routers are not told of a request on which groups were lost");
         }
-        self.bans.lock().unwrap_or_else(PoisonError::into_inner).ban(digest, now);
+        self.bans().ban(digest, now);
     }
 
-    /// Requests that are refused: those of all routers, and while they cannot be seen its own.
+    /// Refuses what any router does, for ever. Each ban ends here by this router's clock: what tells of it may be away by then.
+    pub(crate) async fn heed(&self, mut seen: watch::Receiver<BTreeSet<String>>) {
+        let mut before = BTreeSet::new();
+        loop {
+            let now = seen.borrow_and_update().clone();
+            for digest in now.difference(&before).filter_map(|digest| sha256(digest)) {
+                self.bans().ban(digest, self.began.elapsed());
+            }
+            before = now;
+            if seen.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Requests that are refused.
     pub(crate) fn banned(&self) -> usize {
-        let own = self.bans.lock().unwrap_or_else(PoisonError::into_inner).count(self.began.elapsed());
-        own.max(self.shared.as_ref().map_or(0, |shared| shared.seen.borrow().len()))
+        self.bans().count(self.began.elapsed())
+    }
+
+    fn bans(&self) -> MutexGuard<'_, Bans> {
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,7 +8,7 @@ use galerne_telemetry::LogHandle;
 use galerne_tls::{Server, TlsError, Way, keep_fresh};
 use galerne_types::{Fleet, RouterRecord, TokenId};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -164,11 +164,16 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RouterError> {
-    let (shutdown_grace, counts) = (options.shutdown_grace, options.counts.take());
-    let router = Router::new(options, fleet).await?;
+    let (shutdown_grace, counts, bans) = (options.shutdown_grace, options.counts.take(), options.bans.take());
+    let (bans_seen, bans_told) = bans.map(|SharedBans { seen, told }| (seen, told)).unzip();
+    let router = Router::new(options, fleet, bans_told).await?;
     let Listeners { http, grpc, inside, admin } = listeners;
     let end = CancellationToken::new();
     let _counts = counts.map(|told| AbortOnDropHandle::new(tokio::spawn(demand::tell(router.clone(), told))));
+    let _bans = bans_seen.map(|seen| {
+        let router = router.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { router.again.heed(seen).await }))
+    });
     let faces = async {
         let ended = serve_faces(&router, http, (grpc, inside), shutdown, shutdown_grace).await;
         end.cancel();
@@ -234,8 +239,12 @@ async fn serve_faces(
 }
 
 impl Router {
-    async fn new(options: RouterOptions, fleet: watch::Receiver<Fleet>) -> Result<Arc<Self>, RouterError> {
-        let RouterOptions { models: sources, limits, gate, tls, requests, log, tell, bans, .. } = options;
+    async fn new(
+        options: RouterOptions,
+        fleet: watch::Receiver<Fleet>,
+        bans_told: Option<mpsc::Sender<String>>,
+    ) -> Result<Arc<Self>, RouterError> {
+        let RouterOptions { models: sources, limits, gate, tls, requests, log, tell, .. } = options;
         if sources.is_empty() {
             return Err(RouterError::NoModels);
         }
@@ -258,7 +267,7 @@ impl Router {
             gate,
             tls,
             traffic: Traffic::new(requests.requests_max),
-            again: Again::new(bans),
+            again: Again::new(bans_told),
             repeats: Arc::default(),
             bodies: Bodies::new(requests.bodies_bytes_max),
             requests,

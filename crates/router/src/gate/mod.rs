@@ -23,6 +23,7 @@ use galerne_types::TenantId;
 use file::{Holder, KeyTable};
 pub use file::{KeyFileError, key_entry};
 pub use key::ApiKey;
+pub(crate) use key::sha256;
 pub(crate) use visit::Caller;
 
 /// Where clients of other APIs show their keys.
