@@ -88,6 +88,34 @@ async fn a_replay_that_is_refused_waits_longer_each_time() {
     drop(connection);
 }
 
+#[tokio::test]
+async fn the_wait_for_a_turn_is_none_for_a_group() {
+    let recovery_s_max = Duration::from_millis(600);
+    let doors = [gate(), gate()];
+    let waits = |at: usize| [Act::Wait(doors[at].clone()), losses(1)];
+    let mut first = Leader::start([&[Act::Begin], &waits(0)[..]].concat()).await;
+    let mut second = Leader::start(waits(1).to_vec()).await;
+    let third = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    let stage = Stage::busy(&first, RequestLimits { recovery_s_max, ..RequestLimits::DEFAULT }).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(stage.start(TEXT, &json!({ "prompt": "x" })).await);
+        patiently(first.waiting.recv()).await.unwrap();
+    }
+    let only = |name, leader: &Leader| Fleet { groups: BTreeMap::from([group(name, 7, &leader.address)]) };
+    stage.fleet.send_replace(only("g1", &second));
+    doors[0].add_permits(1);
+    patiently(second.waiting.recv()).await.unwrap(); // one has its turn
+    tokio::time::sleep(recovery_s_max).await;
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::new() });
+    doors[1].add_permits(1);
+    tokio::time::sleep(recovery_s_max / 6).await;
+    stage.fleet.send_replace(only("g2", &third));
+    for connection in open {
+        assert_eq!(connection.rest().await.status, 200);
+    }
+}
+
 /// Group after group is lost on the first that tries it: the others wait for their turn, and for no group for longer than it takes
 /// for the next one to come.
 #[tokio::test]
@@ -121,4 +149,24 @@ async fn a_request_whose_turn_never_comes_waits_anew_after_each_group() {
     for connection in open {
         assert_eq!(connection.rest().await.status, 200);
     }
+}
+
+/// What no leader has accepted is sent again within a budget: 100 in ten seconds, and one for each ten requests.
+#[tokio::test]
+async fn retries_are_no_storm() {
+    const REQUESTS: usize = 150;
+    let leader = Leader::start(tokens(&ids("Anon"), FinishReason::Stop)).await;
+    leader.lead(8); // so it refuses what is sent in the belief in another epoch
+    let mut stage = Stage::busy(&leader, RequestLimits::DEFAULT).await;
+    let mut open = Vec::new();
+    for _ in 0..REQUESTS {
+        open.push(stage.start(TEXT, &json!({ "prompt": "x" })).await);
+    }
+    patiently(stage.counts.wait_for(|told| told.arrivals == REQUESTS as u64)).await.unwrap();
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::from([group("g0", 8, &leader.address)]) });
+    let mut answered = 0;
+    for connection in open {
+        answered += usize::from(connection.rest().await.status == 200);
+    }
+    assert!((100..=115).contains(&answered), "{answered} of {REQUESTS}");
 }
