@@ -431,6 +431,7 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
         doors[0].add_permits(1);
         if kills {
             patiently(second.waiting.recv()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await; // the others would be there by then
             assert_eq!(std::iter::from_fn(|| second.requests.try_recv().ok()).count(), 1, "alone");
             stage.fleet.send_replace(Fleet { groups: fleet(2) });
             doors[1].add_permits(1);
