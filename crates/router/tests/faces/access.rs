@@ -262,6 +262,20 @@ async fn tokens_are_charged_before_and_settled_after() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_charged_once_for_all_its_choices() {
+    let (file, key) = (KeyFile::new(), ApiKey::random().unwrap());
+    file.write(&[("acme", &key)], "[tenant.acme]\ntokens_per_minute = 700\n");
+    let leader = Leader::start(tokens(&[5], FinishReason::Length)).await;
+    let stage = Stage::behind(&file.gate(), &leader).await;
+    let mut statuses = Vec::new();
+    for choices in [2, 1, 1] {
+        let asked = json!({ "prompt": vec![7; 300], "max_tokens": 1, "n": choices, "seed": 3 });
+        statuses.push(complete(&stage, &key, &asked).await.status);
+    }
+    assert_eq!(statuses, [200, 200, 429], "603 of 700 tokens were used");
+}
+
+#[tokio::test]
 async fn requests_at_once_end_with_their_answers() {
     let (file, key) = (KeyFile::new(), ApiKey::random().unwrap());
     file.write(&[("acme", &key)], "[tenant.acme]\nrequests_at_once = 1\n");

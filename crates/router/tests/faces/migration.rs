@@ -211,6 +211,19 @@ async fn a_prompts_scores_are_told_once_and_whole() {
 }
 
 #[tokio::test]
+async fn scores_that_no_prompt_has_are_the_engines_fault() {
+    let too_many = [vec![scored(1, &[6]), scored(2, &[7, 8, 9])], vec![scored(2, &[7])]];
+    for mut script in too_many {
+        script.extend(tokens(&[40], FinishReason::Stop));
+        let leader = Leader::start(script).await;
+        let stage = Stage::with(&[&leader]).await;
+        let reply = stage.post(TEXT, &json!({ "prompt": [5, 6, 7, 8], "prompt_logprobs": 1 })).await;
+        assert_eq!(reply.status, 500, "{reply:?}");
+        assert!(reply.body.contains("it scored the prompt from token 2 on, out of turn"), "{reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_replay_goes_on_in_its_groups_next_epoch() {
     let script = tokens(&ids("Anon"), FinishReason::Stop);
     let leader = Leader::start([&script[..1], &[losses(1)], &script[1..]].concat()).await;
@@ -420,11 +433,11 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
         let addresses = [&first, &second, &third].map(|leader| leader.address.clone());
         let fleet = |number: usize| BTreeMap::from([group(&format!("g{number}"), 7, &addresses[number])]);
         let stage = Stage::set(fleet(0)).await;
-        let mut open = Vec::new();
-        for prompt in ["x", "y", "z"] {
-            open.push(stage.start(TEXT, &json!({ "prompt": prompt })).await);
+        let (mut open, count) = (Vec::new(), if kills { 3 } else { 17 });
+        for number in 0..count {
+            open.push(stage.start(TEXT, &json!({ "prompt": [number] })).await);
         }
-        for _ in 0..3 {
+        for _ in 0..count {
             patiently(first.waiting.recv()).await.unwrap();
         }
         stage.fleet.send_replace(Fleet { groups: fleet(1) });
@@ -441,19 +454,21 @@ async fn requests_that_were_there_when_a_group_was_lost_go_on() {
             statuses.push(connection.rest().await.status);
         }
         statuses.sort_unstable();
-        assert_eq!(statuses, [200, 200, if kills { 500 } else { 200 }]);
+        assert_eq!(statuses.pop(), Some(if kills { 500 } else { 200 }));
+        assert_eq!(statuses, vec![200; count - 1]);
     }
 }
 
 #[tokio::test]
 async fn a_request_that_gets_on_a_little_outlives_group_after_group() {
-    for each in [1, 16] {
-        let lives = |from: u32| (from..from + each).map(|id| Act::Token(token(id)));
-        let life = |from: u32| [Act::Begin].into_iter().chain(lives(from)).chain([losses(1)]);
-        let script: Vec<_> = [40, 140, 240].into_iter().flat_map(life).collect();
+    for (lives, begins, each) in [(3, true, 1), (3, true, 16), (8, false, 1)] {
+        let gets_on = |from: u32| (from..from + each).map(|id| Act::Token(token(id)));
+        let life =
+            |from: u32| begins.then_some(Act::Begin).into_iter().chain(gets_on(from)).chain([losses(1)]);
+        let script: Vec<_> = (1..=lives).map(|number| 40 * number).flat_map(life).collect();
         let script = [script, tokens(&ids("Anon"), FinishReason::Stop)].concat();
         let mut leaders = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..=lives {
             leaders.push(Leader::start(script.clone()).await);
         }
         let stage = Stage::with(&leaders.iter().collect::<Vec<_>>()).await;
@@ -461,20 +476,38 @@ async fn a_request_that_gets_on_a_little_outlives_group_after_group() {
         let reply = stage.post(TEXT, &body).await;
         assert!(reply.body.contains("[DONE]") && !reply.body.contains("error"), "{reply:?}");
         let asked = leaders.iter_mut().map(|leader| leader.requests.try_recv()).filter(Result::is_ok).count();
-        assert_eq!(asked, 4);
+        assert_eq!(asked, 1 + lives as usize);
         assert_eq!(stage.post(TEXT, &body).await.status, 200);
     }
+}
+
+/// What it had of those before does not speak for it.
+#[tokio::test]
+async fn a_request_on_which_groups_are_lost_behind_its_first_tokens_is_refused() {
+    let lost_behind = |ids: &[u32]| {
+        let told = ids.iter().map(|&id| Act::Token(token(id)));
+        [Act::Begin].into_iter().chain(told).chain([losses(1)]).collect::<Vec<_>>()
+    };
+    let lives = [lost_behind(&[]), lost_behind(&[40, 41, 42]), lost_behind(&[43])].concat();
+    let script = [lives, tokens(&ids("Anon"), FinishReason::Stop)].concat();
+    let mut leaders = Vec::new();
+    for _ in 0..4 {
+        leaders.push(Leader::start(script.clone()).await);
+    }
+    let stage = Stage::with(&leaders.iter().collect::<Vec<_>>()).await;
+    let reply = stage.post(TEXT, &json!({ "prompt": "x", "max_tokens": 100 })).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (500, &json!("request_kills_groups")));
 }
 
 #[tokio::test]
 async fn a_group_that_fails_every_request_gets_no_more_for_a_while() {
     let leader = Leader::start(vec![Act::Fail(Status::internal("a bug").into())]).await;
-    let stage = Stage::with(&[&leader]).await;
+    let stage = Stage::busy(&leader, RequestLimits::DEFAULT).await;
     let body = json!({ "prompt": "x" });
     for _ in 0..5 {
         assert_eq!(stage.post(TEXT, &body).await.status, 500);
     }
-    assert_eq!(stage.post(TEXT, &body).await.status, 503);
+    assert_eq!(stage.post(TEXT, &body).await.status, 503, "it is not held until the group may be tried");
     assert!(stage.get("/metrics").await.body.contains(r#"galerne_router_breaker_state{group="g0"} 1"#));
     leader.play(tokens(&ids("Anon"), FinishReason::Stop));
     patiently(async { while stage.post(TEXT, &body).await.status != 200 {} }).await;

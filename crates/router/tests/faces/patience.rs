@@ -60,6 +60,24 @@ async fn the_next_token_is_due_whether_a_group_has_the_request_or_not() {
     }
 }
 
+#[tokio::test]
+async fn a_group_that_is_slow_is_not_silent() {
+    let next_token_s_max = Duration::from_secs(2);
+    let door = gate();
+    let [first, second] = [Act::Token(token(40)), Act::Token(token(41))];
+    let waits = Act::Wait(door.clone());
+    let script = vec![first, waits.clone(), second, waits, Act::Finish(FinishReason::Stop)];
+    let leader = Leader::start(script).await;
+    let stage = Stage::busy(&leader, RequestLimits { next_token_s_max, ..RequestLimits::DEFAULT }).await;
+    let connection = started(&stage, 1).await;
+    for _ in 0..2 {
+        tokio::time::sleep(next_token_s_max * 6 / 10).await;
+        door.add_permits(1);
+    }
+    let reply = connection.rest().await;
+    assert!(reply.body.contains("[DONE]") && !reply.body.contains("error"), "{reply:?}");
+}
+
 /// Its client could have sent it to another router by now. A group that is drained says so at once, and is none of those.
 #[tokio::test]
 async fn few_leaders_are_tried_that_cannot_be_reached() {

@@ -1,6 +1,6 @@
 //! Requests that are sent again, and answers that are taken up where they broke off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use galerne_types::{Compute, Fleet};
 use galerne_wire::v1::galerne_client::GalerneClient;
@@ -48,6 +48,22 @@ async fn a_repeat_takes_the_place_of_the_request_under_way() {
         drop(other);
         patiently(leader.cancelled.recv()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_group_ends_when_it_is_repeated() {
+    let mut leader = Leader::start(vec![Act::Token(token(40)), Act::Wait(gate())]).await;
+    let stage = Stage::with(&[&leader]).await;
+    let body = json!({ "prompt": "x", "stream": true });
+    let first = named(&stage, "idempotency-key", "a", &body).await;
+    patiently(leader.waiting.recv()).await.unwrap();
+    stage.fleet.send_replace(Fleet { groups: BTreeMap::new() });
+    leader.die();
+    let moves = r#"galerne_router_stream_migrations_total{model_name="bard",reason="lost"} 1"#;
+    patiently(async { while !stage.get("/metrics").await.body.contains(moves) {} }).await;
+    assert_eq!(named(&stage, "idempotency-key", "a", &body).await.rest().await.status, 503);
+    let reply = patiently(first.rest()).await;
+    assert!(reply.body.contains(r#""code":"superseded""#), "{reply:?}");
 }
 
 #[tokio::test]
@@ -205,6 +221,23 @@ async fn a_stream_that_broke_off_is_taken_up_at_any_token() {
     assert_eq!(generate(&stage, ends(&[41, 40])).await.last().unwrap().finish_reason(), FinishReason::Stop);
     let refused = stage.client().await.generate(ends(&[41, 40, 42])).await.unwrap_err();
     assert!(refused.message().contains("resume has token 40 at 1, which ends an answer"), "{refused}");
+    let anon = ids("Anon");
+    leader.play(tokens(&anon, FinishReason::Stop));
+    let ending = |told, include_stop, stop: &[String]| GenerateRequest {
+        stop_token_ids: anon[anon.len() - 1..].to_vec(),
+        include_stop,
+        stop: stop.to_vec(),
+        ..resuming(told)
+    };
+    let text = |deltas: Vec<GenerateResponse>| deltas.into_iter().map(|delta| delta.text).collect::<String>();
+    let without = text(generate(&stage, ending(&[], false, &[])).await);
+    let held = ["Anon".strip_prefix(&without).unwrap().to_owned() + "!"];
+    for include_stop in [true, false] {
+        let whole = generate(&stage, ending(&[], include_stop, &held)).await;
+        let rest = generate(&stage, ending(&anon, include_stop, &held)).await;
+        assert_eq!(rest.last().unwrap().text, whole.last().unwrap().text, "{include_stop}");
+        assert_eq!(text(whole), if include_stop { "Anon" } else { &*without });
+    }
     for wrong in [&verse[..4], &[1024]] {
         let request = GenerateRequest { max_tokens: Some(3), ..resuming(wrong) };
         let refused = stage.client().await.generate(request).await.unwrap_err();
