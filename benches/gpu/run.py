@@ -194,6 +194,9 @@ def everything(suite):
         suite.part("model bits", [gpu, "check", "--same", model, *quick, *how], 80)
     suite.part("nccl", [gpu, "check", "--nccl", tiny, *quick, *how], 45, env=libraries)
     suite.part("stopped", [gpu, "check", "--stopped", tiny, *how], 45, env=libraries)
+    suite.part("memory", [gpu, "check", "--memory", tiny, "--stopped-memory", tiny, *quick, *how], 45, env=libraries)
+    suite.part("processes", [gpu, "check", "--processes", tiny, *quick, *how], 45, env=libraries)
+    suite.part("sums", [gpu, "sums", tiny, *how], 30, env=libraries)
     sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
     for tool in ["memcheck", "racecheck"]:
         command = [sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]

@@ -19,6 +19,7 @@ def of(found):
     lines += ["", "## Bounds, measured in the same run", "", *bounds(figures)]
     lines += ["", "## Steps", "", *steps(figures)]
     lines += ["", "## Peer: transformers, batch 1", "", *peers(figures)]
+    lines += ["", "## Sums between ranks", "", *sums(figures)]
     lines += ["", "## Where the time goes", "", *kernels(figures)]
     lines += ["", "## Right or wrong", "", *checks(parts)]
     return "\n".join(lines) + "\n"
@@ -154,6 +155,21 @@ def peers(figures):
             yield f"- prefill of {each['tokens']}: {each['ms']:.2f} ms"
         if each.get("part") == "peer load":
             yield f"- torch {each['torch']}, transformers {each['transformers']}; loaded in {each['seconds']:.1f} s"
+
+
+def sums(figures):
+    found = [each for each in figures if each.get("part") == "sums" and "us" in each]
+    if not found:
+        return
+    yield "Pieces of a sum from all to all, in µs, by message; the ranks share this one GPU."
+    yield ""
+    columns = sorted({(each["ranks"], each["way"]) for each in found})
+    yield "| tokens | bytes | " + " | ".join(f"{ranks} ranks, {way}" for ranks, way in columns) + " |"
+    yield "|---" * (2 + len(columns)) + "|"
+    us = {(each["tokens"], each["bytes"], each["ranks"], each["way"]): each["us"] for each in found}
+    for tokens, size in sorted({key[:2] for key in us}):
+        row = [us.get((tokens, size, *column)) for column in columns]
+        yield f"| {tokens} | {size:,} | " + " | ".join(NONE if each is None else f"{each:.1f}" for each in row) + " |"
 
 
 def kernels(figures):

@@ -1,13 +1,20 @@
+use std::hint::spin_loop;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::CollectiveError;
 use crate::segment::Segment;
+
+/// How long a wait for a device keeps its core busy: as long as a call takes to get onto a stream.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// How long it then sleeps between two looks.
+const SLEEP: Duration = Duration::from_micros(50);
 
 /// Ends one epoch's collective from any thread: every call that waits returns at once, here and, told by this
 /// rank, at the peers. Made before [`crate::connect`], so that the meeting can be ended too; used for one epoch.
@@ -75,6 +82,30 @@ impl AbortHandle {
             self.shared.ended.wait_timeout_while(self.lock(), timeout, |state| state.cause.is_none());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.cause.clone()
+    }
+
+    /// Waits until `done` says that the device has come to the end of `what`. Fails when the epoch ends, and ends it
+    /// when that takes longer than `timeout`. `done` asks without waiting, as `cuEventQuery` does.
+    pub fn wait_for_device<E: From<CollectiveError>>(
+        &self,
+        what: &'static str,
+        timeout: Duration,
+        mut done: impl FnMut() -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let started = Instant::now();
+        while !done()? {
+            let elapsed = started.elapsed();
+            if elapsed < SPIN {
+                self.check()?;
+                spin_loop();
+            } else if let Some(cause) = self.wait(SLEEP) {
+                return Err(cause.into());
+            } else if elapsed > timeout {
+                return Err(self.raise(CollectiveError::NcclTimeout { call: what, waited: timeout }).into());
+            }
+        }
+        // Kernels that quit for an abort end as others do, with whatever they have left in memory.
+        Ok(self.check()?)
     }
 
     /// Ends the epoch for a reason. The first one wins; it is returned.

@@ -153,6 +153,7 @@ static const Entry ENTRIES[] = {
     ENTRY(Piece, piece),
     ENTRY(AddNorm, add_norm),
     ENTRY(Pick, pick),
+    ENTRY(Share, share),
     ENTRY(Sampler, draw),
     ENTRY(Bound, read_all),
     ENTRY(Bound, copy_all),

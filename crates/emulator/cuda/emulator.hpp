@@ -3,6 +3,7 @@
 #pragma once
 
 #include <math.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -145,6 +146,10 @@ DEVICE float from_lane_xor(float x, uint32_t mask) {
 DEVICE uint4 stream(const uint4 *from) { return *from; }
 DEVICE uint32_t constant(const uint32_t *from) { return *from; }
 DEVICE float constant(const float *from) { return *from; }
+DEVICE void tell(uint32_t *to, uint32_t x) { __atomic_store_n(to, x, __ATOMIC_RELEASE); }
+DEVICE uint32_t told(const uint32_t *from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+// Another GPU is another thread.
+DEVICE void pause() { sched_yield(); }
 DEVICE void copy_ahead(void *to, const void *from) { memcpy(to, from, 16); }
 DEVICE void end_copies() {}
 template <int BEHIND> DEVICE void await_copies() {}

@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Launch};
+use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Launch, Shared};
 
 unsafe extern "C" {
     fn galerne_emulate(
@@ -27,6 +29,7 @@ pub struct Emulator {
     memory_bytes: u64,
     architecture: u16,
     shared_bytes_max: u32,
+    apart: bool,
     memory: Mutex<Memory>,
 }
 
@@ -75,7 +78,13 @@ struct Line([u8; LINE_BYTES]);
 impl Emulator {
     /// A Hopper GPU of so many bytes.
     pub fn new(memory_bytes: u64) -> Self {
-        Self { memory_bytes, architecture: 90, shared_bytes_max: u32::MAX, memory: Mutex::default() }
+        Self {
+            memory_bytes,
+            architecture: 90,
+            shared_bytes_max: u32::MAX,
+            apart: false,
+            memory: Mutex::default(),
+        }
     }
 
     /// The same of another architecture, ten times its compute capability: it is asked for other kernels.
@@ -86,6 +95,11 @@ impl Emulator {
     /// The same with no more shared memory for a block than this, as older GPUs have it.
     pub fn with_shared_bytes_max(self, shared_bytes_max: u32) -> Self {
         Self { shared_bytes_max, ..self }
+    }
+
+    /// The same where nobody else's memory can be reached.
+    pub fn apart(self) -> Self {
+        Self { apart: true, ..self }
     }
 
     fn locked(&self) -> MutexGuard<'_, Memory> {
@@ -140,6 +154,30 @@ impl Device for Emulator {
         if let Some(block) = memory.blocks.remove(&address) {
             memory.taken -= block.taken();
         }
+    }
+
+    fn share(&self, address: Address) -> Result<Shared, DeviceError> {
+        let process = std::process::id().into();
+        Ok(Shared { process, device: std::ptr::from_ref(self) as usize as u128, address, handle: [0; 64] })
+    }
+
+    fn map(&self, shared: &Shared) -> Result<Address, DeviceError> {
+        if self.apart || shared.process != u64::from(std::process::id()) {
+            let says = "emulators share memory within a process".to_owned();
+            return Err(DeviceError::Call { call: "map", says });
+        }
+        Ok(shared.address)
+    }
+
+    fn unmap(&self, _: &Shared, _: Address) {}
+
+    fn word(&self) -> Result<NonNull<AtomicU32>, DeviceError> {
+        Ok(NonNull::from(Box::leak(Box::new(AtomicU32::new(0)))))
+    }
+
+    unsafe fn free_word(&self, word: NonNull<AtomicU32>) {
+        // SAFETY: it came out of a box.
+        drop(unsafe { Box::from_raw(word.as_ptr()) });
     }
 
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {

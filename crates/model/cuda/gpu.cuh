@@ -92,6 +92,17 @@ DEVICE float constant(const float *from) {
     return x;
 }
 
+// Tells another GPU, or this one, that everything stands in memory which this block wrote before its last `sync`.
+DEVICE void tell(uint32_t *to, uint32_t x) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory"); }
+// What was told last; what stood in memory then is read behind it.
+DEVICE uint32_t told(const uint32_t *from) {
+    uint32_t x;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+// Between two looks at what another GPU is to tell.
+DEVICE void pause() {}
+
 // 16 bytes from global to shared memory, behind the caller's back until `await_copies` of all but the last `behind` groups.
 DEVICE void copy_ahead(void *to, const void *from) {
     uint32_t address = uint32_t(__cvta_generic_to_shared(to));

@@ -2,5 +2,6 @@
 #include "attention.cu"
 #include "bounds.cu"
 #include "linear.cu"
+#include "peers.cu"
 #include "rows.cu"
 #include "sampler.cu"

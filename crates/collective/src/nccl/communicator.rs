@@ -1,9 +1,8 @@
 use std::ffi::{c_int, c_void};
 use std::fmt::{self, Display};
-use std::hint::spin_loop;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::nccl::library::{BYTES, Code, Functions, IN_PROGRESS, SUCCESS};
 use crate::nccl::life::{Life, State};
@@ -13,12 +12,6 @@ use crate::{AbortHandle, CollectiveError, Config};
 /// How long NCCL may take to let go of the device when an epoch is over: with what it takes to notice the end, a rank
 /// is out within half a second.
 pub const ABORT_TIMEOUT: Duration = Duration::from_millis(400);
-
-/// How long a wait keeps its core busy: as long as a call takes to get onto a stream.
-const SPIN: Duration = Duration::from_micros(50);
-
-/// How long it then sleeps between two looks.
-const SLEEP: Duration = Duration::from_micros(50);
 
 /// The devices of one epoch's ranks, met in NCCL. It enqueues on the caller's stream and never waits for the device,
 /// but for [`Self::wait`]. All ranks make the same calls in the same order.
@@ -172,29 +165,13 @@ impl Communicator {
         })
     }
 
-    /// Waits until `done` says that the device has come to the end of `what`. Fails when the epoch ends, and ends it
-    /// when that takes longer than the epoch's timeout. `done` asks without waiting, as `cuEventQuery` does.
+    /// As [`AbortHandle::wait_for_device`], with the epoch's timeout.
     pub fn wait<E: From<CollectiveError>>(
         &self,
         what: &'static str,
-        mut done: impl FnMut() -> Result<bool, E>,
+        done: impl FnMut() -> Result<bool, E>,
     ) -> Result<(), E> {
-        let abort = &self.life.abort;
-        let started = Instant::now();
-        while !done()? {
-            let elapsed = started.elapsed();
-            if elapsed < SPIN {
-                abort.check()?;
-                spin_loop();
-            } else if let Some(cause) = abort.wait(SLEEP) {
-                return Err(cause.into());
-            } else if elapsed > self.timeout {
-                let waited = self.timeout;
-                return Err(abort.raise(CollectiveError::NcclTimeout { call: what, waited }).into());
-            }
-        }
-        // Kernels that quit for an abort end as others do, with whatever they have left in memory.
-        Ok(abort.check()?)
+        self.life.abort.wait_for_device(what, self.timeout, done)
     }
 
     /// Leaves. While the epoch lives, all ranks do, and what was enqueued is done first; if it is over, waits until

@@ -285,7 +285,7 @@ impl<'a> Bench<'a> {
 }
 
 fn rank(weights: Arc<GpuWeights>, options: &Options, shards: Shards) -> Outcome<Rank> {
-    Ok(Rank::on_gpu(weights, options, Box::new(Solo::new(shards.virtual_shards())), Link::Host)?)
+    Ok(Rank::on_gpu(weights, options, Box::new(Solo::new(shards.virtual_shards())), Link::host())?)
 }
 
 fn tell_kernels(name: &str, kernels: &Kernels, report: &mut Report) {

@@ -122,17 +122,17 @@ pub(crate) fn near(gpus: &Gpus, path: &Path, report: &mut Report) -> Outcome<()>
 }
 
 /// Sequences, of which one is looked at, and how they run beside each other.
-struct Script {
-    long: Vec<TokenId>,
-    drawn: usize,
-    memory: Memory,
-    options: Options,
-    alone: Vec<Step>,
-    batch: Vec<Step>,
+pub(crate) struct Script {
+    pub(crate) long: Vec<TokenId>,
+    pub(crate) drawn: usize,
+    pub(crate) memory: Memory,
+    pub(crate) options: Options,
+    pub(crate) alone: Vec<Step>,
+    pub(crate) batch: Vec<Step>,
 }
 
 impl Script {
-    fn new(&Config { vocab, context_tokens_max, .. }: &Config, quick: bool) -> Self {
+    pub(crate) fn new(&Config { vocab, context_tokens_max, .. }: &Config, quick: bool) -> Self {
         let (tokens, drawn, beside) =
             if quick { (40, 3, 20) } else { (150, 8, 600.min(context_tokens_max / 2)) };
         let long = prompt(tokens, 1, vocab);
@@ -210,8 +210,8 @@ pub(crate) fn same(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -
     Ok(())
 }
 
-/// The same of ranks whose sums travel by NCCL.
-pub(crate) fn nccl(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -> Outcome<()> {
+/// The same of ranks whose sums travel from GPU to GPU.
+pub(crate) fn met(way: Way, gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -> Outcome<()> {
     let checkpoint = open(path)?;
     let name = checkpoint.name();
     let script = Script::new(checkpoint.config(), quick);
@@ -225,8 +225,8 @@ pub(crate) fn nccl(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) -
             ("in a batch", &script.batch, true),
             ("by graphs", &script.alone, false),
         ] {
-            let found = run_by(Way::Nccl, &weights, &script.options, steps, logits)?;
-            bits.compare(&format!("N = {world_size} by NCCL, {what}"), found, logits);
+            let found = run_by(way, &weights, &script.options, steps, logits)?;
+            bits.compare(&format!("N = {world_size} by {way:?}, {what}"), found, logits);
         }
     }
     Ok(())

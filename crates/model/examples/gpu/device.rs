@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use galerne_emulator::Emulator;
-use galerne_model::gpu::{Address, Cuda, Device, DeviceError, DeviceMemory, Launch};
+use galerne_model::gpu::{Address, Cuda, Device, DeviceError, DeviceMemory, Launch, Shared};
 use galerne_types::Quantize;
 
 use crate::Outcome;
@@ -127,6 +128,27 @@ impl Device for Watched {
 
     fn free(&self, address: Address) {
         self.inner.free(address);
+    }
+
+    fn share(&self, address: Address) -> Result<Shared, DeviceError> {
+        self.inner.share(address)
+    }
+
+    fn map(&self, shared: &Shared) -> Result<Address, DeviceError> {
+        self.inner.map(shared)
+    }
+
+    fn unmap(&self, shared: &Shared, address: Address) {
+        self.inner.unmap(shared, address);
+    }
+
+    fn word(&self) -> Result<NonNull<AtomicU32>, DeviceError> {
+        self.inner.word()
+    }
+
+    unsafe fn free_word(&self, word: NonNull<AtomicU32>) {
+        // SAFETY: the caller's.
+        unsafe { self.inner.free_word(word) }
     }
 
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -2,15 +2,17 @@
 //! with `--emulate` each part runs in small on the host, which is how CI tries it.
 //!
 //! ```text
-//! gpu check  [--goldens FOLDER] [--near CHECKPOINT]… [--same CHECKPOINT]… [--nccl CHECKPOINT]… [--stopped CHECKPOINT]…
-//!            [--quick] [--fp8]
+//! gpu check  [--goldens FOLDER] [--near CHECKPOINT]… [--same CHECKPOINT]… [--nccl CHECKPOINT]… [--memory CHECKPOINT]…
+//!            [--processes CHECKPOINT]… [--stopped CHECKPOINT]… [--stopped-memory CHECKPOINT]… [--quick] [--fp8]
 //! gpu bench  CHECKPOINT [--quick] [--fp8]
 //! gpu logits CHECKPOINT < PROMPTS > LOGITS
 //! gpu bounds
+//! gpu sums   CHECKPOINT
 //! ```
 //! `check` compares with transformers' numbers (`--goldens`), with the CPU's in f32 (`--near`), and a model's bits with each
-//! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`); `--stopped` has one of
-//! these wait for one that hangs. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits`
+//! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`) or use each other's memory
+//! (`--memory`, and `--processes` where each is a process); `--stopped` has one of these wait for one that hangs. `sums` tells how long
+//! ranks take to bring each other the pieces of a sum. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits`
 //! takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits` print
 //! an object a line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
 
@@ -21,10 +23,12 @@ mod device;
 mod golden;
 #[path = "../../tests/it/support/local.rs"]
 mod local;
+mod processes;
 mod ranks;
 mod script;
 mod sizes;
 mod stopped;
+mod sums;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -36,10 +40,11 @@ use galerne_types::Quantize;
 use serde_json::{Value, json};
 
 use crate::device::Gpus;
+use crate::ranks::Way;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "gpu check|bench|logits|bounds, see the head of crates/model/examples/gpu/main.rs";
+const USAGE: &str = "gpu check|bench|logits|bounds|sums, see the head of crates/model/examples/gpu/main.rs";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -50,7 +55,13 @@ struct Asked {
     near: Vec<PathBuf>,
     same: Vec<PathBuf>,
     nccl: Vec<PathBuf>,
+    memory: Vec<PathBuf>,
+    processes: Vec<PathBuf>,
     stopped: Vec<PathBuf>,
+    stopped_memory: Vec<PathBuf>,
+    /// Of `rank`: N, and which.
+    world_size: usize,
+    rank: usize,
     quick: bool,
     fp8: bool,
     emulate: bool,
@@ -66,7 +77,12 @@ impl Asked {
                 "--near" => asked.near.push(path()?),
                 "--same" => asked.same.push(path()?),
                 "--nccl" => asked.nccl.push(path()?),
+                "--memory" => asked.memory.push(path()?),
+                "--processes" => asked.processes.push(path()?),
                 "--stopped" => asked.stopped.push(path()?),
+                "--stopped-memory" => asked.stopped_memory.push(path()?),
+                "--of" => asked.world_size = number(arguments.next())?,
+                "--rank" => asked.rank = number(arguments.next())?,
                 "--quick" => asked.quick = true,
                 "--fp8" => asked.fp8 = true,
                 "--emulate" => asked.emulate = true,
@@ -80,6 +96,10 @@ impl Asked {
     fn checkpoint(&self) -> Outcome<PathBuf> {
         Ok(self.checkpoint.clone().ok_or("which checkpoint?")?)
     }
+}
+
+fn number(text: Option<String>) -> Outcome<usize> {
+    Ok(text.ok_or(USAGE)?.parse()?)
 }
 
 /// Prints what is found, a line each, and remembers whether all of it is well.
@@ -146,8 +166,19 @@ fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize
                 check::near(gpus, path, report)
             });
             with_each("same", &asked.same, &mut report, check::same);
-            with_each("nccl", &asked.nccl, &mut report, check::nccl);
-            with_each("stopped", &asked.stopped, &mut report, stopped::check);
+            with_each("nccl", &asked.nccl, &mut report, |gpus, path, quick, report| {
+                check::met(Way::Nccl, gpus, path, quick, report)
+            });
+            with_each("memory", &asked.memory, &mut report, |gpus, path, quick, report| {
+                check::met(Way::Memory, gpus, path, quick, report)
+            });
+            with_each("processes", &asked.processes, &mut report, processes::check);
+            with_each("stopped", &asked.stopped, &mut report, |gpus, path, _, report| {
+                stopped::check(Way::Nccl, gpus, path, report)
+            });
+            with_each("stopped", &asked.stopped_memory, &mut report, |gpus, path, _, report| {
+                stopped::check(Way::Memory, gpus, path, report)
+            });
         }
         "bench" => bench::run(
             &gpus,
@@ -158,6 +189,8 @@ fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize
         )?,
         "logits" => check::logits(&gpus, &asked.checkpoint()?)?,
         "bounds" => bounds::run(&gpus, &mut report)?,
+        "sums" => sums::run(&gpus, &asked.checkpoint()?, &mut report)?,
+        "rank" => processes::rank(&gpus, &asked.checkpoint()?, asked.quick, asked.rank, asked.world_size)?,
         _ => return Err(USAGE.into()),
     }
     Ok(report.failures)
@@ -177,6 +210,12 @@ mod tests {
     #[test]
     fn goldens_and_bits_are_checked_on_an_emulated_gpu() {
         passes("check --emulate --quick --goldens GOLDEN --near GOLDEN/bard-1m --same GOLDEN/tiny-mistral");
+    }
+
+    #[test]
+    fn ranks_meet_by_memory_on_an_emulated_gpu() {
+        passes("check --emulate --quick --memory GOLDEN/tiny-mistral --stopped-memory GOLDEN/tiny-mistral");
+        passes("sums --emulate GOLDEN/tiny-mistral");
     }
 
     #[test]

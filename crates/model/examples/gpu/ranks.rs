@@ -7,9 +7,9 @@ use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
-use galerne_collective::nccl::{self, LIBRARY_FILE, Library, UniqueId};
-use galerne_collective::{AbortHandle, Config, Peer};
-use galerne_model::gpu::{Device, GpuWeights, Link};
+use galerne_collective::nccl::{self, Communicator, LIBRARY_FILE, Library, UniqueId};
+use galerne_collective::{Collective, Config, Peer};
+use galerne_model::gpu::{Device, GpuWeights, Link, Peers};
 use galerne_model::{Options, Rank, Trace};
 use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{KvDtype, Shards, Slice, Step, TokenId};
@@ -78,20 +78,39 @@ pub(crate) enum Way {
     Host,
     /// From GPU to GPU, here from the one to itself.
     Nccl,
+    /// By memory that all of them have mapped.
+    Memory,
 }
 
 impl Way {
     /// Meets the others; every rank has the library for itself, as every process would.
-    pub(crate) fn link(
-        self,
+    pub(crate) fn link(self, weights: &GpuWeights, end: &mut Local, timeout: Duration) -> Outcome<Link> {
+        match self {
+            Self::Host => Ok(Link::host()),
+            Self::Nccl => Ok(Link::nccl(Self::communicator(weights, end, timeout)?)),
+            Self::Memory => {
+                let peers = Self::peers(weights, end, timeout)?
+                    .ok_or("a rank does not reach the memory of another")?;
+                Ok(Link::host().beside(Some(peers)))
+            }
+        }
+    }
+
+    /// The memory of all ranks; nothing if it cannot be had.
+    pub(crate) fn peers(
+        weights: &GpuWeights,
+        end: &mut dyn Collective,
+        timeout: Duration,
+    ) -> Outcome<Option<Peers>> {
+        let of = (weights.shards(), weights.rank(), Peers::LEN_MAX);
+        Ok(Peers::meet(weights.device(), of, end, timeout, &|error| eprintln!("{error}"))?)
+    }
+
+    pub(crate) fn communicator(
         weights: &GpuWeights,
         end: &mut Local,
-        abort: &AbortHandle,
         timeout: Duration,
-    ) -> Outcome<Link> {
-        if self == Self::Host {
-            return Ok(Link::Host);
-        }
+    ) -> Outcome<Communicator> {
         let shards = weights.shards();
         let peer = |rank| Peer {
             host: "here".into(),
@@ -105,18 +124,18 @@ impl Way {
             secret: [0; 32].into(),
             epoch: 1,
             threads: 1,
-            meet_timeout: NCCL_TIMEOUT,
+            meet_timeout: TIMEOUT,
             timeout,
         };
         let library = Arc::new(Library::open(LIBRARY_FILE)?);
         let id = UniqueId::share(&library, config.epoch, end)?;
         let device = Arc::clone(weights.device());
-        Ok(Link::Nccl(nccl::connect(&config, &library, id, abort, move || device.bind())?))
+        Ok(nccl::connect(&config, &library, id, &end.abort_handle(), move || device.bind())?)
     }
 }
 
-/// How long ranks wait for each other in NCCL.
-const NCCL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long ranks wait for each other.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs steps at all ranks; what rank 0 drew, with logits if they are asked for.
 pub(crate) fn run(
@@ -138,7 +157,7 @@ pub(crate) fn run_by(
 ) -> Outcome<Drawn> {
     let ends = Local::group(weights[0].shards().virtual_shards(), weights.len());
     let at_each = |(mut end, weights): (Local, &Arc<GpuWeights>)| -> Outcome<Drawn> {
-        let link = way.link(weights, &mut end, &AbortHandle::new(), NCCL_TIMEOUT)?;
+        let link = way.link(weights, &mut end, TIMEOUT)?;
         let mut rank = Rank::on_gpu(Arc::clone(weights), options, Box::new(end), link)?;
         let drawn = run_on(&mut rank, steps, logits)?;
         rank.close()?;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::hash::{BuildHasher, RandomState};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys;
 
-use super::device::{Address, Device, DeviceError, DeviceMemory, Launch};
+use super::device::{Address, Device, DeviceError, DeviceMemory, Launch, Shared};
 use super::kernels::SHARED_BYTES_NEEDED;
 
 /// All kernels, compiled for several architectures (`build.rs`); empty if there was no compiler.
@@ -137,6 +139,14 @@ impl Cuda {
         Ok(function)
     }
 
+    /// A number that no other GPU has.
+    fn uuid(&self) -> Result<u128, DeviceError> {
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: the number is a variable.
+        unsafe { check("cuDeviceGetUuid", sys::cuDeviceGetUuid_v2(&mut uuid, self.device))? };
+        Ok(u128::from_le_bytes(uuid.bytes.map(|byte| byte as u8)))
+    }
+
     /// Runs `work` while the stream only writes down what it is given.
     fn capture(
         &self,
@@ -156,6 +166,12 @@ impl Cuda {
         }
         Ok(launched)
     }
+}
+
+/// A number that no other process has, in whatever container.
+fn process() -> u64 {
+    static OWN: OnceLock<u64> = OnceLock::new();
+    *OWN.get_or_init(|| RandomState::new().hash_one(std::process::id()))
 }
 
 /// The stream does not wait for the legacy default stream.
@@ -221,6 +237,58 @@ impl Device for Cuda {
         if self.bind().is_ok() {
             // SAFETY: the address was allocated; the stream's work so far is done with it.
             let _ = unsafe { (sys::cuStreamSynchronize(self.stream), sys::cuMemFree_v2(address)) };
+        }
+    }
+
+    fn share(&self, address: Address) -> Result<Shared, DeviceError> {
+        self.bind()?;
+        let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: the handle is a variable, and the address was allocated.
+        unsafe { check("cuIpcGetMemHandle", sys::cuIpcGetMemHandle(&mut handle, address))? };
+        let handle = handle.reserved.map(|byte| byte as u8);
+        Ok(Shared { process: process(), device: self.uuid()?, address, handle })
+    }
+
+    fn map(&self, shared: &Shared) -> Result<Address, DeviceError> {
+        self.bind()?;
+        if shared.process == process() {
+            let says = || "ranks of one process have several GPUs".to_owned();
+            let same = self.uuid()? == shared.device;
+            return same
+                .then_some(shared.address)
+                .ok_or_else(|| DeviceError::Call { call: "map", says: says() });
+        }
+        let handle = sys::CUipcMemHandle { reserved: shared.handle.map(|byte| byte as std::ffi::c_char) };
+        let peers = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut address = 0;
+        // SAFETY: the address is a variable.
+        let result = unsafe { sys::cuIpcOpenMemHandle_v2(&mut address, handle, peers) };
+        check("cuIpcOpenMemHandle", result).map(|()| address)
+    }
+
+    fn unmap(&self, shared: &Shared, address: Address) {
+        if shared.process != process() && self.bind().is_ok() {
+            // SAFETY: mapped by `map`, once. That it cannot be let go is no harm to anybody.
+            let _ = unsafe { sys::cuIpcCloseMemHandle(address) };
+        }
+    }
+
+    fn word(&self) -> Result<NonNull<AtomicU32>, DeviceError> {
+        self.bind()?;
+        let mut word = ptr::null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: the word is a variable, and as long as what is written.
+        unsafe {
+            check("cuMemHostAlloc", sys::cuMemHostAlloc(&mut word, size_of::<AtomicU32>(), flags))?;
+            word.cast::<AtomicU32>().write(AtomicU32::new(0));
+        }
+        Ok(NonNull::new(word.cast()).expect("memory that was given is somewhere"))
+    }
+
+    unsafe fn free_word(&self, word: NonNull<AtomicU32>) {
+        if self.bind().is_ok() {
+            // SAFETY: the caller's.
+            let _ = unsafe { sys::cuMemFreeHost(word.as_ptr().cast()) };
         }
     }
 

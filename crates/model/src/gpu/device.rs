@@ -2,7 +2,9 @@
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A place in a device's memory.
 pub type Address = u64;
@@ -48,6 +50,33 @@ pub trait Device: Send + Sync {
 
     /// Gives memory back that was allocated, once all work so far is done.
     fn free(&self, address: Address);
+
+    /// What the other ranks of this host need to reach memory that was allocated here.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`] if that is not possible.
+    fn share(&self, address: Address) -> Result<Shared, DeviceError>;
+
+    /// Where this device reaches what another rank shares, from its beginning on, until it is [let go](Self::unmap).
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`] if it does not, as between GPUs that nothing connects and containers that are kept apart.
+    fn map(&self, shared: &Shared) -> Result<Address, DeviceError>;
+
+    /// Lets memory go that was mapped, and that no work so far uses.
+    fn unmap(&self, shared: &Shared, address: Address);
+
+    /// A word of the host's memory, 0, that kernels read at the same address. [`Word`] gives it back.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    fn word(&self) -> Result<NonNull<AtomicU32>, DeviceError>;
+
+    /// Gives a word back that no work reads any more.
+    ///
+    /// # Safety
+    /// It is this device's, and nobody looks at it afterwards.
+    unsafe fn free_word(&self, word: NonNull<AtomicU32>);
 
     /// Copies `bytes` to the device; they may be changed as soon as this returns.
     ///
@@ -191,6 +220,75 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.device.free(self.address);
+    }
+}
+
+/// Memory of a device as other ranks of its host can name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// A number that no other process has.
+    pub process: u64,
+    /// A number that no other device has.
+    pub device: u128,
+    /// Where it is in that process.
+    pub address: Address,
+    /// What the driver calls it between processes.
+    pub handle: [u8; 64],
+}
+
+impl Shared {
+    /// Bytes of one that is sent.
+    pub(super) const BYTES: usize = 8 + 16 + 8 + 64;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let Self { process, device, address, handle } = self;
+        let parts = [&process.to_le_bytes()[..], &device.to_le_bytes(), &address.to_le_bytes(), &handle];
+        parts.concat().try_into().expect("as many bytes")
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let (process, rest) = bytes.split_first_chunk().expect("8 bytes");
+        let (device, rest) = rest.split_first_chunk().expect("16 bytes");
+        let (address, handle) = rest.split_first_chunk().expect("8 bytes");
+        Self {
+            process: u64::from_le_bytes(*process),
+            device: u128::from_le_bytes(*device),
+            address: Address::from_le_bytes(*address),
+            handle: handle.try_into().expect("what is left"),
+        }
+    }
+}
+
+/// A word that the host tells kernels, until it is dropped.
+pub(super) struct Word {
+    device: Arc<dyn Device>,
+    at: NonNull<AtomicU32>,
+}
+
+// SAFETY: any thread may call a device, and an atomic is there for all.
+unsafe impl Send for Word {}
+// SAFETY: as above.
+unsafe impl Sync for Word {}
+
+impl Word {
+    pub(super) fn zero(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::clone(device), at: device.word()? })
+    }
+
+    pub(super) fn address(&self) -> Address {
+        self.at.as_ptr().expose_provenance() as Address
+    }
+
+    pub(super) fn set(&self) {
+        // SAFETY: the word is the device's until it is given back.
+        unsafe { self.at.as_ref() }.store(1, Ordering::Release);
+    }
+}
+
+impl Drop for Word {
+    fn drop(&mut self) {
+        // SAFETY: the device's, and nobody else has it.
+        unsafe { self.device.free_word(self.at) };
     }
 }
 

@@ -14,6 +14,7 @@ use super::kernels::{
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
+use super::peers::Turn;
 use super::plan::{Layer, Shape};
 use super::sampler::Ask;
 use super::weights::GpuWeights;
@@ -57,8 +58,8 @@ struct Core {
 
 /// Leaves of a sum that is still to be made: where they begin, and their tree.
 #[derive(Clone, Copy)]
-struct Leaves<'a> {
-    at: &'a Buffer,
+struct Leaves {
+    at: Address,
     tree: Tree,
 }
 
@@ -85,12 +86,8 @@ impl Forward {
     pub(crate) fn close(self) -> Result<(), ModelError> {
         let Self { kept, link, core, .. } = self;
         drop(kept);
-        let Link::Nccl(nccl) = link else { return Ok(()) };
-        nccl.close().map_err(|error| {
-            // What gives memory back would wait for the device.
-            std::mem::forget(core);
-            error.into()
-        })
+        // What gives memory back would wait for a device that is not let go.
+        link.close().inspect_err(|_| std::mem::forget(core))
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -111,7 +108,7 @@ impl Forward {
         let Self { core, link, .. } = self;
         core.inputs.set(slices, places, core.weights.shape.group, core.window);
         core.work.inputs.upload(0, core.inputs.bytes())?;
-        let on_device = core.ranks.alone() || link.is_on_device();
+        let on_device = core.ranks.alone() || link.is_on_device(core.len());
         if !on_device || trace.is_some() || places.len() > FEW_TOKENS_MAX as usize {
             return core.layers(link, collective, trace);
         }
@@ -184,29 +181,33 @@ impl Core {
     ) -> Result<(), ModelError> {
         let (weights, layers) = (&self.weights, self.weights.layers.len());
         self.embed()?;
-        let own = if self.ranks.alone() { &self.work.leaves } else { &self.work.pieces };
-        let mut leaves = Leaves { at: own, tree: tree_of(1) };
-        if !self.ranks.alone() {
-            leaves = self.meet(link, collective)?;
-        }
+        let mut leaves = match self.ranks.alone() {
+            true => Leaves { at: self.work.leaves.address(), tree: tree_of(1) },
+            false => self.meet(0, link, collective)?,
+        };
         for (index, layer) in weights.layers.iter().enumerate() {
             self.add_norm(layer.attn_norm, leaves, index == 0, false)?;
             self.tell(index, &self.work.residual, trace)?;
             self.attention(layer, index)?;
-            leaves = self.reduce(link, collective)?;
+            leaves = self.reduce(2 * index + 1, link, collective)?;
             self.add_norm(layer.mlp_norm, leaves, false, false)?;
             self.mlp(layer)?;
-            leaves = self.reduce(link, collective)?;
+            leaves = self.reduce(2 * index + 2, link, collective)?;
         }
         self.add_norm(weights.final_norm, leaves, false, trace.is_some())?;
         self.tell(layers, &self.work.plain, trace)
     }
 
-    /// Sums over all ranks' shards, but for what the next norm adds up.
-    fn reduce(&self, link: &mut Link, collective: &mut dyn Collective) -> Result<Leaves<'_>, ModelError> {
+    /// Sums over all ranks' shards, but for what the next norm adds up; the step's so-manieth sum.
+    fn reduce(
+        &self,
+        number: usize,
+        link: &mut Link,
+        collective: &mut dyn Collective,
+    ) -> Result<Leaves, ModelError> {
         let (Workspace { leaves, pieces, .. }, together) = (&self.work, self.together());
         if self.ranks.alone() {
-            return Ok(Leaves { at: leaves, tree: tree_of(self.weights.shape.shards / together) });
+            return Ok(Leaves { at: leaves.address(), tree: tree_of(self.weights.shape.shards / together) });
         }
         let len = self.len();
         let at = |buffer: &Buffer, row: usize| buffer.address() + (row * len * size_of::<f32>()) as Address;
@@ -215,14 +216,20 @@ impl Core {
             // SAFETY: a row of each leaf and of each piece for each token.
             unsafe { sum_slots(self.device(), [from, to], [len, len], tree_of(piece.len() / together))? };
         }
-        self.meet(link, collective)
+        self.meet(number, link, collective)
     }
 
     /// Sums the pieces of all ranks, but for what the next norm adds up.
-    fn meet(&self, link: &mut Link, collective: &mut dyn Collective) -> Result<Leaves<'_>, ModelError> {
+    fn meet(
+        &self,
+        number: usize,
+        link: &mut Link,
+        collective: &mut dyn Collective,
+    ) -> Result<Leaves, ModelError> {
         let Workspace { leaves, pieces, gathered, .. } = &self.work;
         let places = Places { pieces, gathered, sum: leaves };
-        let (at, tree) = link.sum(self.device(), &self.ranks, places, self.len(), collective)?;
+        let turn = Turn { number, is_last: number == 2 * self.weights.layers.len() };
+        let (at, tree) = link.sum(self.device(), &self.ranks, places, (self.len(), turn), collective)?;
         Ok(Leaves { at, tree })
     }
 
@@ -306,13 +313,13 @@ impl Core {
     fn add_norm(
         &self,
         weight: Address,
-        leaves: Leaves<'_>,
+        leaves: Leaves,
         starts: bool,
         plain: bool,
     ) -> Result<(), DeviceError> {
         let Shape { hidden, .. } = self.weights.shape;
         let arguments = AddNorm {
-            leaves: leaves.at.address(),
+            leaves: leaves.at,
             residual: self.work.residual.address(),
             weight,
             out: self.work.normed.address(),

@@ -10,6 +10,7 @@ use super::device::{Address, Buffer, Device};
 use super::inputs::{bytes_of, bytes_of_mut};
 use super::kernels::{Tree, sum_slots};
 use super::layout;
+use super::peers::{Peers, Turn};
 use crate::error::ModelError;
 
 /// Up to so many numbers every rank gets all pieces and sums them; of more, each sums a part for all. Both add up in the
@@ -17,7 +18,14 @@ use crate::error::ModelError;
 const GATHER_LEN_MAX: usize = 64 * 4096;
 
 /// What a GPU's partial sums travel by.
-pub enum Link {
+pub struct Link {
+    far: Far,
+    /// For short sums, where all ranks are on one host.
+    near: Option<Peers>,
+}
+
+/// What there always is.
+enum Far {
     /// Through the processes' own collective: for one rank, and where there is no NCCL.
     Host,
     /// From GPU to GPU.
@@ -32,7 +40,7 @@ pub(super) struct Ranks {
     all: Tree,
 }
 
-/// Where the numbers of a sum are: this rank's pieces `[pieces_max][len]`, those of all ranks behind each other, and the sum.
+/// Where the numbers of a sum can be: this rank's pieces `[pieces_max][len]`, those of all ranks behind each other, and the sum.
 #[derive(Clone, Copy)]
 pub(super) struct Places<'a> {
     pub(super) pieces: &'a Buffer,
@@ -51,7 +59,11 @@ impl Ranks {
     }
 
     pub(super) fn alone(&self) -> bool {
-        self.gathered.world_size() == 1
+        self.world_size() == 1
+    }
+
+    pub(super) fn world_size(&self) -> usize {
+        self.gathered.world_size()
     }
 
     /// Pieces for which each rank has room.
@@ -73,41 +85,59 @@ impl Ranks {
 }
 
 impl Link {
-    /// Whether all that it does is put on the device's stream.
-    pub(super) fn is_on_device(&self) -> bool {
-        matches!(self, Self::Nccl(_))
+    /// Through the processes' own collective.
+    pub fn host() -> Self {
+        Self { far: Far::Host, near: None }
     }
 
-    /// Sums `len` numbers over all ranks. The sum's leaves are where the answer says, in its tree.
+    /// From GPU to GPU.
+    pub fn nccl(communicator: Communicator) -> Self {
+        Self { far: Far::Nccl(communicator), near: None }
+    }
+
+    /// The same, with short sums by each other's memory.
+    pub fn beside(self, peers: Option<Peers>) -> Self {
+        Self { near: peers, ..self }
+    }
+
+    /// Whether all that it does for sums of `len` numbers is put on the device's stream.
+    pub(super) fn is_on_device(&self, len: usize) -> bool {
+        matches!(self.far, Far::Nccl(_)) || self.near.as_ref().is_some_and(|peers| peers.take(len))
+    }
+
+    /// Sums `len` numbers over all ranks. The sum's leaves are where the answer says, in its tree, until the turn after the next.
     ///
     /// # Errors
     /// [`ModelError::Collective`] if the other ranks are lost, [`ModelError::Device`].
-    pub(super) fn sum<'a>(
+    pub(super) fn sum(
         &mut self,
         device: &dyn Device,
         ranks: &Ranks,
-        places: Places<'a>,
-        len: usize,
+        places: Places<'_>,
+        (len, turn): (usize, Turn),
         collective: &mut dyn Collective,
-    ) -> Result<(&'a Buffer, Tree), ModelError> {
-        let mine = ranks.pieces_max() * len;
-        match self {
-            Self::Host => {
+    ) -> Result<(Address, Tree), ModelError> {
+        if let Some(peers) = self.near.as_ref().filter(|peers| peers.take(len)) {
+            return Ok((peers.share(places.pieces, len, turn)?, ranks.all));
+        }
+        let (mine, gathered) = (ranks.pieces_max() * len, places.gathered.address());
+        match &mut self.far {
+            Far::Host => {
                 let (mut sent, mut all) = (vec![0.0f32; mine], vec![0.0f32; ranks.slots() * len]);
                 places.pieces.download(bytes_of_mut(&mut sent))?;
-                collective.all_gather(&sent, &vec![mine; ranks.gathered.world_size()], &mut all)?;
+                collective.all_gather(&sent, &vec![mine; ranks.world_size()], &mut all)?;
                 places.gathered.upload(0, bytes_of(&all))?;
-                Ok((places.gathered, ranks.all))
+                Ok((gathered, ranks.all))
             }
-            Self::Nccl(nccl) if len <= GATHER_LEN_MAX => {
-                let (from, to) = (places.pieces.address(), places.gathered.address());
+            Far::Nccl(nccl) if len <= GATHER_LEN_MAX => {
+                let from = places.pieces.address();
                 // SAFETY: both are memory of the device until the stream is done, and the room is as long.
-                unsafe { nccl.all_gather(from, to, mine * FLOAT_BYTES, device.stream())? };
-                Ok((places.gathered, ranks.all))
+                unsafe { nccl.all_gather(from, gathered, mine * FLOAT_BYTES, device.stream())? };
+                Ok((gathered, ranks.all))
             }
-            Self::Nccl(nccl) => {
+            Far::Nccl(nccl) => {
                 sum_in_parts(nccl, device, ranks, places, len)?;
-                Ok((places.sum, layout::tree_of(1)))
+                Ok((places.sum.address(), layout::tree_of(1)))
             }
         }
     }
@@ -117,10 +147,23 @@ impl Link {
     /// # Errors
     /// [`ModelError::Collective`] if the epoch ends meanwhile, or the wait takes too long.
     pub(super) fn wait(&self, device: &dyn Device) -> Result<(), ModelError> {
-        match self {
-            Self::Host => Ok(()), // whoever reads what was computed waits
-            Self::Nccl(nccl) => nccl.wait("a step", || Ok(device.is_idle()?)),
+        match (&self.far, &self.near) {
+            (Far::Nccl(nccl), _) => nccl.wait("a step", || Ok(device.is_idle()?)),
+            (Far::Host, Some(peers)) => peers.wait(),
+            (Far::Host, None) => Ok(()), // whoever reads what was computed waits
         }
+    }
+
+    /// Leaves the other ranks.
+    ///
+    /// # Errors
+    /// As [`Communicator::close`]: then what kernels may still write to stays as it is.
+    pub(super) fn close(self) -> Result<(), ModelError> {
+        let Self { far: Far::Nccl(nccl), near } = self else { return Ok(()) };
+        nccl.close().map_err(|error| {
+            std::mem::forget(near);
+            error.into()
+        })
     }
 }
 

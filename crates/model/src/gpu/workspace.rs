@@ -9,6 +9,7 @@ use super::inputs::{Inputs, bytes_of};
 use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
 use super::layout::KvPacking;
 use super::link::Ranks;
+use super::peers::Peers;
 use super::plan::Shape;
 use super::sampler::Sampler;
 use super::weights::GpuWeights;
@@ -117,7 +118,7 @@ pub(super) fn workspace_bytes(
 ) -> usize {
     let ranks = Ranks::new(shards, rank);
     let buffers: usize = sizes(config, shape, &ranks, room).into_iter().sum();
-    buffers + Sampler::bytes(sampled_rows(&ranks), shape.vocab)
+    buffers + Sampler::bytes(sampled_rows(&ranks), shape.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX)
 }
 
 impl Workspace {

@@ -90,7 +90,7 @@ impl Engagement {
         check_options(collective.as_mut(), setup, shape)?;
         let link = match &setup.gpu {
             Some(gpu) => gpu.link(config.as_ref(), &self.abort, collective.as_mut())?,
-            None => Link::Host,
+            None => Link::host(),
         };
         let watched = Box::new(Watched { inner: collective, pulse: pulse.clone() });
         let model = Options { cores: self.cores(setup), ..shape.model.clone() };

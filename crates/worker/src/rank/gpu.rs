@@ -5,7 +5,7 @@ use std::sync::Arc;
 use galerne_checkpoint::Checkpoint;
 use galerne_collective::nccl::{self, LIBRARY_FILE, Library, UniqueId};
 use galerne_collective::{AbortHandle, Collective, CollectiveError, Config};
-use galerne_model::gpu::{Cuda, Device, DeviceMemory, GpuWeights, Link};
+use galerne_model::gpu::{Cuda, Device, DeviceError, DeviceMemory, GpuWeights, Link, Peers};
 use galerne_model::{ModelError, Options};
 use galerne_types::{Compute, Quantize, Shards};
 
@@ -90,20 +90,32 @@ impl Gpu {
         left_of(total, utilization, weights, workspace)
     }
 
-    /// How partial sums travel in an epoch that `config` tells of.
+    /// How partial sums travel in an epoch that `config` tells of: by NCCL, and short ones by the GPUs' memory if all are on one
+    /// host and reach each other's.
     ///
     /// # Errors
-    /// As [`UniqueId::share`] and [`nccl::connect`].
+    /// As [`UniqueId::share`], [`nccl::connect`] and [`Peers::meet`].
     pub(crate) fn link(
         &self,
         config: Option<&Config>,
         abort: &AbortHandle,
         collective: &mut dyn Collective,
     ) -> Result<Link, CollectiveError> {
-        let (Some(config), Some(library)) = (config, &self.nccl) else { return Ok(Link::Host) };
+        let (Some(config), Some(library)) = (config, &self.nccl) else { return Ok(Link::host()) };
         let id = UniqueId::share(library, config.epoch, collective)?;
         let device = Arc::clone(&self.device);
-        Ok(Link::Nccl(nccl::connect(config, library, id, abort, move || device.bind())?))
+        let link = Link::nccl(nccl::connect(config, library, id, abort, move || device.bind())?);
+        let one_host = config.peers.iter().all(|peer| peer.host == config.peers[0].host);
+        let Ok(shards) = Shards::new(config.leaves, config.peers.len()) else { return Ok(link) };
+        if !one_host {
+            return Ok(link);
+        }
+        let of = (shards, config.rank, Peers::LEN_MAX);
+        let refused =
+            |error: &DeviceError| tracing::warn!(%error, "this GPU does not reach the others' memory");
+        let peers = Peers::meet(&self.device, of, collective, config.timeout, &refused)?;
+        tracing::info!(by_memory = peers.is_some(), "the GPUs of this host have met");
+        Ok(link.beside(peers))
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use galerne_checkpoint::Checkpoint;
 use galerne_collective::Collective;
 use galerne_emulator::Emulator;
-use galerne_model::gpu::{Device, GpuWeights, Link};
+use galerne_model::gpu::{Device, GpuWeights, Link, Peers};
 use galerne_model::{Options, Rank, Trace, Weights};
 use galerne_types::{Compute, Quantize, Shards, Step, TokenId};
 
@@ -72,11 +73,20 @@ pub(crate) enum Held {
 }
 
 impl Held {
-    fn rank(&self, options: &Options, collective: impl Collective + 'static) -> Rank {
-        let collective = Box::new(collective);
+    fn rank(
+        &self,
+        options: &Options,
+        mut collective: impl Collective + 'static,
+        near: Option<usize>,
+    ) -> Rank {
         let rank = match self {
-            Self::Cpu(weights) => Rank::new(Arc::clone(weights), options, collective),
-            Self::Gpu(weights) => Rank::on_gpu(Arc::clone(weights), options, collective, Link::Host),
+            Self::Cpu(weights) => Rank::new(Arc::clone(weights), options, Box::new(collective)),
+            Self::Gpu(weights) => {
+                let peers =
+                    near.map(|len_max| peers(weights, len_max, &mut collective).expect("all have it"));
+                let link = Link::host().beside(peers);
+                Rank::on_gpu(Arc::clone(weights), options, Box::new(collective), link)
+            }
         };
         rank.unwrap()
     }
@@ -94,6 +104,13 @@ impl Held {
             Self::Gpu(weights) => weights.shards(),
         }
     }
+}
+
+/// The memory of all ranks' GPUs, for sums of up to so many numbers.
+pub(crate) fn peers(weights: &GpuWeights, len_max: usize, collective: &mut dyn Collective) -> Option<Peers> {
+    let of = (weights.shards(), weights.rank(), len_max);
+    Peers::meet(weights.device(), of, collective, Duration::from_secs(20), &|error| println!("{error}"))
+        .unwrap()
 }
 
 /// All ranks' weights of a cut, loaded once for many runs.
@@ -143,6 +160,7 @@ fn on_gpu(
 fn at_each_rank<T: Send>(
     weights: &[Held],
     options: &Options,
+    near: Option<usize>,
     work: impl Fn(&mut Rank) -> T + Sync,
 ) -> Vec<T> {
     let ends = Local::group(weights[0].shards().virtual_shards(), weights.len());
@@ -151,7 +169,7 @@ fn at_each_rank<T: Send>(
         let ranks: Vec<_> = ends
             .into_iter()
             .zip(weights)
-            .map(|(end, weights)| scope.spawn(move || work(&mut weights.rank(options, end))))
+            .map(|(end, weights)| scope.spawn(move || work(&mut weights.rank(options, end, near))))
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
@@ -163,12 +181,21 @@ pub(crate) fn run_ranks<T: Send>(
     options: &Options,
     work: impl Fn(&mut Rank) -> T + Sync,
 ) -> T {
-    at_each_rank(weights, options, work).remove(0)
+    at_each_rank(weights, options, None, work).remove(0)
 }
 
 /// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
 pub(crate) fn run_group(weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
-    let mut results = at_each_rank(weights, options, |rank| run(rank, steps));
+    run_by(None, weights, options, steps)
+}
+
+/// The same on GPUs that bring each other sums of so many numbers by their memory.
+pub(crate) fn run_near(len_max: usize, weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
+    run_by(Some(len_max), weights, options, steps)
+}
+
+fn run_by(near: Option<usize>, weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
+    let mut results = at_each_rank(weights, options, near, |rank| run(rank, steps));
     let ids = |drawn: &Drawn| drawn.iter().map(|(key, (id, _))| (*key, *id)).collect::<Vec<_>>();
     for follower in &results[1..] {
         assert_eq!(ids(follower), ids(&results[0]));

@@ -10,6 +10,7 @@ pub(crate) struct Local {
     rank: usize,
     leaves: usize,
     table: Arc<Table>,
+    abort: AbortHandle,
 }
 
 struct Table {
@@ -26,7 +27,8 @@ impl Local {
             bytes: Mutex::default(),
             barrier: Barrier::new(world_size),
         });
-        (0..world_size).map(|rank| Self { rank, leaves, table: Arc::clone(&table) }).collect()
+        let of = |rank| Self { rank, leaves, table: Arc::clone(&table), abort: AbortHandle::new() };
+        (0..world_size).map(of).collect()
     }
 
     /// Shows `mine` to all and gives all ranks' values to `read`.
@@ -108,6 +110,6 @@ impl Collective for Local {
     }
 
     fn abort_handle(&self) -> AbortHandle {
-        AbortHandle::new()
+        self.abort.clone()
     }
 }

@@ -1,0 +1,48 @@
+// How the ranks of one host bring each other their pieces of a sum: each writes its own to where all have those of all, and
+// then waits for theirs.
+#include "base.cuh"
+
+constexpr uint32_t RANKS_MAX = 8;
+// Blocks of a launch at most: each has a signal of every rank.
+constexpr uint32_t SIGNALS = 32;
+
+// Everything that a rank has for others is in one piece of its memory, which all have mapped. `inboxes` are those of one turn: a
+// rank whose signals have come from all has peers that have begun this turn, so they have read what came in the turn before;
+// what it writes next must stand elsewhere than what it writes now.
+//
+// Bytes: each rank sends its pieces to all others, 4 · count · (ranks - 1), and waits for one trip of a signal.
+struct Share {
+    const uint4 *pieces;        // [count / 4]
+    uint4 *inboxes[RANKS_MAX];  // of each rank, [rank][count / 4]
+    uint32_t *signals[RANKS_MAX]; // of each rank, [rank][block]: turns of that block that have come
+    uint32_t *turns;            // [block], of this rank alone: how many there were
+    const uint32_t *over;       // on the host: not 0 once nobody waits any more
+    uint64_t count;             // numbers of a rank
+    uint32_t rank, ranks, blocks;
+};
+
+KERNEL(512, 1) share(Share a) {
+    await_inputs();
+    uint32_t turn = a.turns[block().x] + 1;
+    uint64_t quads = a.count / 4;
+    Dealt<uint64_t> dealt = {uint64_t(block().x) * threads() + thread(), uint64_t(a.blocks) * threads(), quads};
+    each(
+        dealt, [&](uint64_t at) { return a.pieces[at]; },
+        [&](uint64_t at, uint4 x) {
+            for (uint32_t rank = 0; rank < a.ranks; rank++) a.inboxes[rank][a.rank * quads + at] = x;
+        });
+    sync();
+    if (thread() == 0) a.turns[block().x] = turn;
+    if (thread() < a.ranks) tell(a.signals[thread()] + a.rank * SIGNALS + block().x, turn);
+    sync();
+    if (thread() < a.ranks) {
+        const uint32_t *signal = a.signals[a.rank] + thread() * SIGNALS + block().x;
+        for (uint32_t looks = 1; int32_t(told(signal) - turn) < 0; looks++) {
+            if (looks % 64 == 0 && told(a.over) != 0) break;
+            pause();
+        }
+    }
+    sync();
+    // Not before: what waits for this one would take the room that a rank on the same GPU needs to come this far.
+    overlap_next();
+}
