@@ -154,6 +154,7 @@ static const Entry ENTRIES[] = {
     ENTRY(AddNorm, add_norm),
     ENTRY(Pick, pick),
     ENTRY(Share, share),
+    ENTRY(Join, join),
     ENTRY(Sampler, draw),
     ENTRY(Bound, read_all),
     ENTRY(Bound, copy_all),

@@ -46,3 +46,25 @@ KERNEL(512, 1) share(Share a) {
     // Not before: what waits for this one would take the room that a rank on the same GPU needs to come this far.
     overlap_next();
 }
+
+// Rows that were cut by their width, one part at each rank, side by side. A block a row.
+struct Join {
+    const float *parts; // [rank][row][width]
+    float *out;         // [row][starts of `ranks`]
+    uint32_t starts[RANKS_MAX + 1];
+    uint32_t rows, width, ranks;
+};
+
+KERNEL(256, 1) join(Join a) {
+    overlap_next();
+    await_inputs();
+    uint32_t row = block().x;
+    float *out = a.out + size_t(row) * a.starts[a.ranks];
+    for (uint32_t rank = 0; rank < a.ranks; rank++) {
+        const float *part = a.parts + (size_t(rank) * a.rows + row) * a.width;
+        uint32_t start = a.starts[rank];
+        each(
+            Dealt<uint32_t>{thread(), threads(), a.starts[rank + 1] - start}, [&](uint32_t at) { return part[at]; },
+            [&](uint32_t at, float x) { out[start + at] = x; });
+    }
+}

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenOut};
+use galerne_types::Slice;
 
 use crate::check::{Bounds, Place};
 use crate::error::ModelError;
-use crate::head::{Head, Wanted};
+use crate::head::{Head, Read, Wanted};
 use crate::kv::Kept;
 use crate::products::Engine;
 use crate::rank::{Options, Tracer};
@@ -108,20 +108,30 @@ impl Backend {
         }
     }
 
-    /// Draws and scores from the rows that `round` names where the logits are: `None` for a row with which that cannot be
-    /// done, nothing if it can be with none.
+    /// Draws and scores from the rows that `round` names where the logits are.
     ///
     /// # Errors
-    /// [`ModelError::Device`].
+    /// [`ModelError::Device`]; [`ModelError::Collective`] if the other ranks are lost meanwhile.
     pub(crate) fn read(
         &mut self,
         slices: &[Slice],
         round: &[Wanted],
         pasts: &[Option<Past>],
-    ) -> Result<Vec<Option<TokenOut>>, ModelError> {
+    ) -> Result<Read, ModelError> {
         match self {
-            Self::Cpu(..) => Ok(Vec::new()),
+            Self::Cpu(..) => Ok(Read::Nothing),
             Self::Gpu(forward) => forward.read(slices, round, pasts),
+        }
+    }
+
+    /// Brings the host logits of these rows of the round that was [read](Self::read) last.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn fetch(&self, head: &mut Head, rows: &[usize]) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(()),
+            Self::Gpu(forward) => head.fill(rows.len(), |at, row| forward.row(rows[at], row)),
         }
     }
 

@@ -35,6 +35,16 @@ pub(crate) enum Want {
     Score(TokenId),
 }
 
+/// What is known of a round where its logits are.
+pub(crate) enum Read {
+    /// Nothing: parts of the vocabulary come together at rank 0's host.
+    Nothing,
+    /// Rank 0's GPU has it.
+    Elsewhere,
+    /// For each row what was found, but for those that are left to the host.
+    Here(Vec<Option<TokenOut>>),
+}
+
 /// Buffers of a round.
 pub(crate) struct Head {
     /// What the head sees, `[position][hidden]`.
@@ -116,6 +126,28 @@ impl Head {
         let all = if collective.rank() == 0 { self.counts.iter().sum() } else { 0 };
         let mine = &self.part.data[..positions * self.part.width];
         collective.gather(0, mine, &self.counts, &mut self.gathered[..all])?;
+        Ok(())
+    }
+
+    /// At rank 0: what `gather` brings, from rows of the whole vocabulary, which `fetch` fills.
+    ///
+    /// # Errors
+    /// As `fetch`.
+    pub(crate) fn fill(
+        &mut self,
+        positions: usize,
+        mut fetch: impl FnMut(usize, &mut [f32]) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let row = &mut self.logits[..self.vocab];
+        for position in 0..positions {
+            fetch(position, row)?;
+            let (mut from, mut to) = (0, 0);
+            for (rows, padded) in &self.widths {
+                self.gathered[to + position * padded..][..*rows].copy_from_slice(&row[from..from + rows]);
+                from += rows;
+                to += positions * padded;
+            }
+        }
         Ok(())
     }
 

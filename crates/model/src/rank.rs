@@ -12,7 +12,7 @@ use crate::cores::Cores;
 use crate::cut::Portion;
 use crate::error::ModelError;
 use crate::gpu::{GpuWeights, Link};
-use crate::head::{Head, How, Want, Wanted};
+use crate::head::{Head, How, Read, Want, Wanted};
 use crate::products::Engine;
 use crate::sampler::{Mask, Past};
 use crate::simd::Isa;
@@ -112,6 +112,8 @@ pub struct Rank {
     wanted: Vec<Wanted>,
     /// Those of a round that are read by threads.
     left: Vec<Wanted>,
+    /// Where they stand in it.
+    left_at: Vec<usize>,
     drawn: Vec<TokenOut>,
     /// The drawn ids, as they go to the other ranks.
     ids: Vec<u8>,
@@ -165,6 +167,7 @@ impl Rank {
             places: Places::default(),
             wanted: Vec::new(),
             left: Vec::new(),
+            left_at: Vec::new(),
             drawn: Vec::new(),
             ids: Vec::new(),
         }
@@ -233,25 +236,35 @@ impl Rank {
             self.backend.tile(slices, tile, collective, trace)?;
             find_wanted(slices, tile, &mut self.wanted);
             for round in self.wanted.chunks(self.bounds.round_max()) {
-                let on_device = collective.world_size() == 1 && trace.is_none();
-                let mut found =
-                    if on_device { self.backend.read(slices, round, &self.pasts)? } else { Vec::new() };
+                let read = match trace {
+                    None => self.backend.read(slices, round, &self.pasts)?,
+                    Some(_) => Read::Nothing,
+                };
+                let mut found = match read {
+                    Read::Elsewhere => continue,
+                    Read::Nothing => Vec::new(),
+                    Read::Here(found) => found,
+                };
+                let left = (0..round.len()).filter(|at| !matches!(found.get(*at), Some(Some(_))));
+                self.left_at.clear();
+                self.left_at.extend(left);
                 self.left.clear();
-                let left = (0..).zip(round).filter(|(at, _)| !matches!(found.get(*at), Some(Some(_))));
-                self.left.extend(left.map(|(_, wanted)| *wanted));
+                self.left.extend(self.left_at.iter().map(|at| round[*at]));
                 let left = &self.left;
-                if !left.is_empty() {
+                if found.is_empty() {
                     self.backend.project(&mut self.head, left)?;
                     self.head.gather(left.len(), collective)?;
+                } else {
+                    self.backend.fetch(&mut self.head, &self.left_at)?;
                 }
                 if collective.rank() > 0 {
                     continue;
                 }
                 let masks = masks_of(left, slices, masks)?;
                 let how = How { pasts: &self.pasts, masks: &masks };
-                let mut read = self.head.read(self.backend.engine(), slices, left, &how, trace);
+                let mut drawn = self.head.read(self.backend.engine(), slices, left, &how, trace);
                 for (at, Wanted { want, .. }) in round.iter().enumerate() {
-                    let token = found.get_mut(at).and_then(Option::take).or_else(|| read.next());
+                    let token = found.get_mut(at).and_then(Option::take).or_else(|| drawn.next());
                     if let Want::Score(_) = want { scored.extend(token) } else { self.drawn.extend(token) }
                 }
             }

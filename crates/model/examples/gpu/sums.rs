@@ -77,9 +77,7 @@ struct Buffers {
 impl Exchange {
     fn put(&mut self, device: &dyn Device, of: &Buffers, len: usize, number: usize) -> Outcome<()> {
         match self {
-            Self::Memory(peers) => {
-                Ok(peers.share(&of.pieces, len, Turn { number, is_last: false }).map(drop)?)
-            }
+            Self::Memory(peers) => Ok(peers.share(&of.pieces, len, Turn::sum(number, 0)).map(drop)?),
             Self::Nccl(nccl) => {
                 let (from, to) = (of.pieces.address(), of.gathered.address());
                 // SAFETY: both are memory of the device until it is idle, and long enough.

@@ -211,9 +211,23 @@ impl Buffer {
     /// # Panics
     /// If they end behind it.
     pub fn download(&self, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        assert!(bytes.len() <= self.bytes, "a download within the buffer");
+        self.download_at(0, bytes)
+    }
+
+    /// The same from `offset` bytes behind its beginning on.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    pub fn download_at(&self, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        assert!(
+            bytes.len() <= self.bytes && offset <= self.bytes - bytes.len(),
+            "a download within the buffer"
+        );
         // SAFETY: the buffer holds them.
-        unsafe { self.device.download(self.address, bytes) }
+        unsafe { self.device.download(self.address + offset as u64, bytes) }
     }
 }
 

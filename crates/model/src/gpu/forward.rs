@@ -3,25 +3,25 @@
 use std::sync::Arc;
 
 use galerne_collective::Collective;
-use galerne_types::{Slice, TokenOut};
+use galerne_types::Slice;
 
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
-    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, PLAIN, Pick, Plain, Product, QKV,
-    QKV_SEGMENT_PAIRS, Qkv, TILE_TOKENS, Tree, add_norm, attend, each_row, is_wide, multiply, sum_slots,
-    together,
+    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Join, Kv, PLAIN, Pick, Plain, Product, QKV,
+    QKV_SEGMENT_PAIRS, Qkv, RANKS_MAX, TILE_TOKENS, Tree, add_norm, attend, each_row, is_wide, multiply,
+    sum_slots, together,
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
-use super::peers::Turn;
+use super::peers::{Peers, Turn};
 use super::plan::{Layer, Shape};
 use super::sampler::Ask;
 use super::weights::GpuWeights;
 use super::workspace::{Room, Workspace};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::head::{ROUND_MAX, Want, Wanted};
+use crate::head::{ROUND_MAX, Read, Want, Wanted};
 use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
 use crate::rows::Rows;
@@ -137,19 +137,28 @@ impl Forward {
         Ok(self.core.work.logits.download(part)?)
     }
 
-    /// Draws and scores where the logits are, if this rank has the whole vocabulary: `None` for a row that is left to the
-    /// host, nothing if all are.
+    /// Draws and scores where the logits are, if rank 0's GPU can have all of them: `None` for a row that is left to the host.
     ///
     /// # Errors
-    /// [`ModelError::Device`].
+    /// [`ModelError::Device`]; [`ModelError::Collective`] if the other ranks are lost meanwhile.
     pub(crate) fn read(
         &mut self,
         slices: &[Slice],
         round: &[Wanted],
         pasts: &[Option<Past>],
-    ) -> Result<Vec<Option<TokenOut>>, ModelError> {
-        if !self.core.ranks.alone() {
-            return Ok(Vec::new());
+    ) -> Result<Read, ModelError> {
+        let Core { weights, work, ranks, .. } = &self.core;
+        let peers = self.link.peers().filter(|peers| peers.room() >= weights.shape.widest_vocab);
+        if !ranks.alone() && peers.is_none() {
+            return Ok(Read::Nothing);
+        }
+        self.core.logits(round, self.core.width())?;
+        if let Some(peers) = peers {
+            self.core.join(peers, round.len())?;
+            if ranks.rank() > 0 {
+                return Ok(Read::Elsewhere);
+            }
+            self.link.wait(self.core.device())?;
         }
         let ask = |&Wanted { slice, want, .. }: &Wanted| {
             let Slice { slot, draw, score, .. } = &slices[slice];
@@ -160,9 +169,16 @@ impl Forward {
                 Want::Score(target) => score.as_ref().map(|score| Ask::Score(target, score.top)),
             }
         };
-        let Core { weights, work, .. } = &self.core;
-        self.core.logits(round, weights.shape.vocab)?;
-        Ok(work.sampler.read(&work.logits, &round.iter().map(ask).collect::<Vec<_>>())?)
+        let asks = round.iter().map(ask).collect::<Vec<_>>();
+        Ok(Read::Here(work.sampler.read(self.core.whole(), &asks)?))
+    }
+
+    /// Logits of a row of the round that was [read](Self::read) last, of the whole vocabulary.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn row(&self, at: usize, row: &mut [f32]) -> Result<(), ModelError> {
+        Ok(self.core.whole().download_at(at * size_of_val(row), bytes_of_mut(row))?)
     }
 }
 
@@ -228,7 +244,7 @@ impl Core {
     ) -> Result<Leaves, ModelError> {
         let Workspace { leaves, pieces, gathered, .. } = &self.work;
         let places = Places { pieces, gathered, sum: leaves };
-        let turn = Turn { number, is_last: number == 2 * self.weights.layers.len() };
+        let turn = Turn::sum(number, 2 * self.weights.layers.len() + 1);
         let (at, tree) = link.sum(self.device(), &self.ranks, places, (self.len(), turn), collective)?;
         Ok(Leaves { at, tree })
     }
@@ -406,6 +422,42 @@ impl Core {
         let together = self.together() as u32;
         let product = Product { together, ..self.product(weights, x, shape.hidden_tiles(), pairs) };
         Plain { product, out: self.work.leaves.address(), width: shape.hidden as u32 }
+    }
+
+    /// Numbers from a row of logits to the next.
+    fn width(&self) -> usize {
+        let shape = &self.weights.shape;
+        if self.ranks.alone() { shape.vocab } else { shape.widest_vocab }
+    }
+
+    /// Where logits of the whole vocabulary are.
+    fn whole(&self) -> &Buffer {
+        if self.ranks.alone() { &self.work.logits } else { &self.work.joined }
+    }
+
+    /// Brings the logits of so many positions to rank 0, side by side.
+    fn join(&self, peers: &Peers, positions: usize) -> Result<(), ModelError> {
+        let (portion, width, ranks) = (&self.weights.portion, self.width(), self.ranks.world_size());
+        let mut starts = [0; RANKS_MAX + 1];
+        for (rank, start) in starts.iter_mut().skip(1).enumerate().take(ranks) {
+            *start = portion.cut.vocab(portion.shards.of_rank(rank)).end as u32;
+        }
+        let each = peers.room() / width;
+        for (number, first) in (0..positions).step_by(each).enumerate() {
+            let rows = each.min(positions - first);
+            let turn = Turn::rows(number, positions.div_ceil(each));
+            let parts = peers.bring(&self.work.logits, first * width..(first + rows) * width, turn)?;
+            if self.ranks.rank() > 0 {
+                continue;
+            }
+            let vocab = starts[ranks] as usize;
+            let out = self.work.joined.address() + (first * vocab * size_of::<f32>()) as Address;
+            let (rows, width) = (rows as u32, width as u32);
+            let join = Join { parts, out, starts, rows, width, ranks: ranks as u32 };
+            // SAFETY: so many rows of each part, and room for a round's.
+            unsafe { each_row(self.device(), c"join", rows, &join)? };
+        }
+        Ok(())
     }
 
     /// Logits of a round, `[position][width]`.

@@ -170,6 +170,20 @@ pub(super) struct Pick {
     pub(super) to_in_order: u32,
 }
 
+/// Ranks that meet by each other's memory at most.
+pub(super) const RANKS_MAX: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Join {
+    pub(super) parts: Address,
+    pub(super) out: Address,
+    pub(super) starts: [u32; RANKS_MAX + 1],
+    pub(super) rows: u32,
+    pub(super) width: u32,
+    pub(super) ranks: u32,
+}
+
 /// How many of a rank's shards a product of so many tokens can sum: those of each of `pieces`, nodes of the tree, in groups that are
 /// nodes, too.
 pub(super) fn together(

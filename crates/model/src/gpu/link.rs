@@ -62,6 +62,10 @@ impl Ranks {
         self.world_size() == 1
     }
 
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
     pub(super) fn world_size(&self) -> usize {
         self.gathered.world_size()
     }
@@ -103,6 +107,11 @@ impl Link {
     /// Whether all that it does for sums of `len` numbers is put on the device's stream.
     pub(super) fn is_on_device(&self, len: usize) -> bool {
         matches!(self.far, Far::Nccl(_)) || self.near.as_ref().is_some_and(|peers| peers.take(len))
+    }
+
+    /// The memory of all ranks' GPUs, if each has all of it.
+    pub(super) fn peers(&self) -> Option<&Peers> {
+        self.near.as_ref()
     }
 
     /// Sums `len` numbers over all ranks. The sum's leaves are where the answer says, in its tree, until the turn after the next.

@@ -1,6 +1,7 @@
 //! The GPUs of one host by each other's memory: a short sum's pieces come from all to all with one trip (`cuda/peers.cu`).
 
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,17 +12,16 @@ use galerne_types::Shards;
 
 use super::device::{Address, Buffer, Device, DeviceError, Launch, Shared, Word};
 use super::inputs::{bytes_of, bytes_of_mut};
+use super::kernels::RANKS_MAX;
 use super::link::Ranks;
 
-/// Ranks at most.
-const RANKS_MAX: usize = 8;
 /// Blocks of a launch at most.
 const SIGNALS: usize = 32;
 const THREADS: u32 = 512;
 /// Numbers that are moved at once.
 const QUAD: usize = 4;
-/// Two that take turns within a step, and one for its last turn: the next step begins with the first of the two.
-const INBOXES: usize = 3;
+/// Two that take turns, and one for the last of a series, sums or rows: the next series begins with the first of the two.
+const INBOXES: usize = 4;
 /// How long the first turn of all may take.
 const TRIAL_S_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked at whether somebody still waits.
@@ -201,10 +201,30 @@ impl Peers {
     /// # Panics
     /// If it does not [take](Self::take) as many.
     pub fn share(&self, pieces: &Buffer, len: usize, turn: Turn) -> Result<Address, DeviceError> {
-        assert!(self.take(len) && len * self.laid.pieces_max * FLOAT_BYTES <= pieces.bytes(), "a short sum");
-        let inbox = if turn.is_last { INBOXES - 1 } else { turn.number % (INBOXES - 1) };
-        self.put(pieces.address(), self.laid.pieces_max * len, inbox)?;
-        Ok(self.own.address() + self.laid.inbox(inbox) as Address)
+        assert!(self.take(len), "a short sum");
+        self.bring(pieces, 0..self.laid.pieces_max * len, turn)
+    }
+
+    /// Numbers that a rank can bring in one turn.
+    pub(super) fn room(&self) -> usize {
+        self.laid.pieces_max * self.laid.len_max / QUAD * QUAD
+    }
+
+    /// Brings these numbers of `from` to all; where those of all are then, `[N][range]`, until the turn after the next.
+    pub(super) fn bring(
+        &self,
+        from: &Buffer,
+        range: Range<usize>,
+        turn: Turn,
+    ) -> Result<Address, DeviceError> {
+        let fits = range.len() <= self.laid.pieces_max * self.laid.len_max
+            && range.end * FLOAT_BYTES <= from.bytes();
+        assert!(
+            fits && range.start.is_multiple_of(QUAD) && range.len().is_multiple_of(QUAD),
+            "numbers in fours"
+        );
+        self.put(from.address() + (range.start * FLOAT_BYTES) as Address, range.len(), turn.inbox)?;
+        Ok(self.own.address() + self.laid.inbox(turn.inbox) as Address)
     }
 
     fn put(&self, pieces: Address, count: usize, inbox: usize) -> Result<(), DeviceError> {
@@ -236,13 +256,22 @@ impl Peers {
     }
 }
 
-/// Which sum of a step.
+/// Which exchange of a series: where its numbers are must not be where somebody may still read what came before.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
-    /// From 0.
-    pub number: usize,
-    /// The next step begins at 0 again.
-    pub is_last: bool,
+    inbox: usize,
+}
+
+impl Turn {
+    /// One of so many sums of a step.
+    pub fn sum(number: usize, of: usize) -> Self {
+        Self { inbox: if number + 1 == of { 2 } else { number % 2 } }
+    }
+
+    /// One of so many that bring a round's logits.
+    pub(super) fn rows(number: usize, of: usize) -> Self {
+        Self { inbox: if number + 1 == of { 3 } else { number % 2 } }
+    }
 }
 
 /// Whether all ranks have what they need.

@@ -11,6 +11,7 @@ use super::kernels::{PAIR, TILE_ROWS};
 use super::layout::{LEAVES_MAX, Packing, padded_dim};
 use crate::cut::{Cut, Portion};
 use crate::error::ModelError;
+use crate::packed::PANEL;
 
 /// Widest head that the kernels take.
 const HEAD_DIM_MAX: usize = 128;
@@ -43,6 +44,8 @@ pub(super) struct Shape {
     /// MLP columns of a shard, padded to the widest of all shards: where sums are cut must not depend on N.
     pub(super) mlp: usize,
     pub(super) vocab: usize,
+    /// Of the rank that has the largest part, rounded up to what is moved at once.
+    pub(super) widest_vocab: usize,
 }
 
 impl Shape {
@@ -84,6 +87,8 @@ impl Shape {
         }
         let own = shards.of_rank(rank);
         let widest = (0..all).map(|shard| cut.mlp(shard..shard + 1).len()).max().unwrap_or(0);
+        let parts = (0..shards.world_size()).map(|rank| cut.vocab(shards.of_rank(rank)).len());
+        let widest_vocab = parts.max().unwrap_or(0);
         Ok(Self {
             shards: own.len(),
             heads: cut.heads(own.clone()).len(),
@@ -93,6 +98,7 @@ impl Shape {
             hidden: config.hidden,
             mlp: widest.next_multiple_of(2 * PAIR),
             vocab: cut.vocab(own).len(),
+            widest_vocab: widest_vocab.next_multiple_of(PANEL),
         })
     }
 }

@@ -70,14 +70,16 @@ pub(super) struct Workspace {
     pub(super) chunks: Buffer,
     pub(super) plain: Buffer,
     pub(super) picked: Buffer,
+    /// Of this rank's part of the vocabulary, a row as wide as any rank's; and of all of it, at rank 0 of several.
     pub(super) logits: Buffer,
-    /// Of the whole vocabulary; for no rows if other ranks have parts of it.
+    pub(super) joined: Buffer,
+    /// At rank 0.
     pub(super) sampler: Sampler,
     pub(super) token_tiles: usize,
 }
 
 /// Bytes of everything but the KV memory and what drawing takes, in the order of [`Workspace`]'s fields.
-fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 15] {
+fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 16] {
     let (tokens, floats, halves) = (room.tokens(), size_of::<f32>(), size_of::<bf16>());
     let tiles = room.token_tiles();
     let rows = tokens * shape.hidden * floats;
@@ -99,13 +101,14 @@ fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 1
         (few * chunks * shape.heads * (shape.dim + 2) * floats).min(CHUNK_BYTES_MAX),
         rows,
         ROUND_MAX.div_ceil(TILE_TOKENS) * shape.hidden_pairs() * PACKED_BYTES,
-        ROUND_MAX * shape.vocab.next_multiple_of(crate::packed::PANEL) * floats,
+        ROUND_MAX * shape.widest_vocab * floats,
+        if ranks.alone() { 0 } else { drawn_rows(ranks) * config.vocab * floats },
     ]
 }
 
-/// Rows that are drawn from on the device at once: logits of several ranks come together on the host.
-fn sampled_rows(ranks: &Ranks) -> usize {
-    if ranks.alone() { ROUND_MAX } else { 0 }
+/// Rows that this rank draws from at once.
+fn drawn_rows(ranks: &Ranks) -> usize {
+    if ranks.rank() == 0 { ROUND_MAX } else { 0 }
 }
 
 /// Bytes of everything but weights and KV memory.
@@ -118,7 +121,7 @@ pub(super) fn workspace_bytes(
 ) -> usize {
     let ranks = Ranks::new(shards, rank);
     let buffers: usize = sizes(config, shape, &ranks, room).into_iter().sum();
-    buffers + Sampler::bytes(sampled_rows(&ranks), shape.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX)
+    buffers + Sampler::bytes(drawn_rows(&ranks), config.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX)
 }
 
 impl Workspace {
@@ -150,7 +153,8 @@ impl Workspace {
             plain: next()?,
             picked: next()?,
             logits: next()?,
-            sampler: Sampler::new(&weights.device, sampled_rows(ranks), shape.vocab)?,
+            joined: next()?,
+            sampler: Sampler::new(&weights.device, drawn_rows(ranks), config.vocab)?,
             token_tiles: room.token_tiles(),
         })
     }

@@ -6,7 +6,7 @@ use galerne_types::{
     Draw, History, KvDtype, RequestId, Sampled, Sampling, Score, Slice, Step, TokenId, TokenOut,
 };
 
-use crate::support::group::{Held, load, load_on_gpus, options, run_ranks};
+use crate::support::group::{Held, load, load_on_gpus, options, run_ranks, run_ranks_near};
 use crate::support::script::{known, sampled, sequence, steps};
 
 const VOCAB: u32 = 1024;
@@ -199,16 +199,20 @@ fn a_gpu_draws_what_it_leaves_to_threads_when_it_is_watched() {
         sampled(&warm, sequence(2, &prompt(5, 3), 5, 6)),
         sequence(3, &prompt(5, 4), 5, 6),
     ]);
-    let masks = |request: RequestId| Some(mask(request, 0));
-    let run = |watched: bool| {
-        run_ranks(&gpu, &options, |rank| {
-            let mut masks = masks;
-            let mut run = |step: &Step| match watched {
-                true => rank.step_traced(step, &mut masks, &mut |_| ()).unwrap(),
-                false => rank.step(step, &mut masks).unwrap(),
-            };
-            script.iter().map(&mut run).collect::<Vec<_>>()
-        })
+    let run = |rank: &mut Rank, watched: bool| {
+        let mut masks = |request: RequestId| Some(mask(request, 0));
+        let mut run = |step: &Step| match watched {
+            true => rank.step_traced(step, &mut masks, &mut |_| ()).unwrap(),
+            false => rank.step(step, &mut masks).unwrap(),
+        };
+        script.iter().map(&mut run).collect::<Vec<_>>()
     };
-    assert_eq!(run(false), run(true));
+    let watched = run_ranks(&gpu, &options, |rank| run(rank, true));
+    assert_eq!(run_ranks(&gpu, &options, |rank| run(rank, false)), watched);
+    // Ranks whose GPUs bring the parts of all rows to rank 0's at once, or a row at a time.
+    for (world_size, len_max) in [(2, 1 << 16), (2, 600), (4, 1 << 16), (4, 600)] {
+        let gpus = load_on_gpus(&bard(), None, 4, world_size);
+        let found = run_ranks_near(len_max, &gpus, &options, |rank| run(rank, false));
+        assert_eq!(found, watched, "{world_size} ranks");
+    }
 }

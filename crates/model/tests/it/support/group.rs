@@ -184,12 +184,22 @@ pub(crate) fn run_ranks<T: Send>(
     at_each_rank(weights, options, None, work).remove(0)
 }
 
+/// The same on GPUs that bring each other sums of so many numbers by their memory.
+pub(crate) fn run_ranks_near<T: Send>(
+    len_max: usize,
+    weights: &[Held],
+    options: &Options,
+    work: impl Fn(&mut Rank) -> T + Sync,
+) -> T {
+    at_each_rank(weights, options, Some(len_max), work).remove(0)
+}
+
 /// Runs `steps` on a group and returns what rank 0 drew; every rank must know the same tokens.
 pub(crate) fn run_group(weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
     run_by(None, weights, options, steps)
 }
 
-/// The same on GPUs that bring each other sums of so many numbers by their memory.
+/// The same on GPUs that bring each other sums by their memory.
 pub(crate) fn run_near(len_max: usize, weights: &[Held], options: &Options, steps: &[Step]) -> Drawn {
     run_by(Some(len_max), weights, options, steps)
 }
