@@ -43,3 +43,18 @@ impl<T: Clone> Drop for OpenDoor<T> {
         self.0.put(None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_behind_a_door_is_there_while_it_is_open() {
+        let door = Door::closed();
+        assert_eq!(door.enter(), None);
+        let open = door.open(7);
+        assert_eq!(door.enter(), Some(7));
+        drop(open);
+        assert_eq!(door.enter(), None);
+    }
+}

@@ -145,3 +145,26 @@ async fn open(rank: usize, address: &str, secret: &str, way: &Way) -> Result<Lin
 fn ended(rank: usize, reason: &str) -> EpochError {
     EpochError::Follower { rank, reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_answers_is_heard_whoever_else_hangs() {
+        for hangs in 0..3 {
+            let link = |rank| {
+                let told = [v1::StepDone::default(), v1::StepDone { number: 1, ..Default::default() }];
+                let told = stream::iter(told.map(Ok)).chain(stream::pending());
+                let done = if rank == hangs { stream::pending().boxed() } else { told.boxed() };
+                Link { rank, steps: mpsc::channel(1).0, done, quiet: 0 }
+            };
+            let mut followers = Followers { links: (0..3).map(link).collect(), turn: 0 };
+            let mut heard = [followers.answer().await.unwrap().0, followers.answer().await.unwrap().0];
+            heard.sort_unstable();
+            assert_eq!(heard.to_vec(), (0..3).filter(|rank| *rank != hangs).collect::<Vec<_>>());
+        }
+    }
+}

@@ -167,8 +167,10 @@ impl Leader {
     fn call(&mut self, call: Call) {
         match call {
             Call::Run(run) => self.submit(*run),
-            Call::Cancel(request) if self.streams.forget(request) => self.cancel(request),
-            Call::Cancel(_) => {} // it has ended meanwhile
+            Call::Cancel(request) => {
+                self.streams.forget(request);
+                self.cancel(request); // which is nothing, if it has ended meanwhile
+            }
             Call::Superseded(key) => {
                 if let Some(request) = self.streams.of(&key) {
                     self.supersede(request);
