@@ -24,6 +24,8 @@ const QUAD: usize = 4;
 const INBOXES: usize = 4;
 /// How long the first turn of all may take.
 const TRIAL_S_MAX: Duration = Duration::from_secs(2);
+/// How long memory stays that others may still write to: until their kernels, too, have heard that the epoch is over.
+const LINGER_S: Duration = Duration::from_secs(1);
 /// How often it is looked at whether somebody still waits.
 const LOOK_S: Duration = Duration::from_millis(100);
 const FLOAT_BYTES: usize = size_of::<f32>();
@@ -44,7 +46,7 @@ pub struct Peers {
     abort: AbortHandle,
     timeout: Duration,
     /// `[inbox][rank][pieces_max][len_max]`, then signals `[rank][block]`, and the turns of each block.
-    own: Buffer,
+    own: Arc<Buffer>,
 }
 
 /// Where what is in a rank's memory.
@@ -139,7 +141,7 @@ impl Peers {
         let over = Arc::new(Word::zero(device)?);
         let closed = Arc::new(AtomicBool::new(false));
         let (device, mapped) = (Arc::clone(device), Vec::with_capacity(laid.ranks));
-        let mut met = Self { device, rank, mapped, laid, over, closed, abort, timeout, own };
+        let mut met = Self { device, rank, mapped, laid, over, closed, abort, timeout, own: Arc::new(own) };
         for (of, shared) in shareds.into_iter().enumerate() {
             let address = if of == rank { met.own.address() } else { met.device.map(&shared)? };
             met.mapped.push((shared, address));
@@ -296,6 +298,11 @@ impl Drop for Peers {
     fn drop(&mut self) {
         self.over.set();
         self.closed.store(true, Ordering::Release);
+        let own = Arc::clone(&self.own);
+        thread::spawn(move || {
+            thread::sleep(LINGER_S);
+            drop(own);
+        });
         // Kernels quit soon. If the device does not say so nobody knows what it still writes.
         let began = Instant::now();
         while !matches!(self.device.is_idle(), Ok(true)) {
