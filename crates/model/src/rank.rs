@@ -186,7 +186,8 @@ impl Rank {
         self.run(step, masks, &mut None)
     }
 
-    /// As [`Rank::step`], showing hidden states and logits on the way; for tests and for finding out.
+    /// As [`Rank::step`], showing hidden states and logits on the way; for tests and for finding out. All ranks are shown them, or none:
+    /// logits that are shown come together on the host.
     ///
     /// # Errors
     /// As [`Rank::step`].

@@ -214,7 +214,7 @@ impl Core {
         self.tell(layers, &self.work.plain, trace)
     }
 
-    /// Sums over all ranks' shards, but for what the next norm adds up; the step's so-manieth sum.
+    /// Sums over all ranks' shards, but for what the next norm adds up. It is sum `number` of the step.
     fn reduce(
         &self,
         number: usize,
