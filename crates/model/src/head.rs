@@ -55,6 +55,8 @@ pub(crate) struct Head {
     gathered: Vec<f32>,
     /// At rank 0: `[position][vocab]`.
     logits: Vec<f32>,
+    /// Whether they are still to be put together from what was gathered.
+    in_parts: bool,
     vocab: usize,
     /// Rows of each rank, and the same padded.
     widths: Vec<(usize, usize)>,
@@ -85,6 +87,7 @@ impl Head {
             part,
             gathered: vec![0.0; at_root * widths.iter().map(|(_, padded)| padded).sum::<usize>()],
             logits: vec![0.0; at_root * portion.config.vocab],
+            in_parts: true,
             vocab: portion.config.vocab,
             counts: Vec::with_capacity(widths.len()),
             widths,
@@ -121,6 +124,7 @@ impl Head {
         positions: usize,
         collective: &mut dyn Collective,
     ) -> Result<(), ModelError> {
+        self.in_parts = true;
         self.counts.clear();
         self.counts.extend(self.widths.iter().map(|(_, padded)| positions * padded));
         let all = if collective.rank() == 0 { self.counts.iter().sum() } else { 0 };
@@ -129,7 +133,7 @@ impl Head {
         Ok(())
     }
 
-    /// At rank 0: what `gather` brings, from rows of the whole vocabulary, which `fetch` fills.
+    /// At rank 0, in place of `gather`: `fetch` fills each row of the whole vocabulary.
     ///
     /// # Errors
     /// As `fetch`.
@@ -138,20 +142,12 @@ impl Head {
         positions: usize,
         mut fetch: impl FnMut(usize, &mut [f32]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let row = &mut self.logits[..self.vocab];
-        for position in 0..positions {
-            fetch(position, row)?;
-            let (mut from, mut to) = (0, 0);
-            for (rows, padded) in &self.widths {
-                self.gathered[to + position * padded..][..*rows].copy_from_slice(&row[from..from + rows]);
-                from += rows;
-                to += positions * padded;
-            }
-        }
-        Ok(())
+        self.in_parts = false;
+        let rows = self.logits.chunks_exact_mut(self.vocab).take(positions);
+        rows.enumerate().try_for_each(|(position, row)| fetch(position, row))
     }
 
-    /// At rank 0: draws or scores a token for each of the rows just gathered.
+    /// At rank 0: draws or scores a token for each of the rows just gathered, or filled.
     pub(crate) fn read(
         &mut self,
         engine: &mut Engine,
@@ -163,7 +159,7 @@ impl Head {
         let vocab = self.vocab;
         self.read.resize(round.len(), None);
         let (results, logits) = (SharedMut::new(&mut self.read), SharedMut::new(&mut self.logits));
-        let (gathered, widths) = (&self.gathered[..], &self.widths[..]);
+        let (gathered, widths, in_parts) = (&self.gathered[..], &self.widths[..], self.in_parts);
         engine.team.each(round.len(), 1, &|_, range| {
             for index in range {
                 // SAFETY: a position's row and result belong to the one range that it is in.
@@ -171,7 +167,7 @@ impl Head {
                     (logits.slice(index * vocab..(index + 1) * vocab), results.slice(index..index + 1))
                 };
                 let (mut to, mut from) = (0, 0);
-                for (rows, padded) in widths {
+                for (rows, padded) in widths.iter().filter(|_| in_parts) {
                     row[to..to + rows].copy_from_slice(&gathered[from + index * padded..][..*rows]);
                     to += rows;
                     from += round.len() * padded;
