@@ -12,9 +12,9 @@
 //! `check` compares with transformers' numbers (`--goldens`), with the CPU's in f32 (`--near`), and a model's bits with each
 //! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`) or use each other's memory
 //! (`--memory`, and `--processes` where each is a process); `--stopped` has one of these wait for one that hangs. `sums` tells how long
-//! ranks take to bring each other the pieces of a sum. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits`
-//! takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits` print
-//! an object a line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
+//! ranks take to bring each other the pieces of a sum. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in
+//! FP8. `logits` takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits`
+//! print an object a line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
 
 mod bench;
 mod bounds;

@@ -175,6 +175,20 @@ pub(super) const RANKS_MAX: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) pieces: Address,
+    pub(super) inboxes: [Address; RANKS_MAX],
+    pub(super) signals: [Address; RANKS_MAX],
+    pub(super) turns: Address,
+    pub(super) over: Address,
+    pub(super) count: u64,
+    pub(super) rank: u32,
+    pub(super) ranks: u32,
+    pub(super) blocks: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub(super) struct Join {
     pub(super) parts: Address,
     pub(super) out: Address,

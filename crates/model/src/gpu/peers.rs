@@ -12,7 +12,7 @@ use galerne_types::Shards;
 
 use super::device::{Address, Buffer, Device, DeviceError, Launch, Shared, Word};
 use super::inputs::{bytes_of, bytes_of_mut};
-use super::kernels::RANKS_MAX;
+use super::kernels::{RANKS_MAX, Share};
 use super::link::Ranks;
 
 /// Blocks of a launch at most.
@@ -20,7 +20,7 @@ const SIGNALS: usize = 32;
 const THREADS: u32 = 512;
 /// Numbers that are moved at once.
 const QUAD: usize = 4;
-/// Two that take turns, and one for the last of a series, sums or rows: the next series begins with the first of the two.
+/// Two that take turns, and one each for a step's last sum and a round's last rows: what follows these begins with the first of the two.
 const INBOXES: usize = 4;
 /// How long the first turn of all may take.
 const TRIAL_S_MAX: Duration = Duration::from_secs(2);
@@ -72,20 +72,6 @@ impl Laid {
     }
 }
 
-/// As in `cuda/peers.cu`.
-#[repr(C)]
-struct Share {
-    pieces: Address,
-    inboxes: [Address; RANKS_MAX],
-    signals: [Address; RANKS_MAX],
-    turns: Address,
-    over: Address,
-    count: u64,
-    rank: u32,
-    ranks: u32,
-    blocks: u32,
-}
-
 impl Peers {
     /// Up to so many numbers of a sum come this way: 64 tokens of the 7 B model. Of more, NCCL moves less.
     pub const LEN_MAX: usize = 64 * 4096;
@@ -99,7 +85,7 @@ impl Peers {
     /// `refused` is told.
     ///
     /// # Errors
-    /// [`CollectiveError`] if the other ranks are lost meanwhile, or a device does not let go of a first turn that failed.
+    /// [`CollectiveError`] if the other ranks are lost meanwhile.
     pub fn meet(
         device: &Arc<dyn Device>,
         (shards, rank, len_max): (Shards, usize, usize),

@@ -15,7 +15,7 @@ use crate::support::group::{
 };
 use crate::support::script::{drafted, ring, sequence, sharing, sliding, steps};
 
-fn gpu_options() -> Options {
+pub(crate) fn gpu_options() -> Options {
     Options { kv_dtype: KvDtype::Bf16, ..options() }
 }
 
@@ -50,12 +50,12 @@ fn tiny_mistral_is_near_the_reference() {
     }
 }
 
-fn random(heads: usize, kv_heads: usize, head_dim: usize) -> (tempfile::TempDir, Checkpoint) {
+pub(crate) fn random(heads: usize, kv_heads: usize, head_dim: usize) -> (tempfile::TempDir, Checkpoint) {
     Model::random(in_whole_blocks(config(heads, kv_heads, head_dim, 160, 300), Dtype::Bf16), 3)
         .gguf(Dtype::Bf16)
 }
 
-fn prompt(count: u32, seed: u32) -> Vec<u32> {
+pub(crate) fn prompt(count: u32, seed: u32) -> Vec<u32> {
     (0..count).map(|at| (at * 7919 + seed * 104_729) % 300).collect()
 }
 

@@ -4,35 +4,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use galerne_checkpoint::{Checkpoint, Dtype};
+use galerne_checkpoint::Checkpoint;
 use galerne_collective::Collective as _;
 use galerne_emulator::Emulator;
+use galerne_model::Rank;
 use galerne_model::gpu::{Device, GpuWeights, Link};
-use galerne_model::{Options, Rank};
-use galerne_types::{KvDtype, Shards};
+use galerne_types::Shards;
 
-use crate::support::files::{Model, config, in_whole_blocks};
-use crate::support::group::{GPU_BYTES, assert_same, load_on_gpus, options, peers, run_group, run_near};
+use crate::gpu::{gpu_options, prompt, random};
+use crate::support::group::{GPU_BYTES, assert_same, load_on_gpus, peers, run_group, run_near};
 use crate::support::local::Local;
 use crate::support::script::{sequence, steps};
 
-fn gpu_options() -> Options {
-    Options { kv_dtype: KvDtype::Bf16, ..options() }
-}
-
-fn random() -> (tempfile::TempDir, Checkpoint) {
-    Model::random(in_whole_blocks(config(12, 6, 16, 160, 300), Dtype::Bf16), 3).gguf(Dtype::Bf16)
-}
-
-fn prompt(count: u32) -> Vec<u32> {
-    (0..count).map(|at| at * 7919 % 300).collect()
-}
-
 #[test]
 fn sums_by_memory_have_the_bits_of_all_others() {
-    let (_folder, checkpoint) = random();
+    let (_folder, checkpoint) = random(12, 6, 16);
     let hidden = checkpoint.config().hidden;
-    let script = steps(vec![sequence(0, &prompt(97), 30, 6), sequence(1, &prompt(40), 7, 20)]);
+    let script = steps(vec![sequence(0, &prompt(97, 0), 30, 6), sequence(1, &prompt(40, 0), 7, 20)]);
     let alone = run_group(&load_on_gpus(&checkpoint, None, 6, 1), &gpu_options(), &script);
     for ranks in [2, 3, 6] {
         let gpus = load_on_gpus(&checkpoint, None, 6, ranks);
@@ -56,7 +44,7 @@ fn pair(checkpoint: &Checkpoint, gpus: [Emulator; 2]) -> Vec<Arc<GpuWeights>> {
 
 #[test]
 fn a_rank_that_waits_for_another_leaves_when_the_epoch_ends() {
-    let (_folder, checkpoint) = random();
+    let (_folder, checkpoint) = random(12, 6, 16);
     let weights = pair(&checkpoint, [Emulator::new(GPU_BYTES), Emulator::new(GPU_BYTES)]);
     let [mut first, mut second] = Local::group(6, 2).try_into().ok().unwrap();
     let abort = first.abort_handle();
@@ -67,7 +55,7 @@ fn a_rank_that_waits_for_another_leaves_when_the_epoch_ends() {
         let link = Link::host().beside(Some(met));
         let mut rank = Rank::on_gpu(Arc::clone(&weights[0]), &gpu_options(), Box::new(first), link).unwrap();
         let waits = scope.spawn(move || {
-            let script = steps(vec![sequence(0, &prompt(5), 5, 1)]);
+            let script = steps(vec![sequence(0, &prompt(5, 0), 5, 1)]);
             rank.step(&script[0], &mut |_| None).map(drop)
         });
         thread::sleep(Duration::from_millis(50));
@@ -80,7 +68,7 @@ fn a_rank_that_waits_for_another_leaves_when_the_epoch_ends() {
 
 #[test]
 fn what_one_rank_cannot_reach_is_used_by_none() {
-    let (_folder, checkpoint) = random();
+    let (_folder, checkpoint) = random(12, 6, 16);
     for apart in [0, 1] {
         let gpu =
             |rank| if rank == apart { Emulator::new(GPU_BYTES).apart() } else { Emulator::new(GPU_BYTES) };
