@@ -9,6 +9,7 @@ part is a process of its own with a time limit: one that fails, hangs or crashes
 part runs in small on the CPU, with an emulated GPU.
 """
 import argparse
+import importlib.util
 import json
 import lzma
 import os
@@ -151,6 +152,16 @@ def unpack(suite):
     return gpu
 
 
+def torchs_libraries():
+    """Where torch has its cuBLASLt."""
+    try:
+        found = importlib.util.find_spec("nvidia")
+    except ValueError:
+        found = None
+    places = found.submodule_search_locations if found else []
+    return sorted({library.parent for place in places for library in Path(place).glob("*/lib/libcublasLt.so.*")})
+
+
 def machine(suite):
     query = "name,memory.total,driver_version,clocks.sm,clocks.max.sm,clocks.max.mem,power.limit"
     try:
@@ -175,17 +186,20 @@ def everything(suite):
     demo = suite.work / "smollm2-135m-cut.gguf"
     near = ["--near", demo] if demo.exists() else []
     model, prompts, logits = suite.work / "model", suite.work / "prompts", suite.work / "logits"
-    libraries = {"LD_LIBRARY_PATH": f"{suite.work}:{os.environ.get('LD_LIBRARY_PATH', '')}", **NCCL_ENVIRONMENT}
+    folders = [suite.work, *torchs_libraries(), os.environ.get("LD_LIBRARY_PATH", "")]
+    libraries = {"LD_LIBRARY_PATH": ":".join(map(str, folders)), **NCCL_ENVIRONMENT}
 
     suite.part("goldens", [gpu, "check", "--goldens", golden, *near, *quick, *how], 60)
     suite.part("bits", [gpu, "check", "--same", tiny, "--same", golden / "bard-1m", *quick, *how], 60)
     suite.part("bits in FP8", [gpu, "check", "--same", tiny, "--fp8", *quick, *how], 40)
+    suite.part("fast", [gpu, "check", "--prompts", tiny, "--prompts", golden / "bard-1m", *how], 40, env=libraries)
     suite.part("bounds", [gpu, "bounds", *how], 40)
     suite.part("product", [*torch, "product"], 60)
     suite.part("model", [*torch, "model", model, prompts], 90)
     if (model / "config.json").exists():
         suite.part("bench", [gpu, "bench", model, *quick, *how], 170)
         suite.part("bench in FP8", [gpu, "bench", model, "--fp8", "--quick", *how], 80)
+        suite.part("bench, fast", [gpu, "bench", model, "--fast", *quick, *how], 40, env=libraries)
         suite.part("peer", [*torch, "peer", model], 110)
         with prompts.open("rb") as stdin, logits.open("wb") as stdout:
             had = suite.part("logits", [gpu, "logits", model, *how], 40, stdin, stdout)

@@ -140,6 +140,10 @@ pub(crate) struct EngineArgs {
     /// if they are in BF16 and the CPU multiplies such numbers, else `f32`.
     #[arg(long, default_value = "auto", value_name = "HOW", value_parser = compute)]
     pub(crate) compute: ComputeChoice,
+    /// On GPUs, let cuBLASLt make products of many tokens (part of the numerics, the same on all hosts of a group): prompts may run
+    /// quicker, and tokens then depend on what runs beside them, on how a prompt is cut, and on N.
+    #[arg(long)]
+    pub(crate) fast: bool,
     /// How keys and values are kept (part of the numerics, the same on all hosts of a group): `f32`, as they were computed;
     /// `bf16`, half of that memory; `int8`, bytes with a scale for each KV head and token: a quarter of it, and less exact. On
     /// GPUs `bf16` or `fp8`, a little more than a byte a number.
@@ -250,6 +254,7 @@ impl EngineArgs {
                 let suits = || galerne_model::compute_for(checkpoint, self.processor().isa());
                 self.compute.0.unwrap_or_else(suits).to_string()
             }
+            Device::Cuda(_) if self.fast => "bf16 on GPUs, fast".to_owned(),
             Device::Cuda(_) => "bf16 on GPUs".to_owned(),
         }
     }
@@ -278,6 +283,7 @@ impl EngineArgs {
             virtual_shards: self.virtual_shards,
             quantize: self.quantize,
             compute: self.compute.0,
+            fast: self.fast,
             kv_dtype: self.kv_dtype,
             device: self.device,
             gpu_memory_utilization: self.gpu_memory_utilization,

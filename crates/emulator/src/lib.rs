@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Launch, Shared};
+use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
 
 unsafe extern "C" {
     fn galerne_emulate(
@@ -67,6 +67,41 @@ impl Block {
     /// Whether nobody wrote behind its end.
     fn is_whole(&self) -> bool {
         self.lines[self.lines.len() - GUARD_LINES..].iter().all(|line| line.0 == GUARD)
+    }
+}
+
+/// Host memory that is copied as late as a GPU may.
+struct Late {
+    bytes: Vec<u8>,
+    sent: Option<(Address, usize)>,
+}
+
+impl Late {
+    fn copy(&mut self) {
+        if let Some((to, len)) = self.sent.take() {
+            // SAFETY: so many bytes stand allocated there, as whoever sent them has said.
+            unsafe { std::ptr::copy_nonoverlapping(self.bytes.as_ptr(), to as *mut u8, len) };
+        }
+    }
+}
+
+impl Stage for Late {
+    fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
+        self.copy();
+        Ok(&mut self.bytes)
+    }
+
+    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError> {
+        assert!(len <= self.bytes.len(), "as many bytes as there are");
+        self.copy();
+        self.sent = Some((to, len));
+        Ok(())
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.copy();
     }
 }
 
@@ -189,6 +224,34 @@ impl Device for Emulator {
     unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
+        Ok(Box::new(Late { bytes: vec![0; bytes], sent: None }))
+    }
+
+    fn open_library(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    unsafe fn multiply(&self, product: &Gemm) -> Result<(), DeviceError> {
+        let &Gemm { weights, x, out, rows, tokens, inputs, stride, .. } = product;
+        let row = |matrix: Address, index: usize| {
+            // SAFETY: the caller's.
+            unsafe { std::slice::from_raw_parts((matrix as *const u16).add(index * stride), inputs) }
+        };
+        let wide = |bits: &u16| f32::from_bits(u32::from(*bits) << 16);
+        for token in 0..tokens {
+            let inputs: Vec<f32> = row(x, token).iter().map(wide).collect();
+            for output in 0..rows {
+                // From behind: no order that our own products have.
+                let terms = row(weights, output).iter().zip(&inputs).rev();
+                let sum: f32 = terms.map(|(w, x)| wide(w) * x).sum();
+                // SAFETY: the caller's.
+                unsafe { (out as *mut f32).add(token * rows + output).write(sum) };
+            }
+        }
         Ok(())
     }
 

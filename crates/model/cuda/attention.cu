@@ -30,14 +30,13 @@ struct Attend {
     Kv kv;
     const Tile *tiles;
     const uint32_t *table;
-    uint16_t *out;   // activations, a shard for each KV head: [KV head][token_tiles][group · dim / 32, or one more]
+    Activations out; // a shard for each KV head; pairs: group · dim / 32, or one more
     float *partials; // [chunk of the tile][token][head][dim + 2]: of few tokens
     float scale;     // of scores, log2(e) / √head_dim
-    uint32_t tile_count, token_tiles, tokens;
+    uint32_t tile_count, tokens;
     uint32_t kv_heads, group;
     uint32_t window; // positions that a token sees, its own included; 0 for all
     uint32_t chunks; // of a tile at most; 0 if each warp runs through its own
-    uint32_t in_order; // of the activations
 };
 
 // What a warp has seen: rows g and g + 8 of the tile, dimensions 8j + 2t, 8j + 2t + 1 of each.
@@ -121,9 +120,7 @@ DEVICE void attend_chunk(const Attend &a, const Tile &tile, uint32_t kv_head, co
 
 // The head's output of one token, two dimensions that follow each other.
 DEVICE void put(const Attend &a, uint32_t kv_head, uint32_t token, uint32_t head, uint32_t at, uint32_t dim, float x, float y) {
-    uint32_t pairs = even(a.group * dim / PAIR);
-    uint16_t *shard = a.out + size_t(kv_head) * a.token_tiles * pairs * (LANES * 8);
-    *reinterpret_cast<uint32_t *>(shard + activation_at(token, head * dim + at, pairs, a.in_order)) = pair_of(x, y);
+    *a.out.pair_at(kv_head, token, head * dim + at) = pair_of(x, y);
 }
 
 // What one chunk has of a head of a token.

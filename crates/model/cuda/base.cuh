@@ -5,7 +5,8 @@
 // with one coalesced load of 16 bytes a lane and nothing is shuffled:
 //   rows  (weights):            [m / 16][k / 16][lane][8], a lane's 8 bf16 of a 16 x 16 tile
 //   packed (activations, K, V): [n / 8][k / 32][lane][8], a lane's 4 + 4 bf16 of two 16 x 8 tiles
-// Activations of many tokens are, where warpgroups multiply, in order within the same tiles: [n / 8][k / 32][n % 8][k % 32].
+// Activations of many tokens are, where warpgroups multiply, in order within the same tiles: [n / 8][k / 32][n % 8][k % 32]; and
+// rows of matrices, where a library multiplies.
 #pragma once
 
 #include <stdint.h>
@@ -22,9 +23,6 @@ constexpr uint32_t LANES = 32;
 constexpr uint32_t BLOCK = 32;
 // Inputs of a pair of k-tiles.
 constexpr uint32_t PAIR = 32;
-
-// Pairs come in twos.
-DEVICE uint32_t even(uint32_t pairs) { return pairs + pairs % 2; }
 
 DEVICE uint32_t bits_of(float x) {
     uint32_t bits;
@@ -45,10 +43,26 @@ DEVICE size_t packed_at(uint32_t n, uint32_t k, uint32_t pairs) {
     uint32_t lane = n % 8 * 4 + k % 8 / 2;
     return ((size_t(n / 8) * pairs + k / PAIR) * LANES + lane) * 8 + k % 32 / 16 * 4 + k % 16 / 8 * 2 + k % 2;
 }
-// The same of activations, which may be in order.
-DEVICE size_t activation_at(uint32_t n, uint32_t k, uint32_t pairs, uint32_t in_order) {
-    return in_order ? (size_t(n / 8) * pairs + k / PAIR) * (8 * PAIR) + n % 8 * PAIR + k % PAIR : packed_at(n, k, pairs);
-}
+
+// How activations stand in memory.
+enum class Order : uint32_t { PACKED, TILED, ROWS };
+
+// A row for each token and shard.
+struct Activations {
+    uint16_t *numbers; // [shard][token_tiles][pairs] of tiles, or [token][shard][k]
+    uint32_t token_tiles, pairs, shards;
+    Order order;
+
+    // Where input k of row n stands, a neighbour of the one before it if k is odd.
+    DEVICE uint16_t *at(uint32_t shard, uint32_t n, uint32_t k) const {
+        if (order == Order::ROWS) return numbers + (size_t(n) * shards + shard) * (pairs * PAIR) + k;
+        uint16_t *tiles = numbers + size_t(shard) * token_tiles * pairs * (8 * PAIR);
+        if (order == Order::PACKED) return tiles + packed_at(n, k, pairs);
+        return tiles + (size_t(n / 8) * pairs + k / PAIR) * (8 * PAIR) + n % 8 * PAIR + k % PAIR;
+    }
+    // Two neighbours, k and k + 1.
+    DEVICE uint32_t *pair_at(uint32_t shard, uint32_t n, uint32_t k) const { return reinterpret_cast<uint32_t *>(at(shard, n, k)); }
+};
 
 // Places in a row of `end`, dealt to threads: `first`, and every `step`th from there.
 template <class Place> struct Dealt {

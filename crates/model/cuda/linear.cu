@@ -2,6 +2,8 @@
 // tile and two tokens, so weights are packed with what belongs together 8 rows apart: the two halves of a rotated pair, a gate
 // and its up. Then everything elementwise happens in registers and no sum is written before it is finished. What that needs besides
 // the sums `prepare` reads, before there are any.
+#pragma once
+
 #include "product.cuh"
 
 // A product whose end needs nothing but its sums.
@@ -93,18 +95,15 @@ struct Qkv {
 // Gate and up: row g of a tile is a gate, row g + 8 its up. out = silu(gate) · up, for each shard.
 struct GateUp {
     Product product;
-    uint16_t *out; // activations: [shard][token_tiles][out_pairs]
-    uint32_t out_pairs;
-    uint32_t in_order; // of the activations
+    Activations out;
 
     DEVICE Nothing prepare(uint32_t, uint32_t) const { return {}; }
     DEVICE void operator()(uint32_t, uint32_t tile, uint32_t column, const float (&c)[4], Nothing) const {
-        uint32_t shard_tiles = out_pairs * (PAIR / 8), shard = tile / shard_tiles;
+        uint32_t shard_tiles = out.pairs * (PAIR / 8), shard = tile / shard_tiles;
         uint32_t k = tile % shard_tiles * 8 + lane() / 4;
-        uint16_t *to = out + size_t(shard) * product.token_tiles * out_pairs * (LANES * 8);
         UNROLL for (uint32_t i = 0; i < 2; i++) {
             float gate = c[i], up = c[i + 2], below = sum(1.0f, exp2_of(gate * -1.44269504f));
-            to[activation_at(column * 8 + lane() % 4 * 2 + i, k, out_pairs, in_order)] = narrow(::product(quotient(gate, below), up));
+            *out.at(shard, column * 8 + lane() % 4 * 2 + i, k) = narrow(::product(quotient(gate, below), up));
         }
     }
 };

@@ -14,6 +14,7 @@ struct Bf16 {
     DEVICE static uint32_t tile_words(uint32_t pairs) { return WORDS * pairs * LANES; }
     DEVICE static void widen(const uint4 (&words)[WORDS], uint4 &low, uint4 &high) { low = words[0], high = words[1]; }
     DEVICE static void scale(const uint4 *, uint32_t, float (&)[4]) {}
+    DEVICE static uint32_t scaled(const uint4 *, uint32_t, uint32_t, uint32_t word) { return word; }
 };
 
 // Weights in FP8 (e4m3, arXiv 2209.05433), a scale a row: a pair of k-tiles is one load, and 16 scales stand behind a tile.
@@ -27,9 +28,14 @@ struct Fp8 {
         high = {first_pair(x.z, FACTORS), second_pair(x.z, FACTORS), first_pair(x.w, FACTORS), second_pair(x.w, FACTORS)};
     }
     DEVICE static void scale(const uint4 *tile, uint32_t pairs, float (&c)[4]) {
-        const float *scales = reinterpret_cast<const float *>(tile + pairs * LANES);
-        UNROLL for (uint32_t i = 0; i < 4; i++) c[i] = product(c[i], scales[lane() / 4 + i / 2 * 8]);
+        UNROLL for (uint32_t i = 0; i < 4; i++) c[i] = product(c[i], scales(tile, pairs)[lane() / 4 + i / 2 * 8]);
     }
+    // Two weights of a row of the tile, rounded to bf16.
+    DEVICE static uint32_t scaled(const uint4 *tile, uint32_t pairs, uint32_t row, uint32_t word) {
+        float scale = scales(tile, pairs)[row];
+        return pair_of(product(::widen(uint16_t(word)), scale), product(::widen(uint16_t(word >> 16)), scale));
+    }
+    DEVICE static const float *scales(const uint4 *tile, uint32_t pairs) { return reinterpret_cast<const float *>(tile + pairs * LANES); }
 };
 
 struct Product {

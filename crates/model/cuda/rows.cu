@@ -113,12 +113,11 @@ struct AddNorm {
     const float *leaves; // [slot][token][hidden]
     float *residual;     // [token][hidden]
     const float *weight;
-    uint32_t *out;    // activations, in words
+    Activations out;
     float *plain;     // [token][hidden], as `out` before it was rounded; null unless somebody wants to see it
     uint64_t stride;
-    uint32_t hidden, pairs;
-    uint32_t starts;   // 1: the residual stream begins here
-    uint32_t in_order; // of the activations
+    uint32_t hidden;
+    uint32_t starts; // 1: the residual stream begins here
     float eps;
     Tree tree;
 };
@@ -149,9 +148,9 @@ KERNEL(1024, 1) add_norm(AddNorm a) {
     sync();
     float scale = inverse_root(sum(quotient(sum_of_lanes(lane() < warps() ? squares[lane()] : 0.0f), float(a.hidden)), a.eps));
     auto normed = [&](uint32_t i) { return i < a.hidden ? product(product(hidden[i], scale), weight[i]) : 0.0f; };
-    for (uint32_t i = 2 * thread(); i < a.pairs * PAIR; i += 2 * threads()) {
+    for (uint32_t i = 2 * thread(); i < a.out.pairs * PAIR; i += 2 * threads()) {
         float low = normed(i), high = normed(i + 1);
-        a.out[activation_at(block().x, i, a.pairs, a.in_order) / 2] = pair_of(low, high);
+        *a.out.pair_at(0, block().x, i) = pair_of(low, high);
         if (a.plain == nullptr) continue;
         if (i < a.hidden) a.plain[row + i] = low;
         if (i + 1 < a.hidden) a.plain[row + i + 1] = high;
@@ -160,16 +159,13 @@ KERNEL(1024, 1) add_norm(AddNorm a) {
 
 // Some rows of activations side by side: those whose logits are wanted. A block a row, of which each pair has 16 words.
 struct Pick {
-    const uint32_t *from, *wanted; // from: in words
-    uint32_t *to;
-    uint32_t pairs;
-    uint32_t from_in_order, to_in_order;
+    Activations from, to;
+    const uint32_t *wanted;
 };
 
 KERNEL(256, 1) pick(Pick a) {
     overlap_next();
     await_inputs();
     uint32_t row = a.wanted[block().x];
-    for (uint32_t i = thread(); i < a.pairs * 16; i += threads())
-        a.to[activation_at(block().x, 2 * i, a.pairs, a.to_in_order) / 2] = a.from[activation_at(row, 2 * i, a.pairs, a.from_in_order) / 2];
+    for (uint32_t i = thread(); i < a.to.pairs * 16; i += threads()) *a.to.pair_at(0, block().x, 2 * i) = *a.from.pair_at(0, row, 2 * i);
 }

@@ -60,6 +60,7 @@ impl Backend {
             step_tokens: bounds.step_tokens_max,
             window: bounds.window,
             kv_packing: gpu::KvPacking::of(options.kv_dtype)?,
+            fast: options.fast,
         };
         Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room, link)?)))
     }

@@ -36,6 +36,8 @@ pub struct Options {
     pub window: WindowChoice,
     /// How products are computed.
     pub compute: Compute,
+    /// Whether a GPU multiplies many tokens by a library that adds up in whatever order is quick.
+    pub fast: bool,
     /// How keys and values are kept.
     pub kv_dtype: KvDtype,
     /// Instruction set of the kernels: it changes the speed, not a bit.
@@ -53,6 +55,7 @@ impl Default for Options {
             step_tokens_max: 512,
             window: WindowChoice::AsModel,
             compute: Compute::default(),
+            fast: false,
             kv_dtype: KvDtype::default(),
             isa: Isa::best(),
         }

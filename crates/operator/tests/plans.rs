@@ -111,6 +111,7 @@ fn what_cannot_be_is_told() {
             "spec.numerics.quantize is fp8 with spec.device.kind Cuda",
         ),
         ("numerics", json!({ "kvDtype": "fp8" }), "spec.numerics.kvDtype is bf16 or fp8"),
+        ("numerics", json!({ "fast": true }), "spec.numerics.fast is for spec.device.kind Cuda"),
         ("storage", json!({ "ephemeral": "1Gi" }), "spec.model.path names what is in spec.storage already"),
         ("storage", json!({ "hostPath": "models" }), "spec.storage.hostPath begins at the root"),
         ("ranksPerHost", json!(3), "spec.ranksPerHost (3) must divide spec.tensorParallel (2)"),

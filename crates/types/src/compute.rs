@@ -19,6 +19,9 @@ pub enum Compute {
     /// A GPU's tensor cores of this compute capability (90 is 9.0): products of bf16, sums in f32. Those of another
     /// capability may round otherwise.
     Tensor(u16),
+    /// The same, but products of many tokens are the vendor's library's, which sums in whatever order is quick: tokens may depend on
+    /// what runs beside them, on how a prompt is cut, and on N.
+    Fast(u16),
 }
 
 impl fmt::Display for Compute {
@@ -28,6 +31,7 @@ impl fmt::Display for Compute {
             Self::Int8 => f.write_str("int8"),
             Self::Bf16 => f.write_str("bf16"),
             Self::Tensor(capability) => write!(f, "bf16 (sm_{capability})"),
+            Self::Fast(capability) => write!(f, "bf16, fast (sm_{capability})"),
         }
     }
 }

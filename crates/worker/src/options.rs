@@ -92,6 +92,8 @@ pub struct RankOptions {
     pub quantize: Option<Quantize>,
     /// How products are computed, instead of the way that suits the weights.
     pub compute: Option<Compute>,
+    /// Whether a GPU's products of many tokens may depend on what runs beside them, if that is quicker.
+    pub fast: bool,
     /// How keys and values are kept.
     pub kv_dtype: KvDtype,
     /// What computes.
@@ -168,6 +170,7 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
         virtual_shards,
         quantize,
         compute,
+        fast,
         kv_dtype,
         device,
         gpu_memory_utilization,
@@ -221,8 +224,9 @@ pub fn rank_args(options: &SupervisorOptions, index: u16) -> Vec<OsString> {
     if let Some(cost) = rehearse {
         flag("--rehearse", cost.to_string().into());
     }
-    let switches = [("--no-prefix-cache", prefix_cache), ("--no-speculation", speculation)];
-    args.extend(switches.into_iter().filter(|(_, on)| !**on).map(|(name, _)| OsString::from(name)));
+    let switches =
+        [("--fast", *fast), ("--no-prefix-cache", !prefix_cache), ("--no-speculation", !speculation)];
+    args.extend(switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| OsString::from(name)));
     args
 }
 
@@ -288,6 +292,7 @@ pub(crate) mod tests {
                 virtual_shards: None,
                 quantize: None,
                 compute: None,
+                fast: false,
                 kv_dtype: KvDtype::F32,
                 device: Device::Cpu,
                 gpu_memory_utilization: 0.9,
@@ -332,6 +337,7 @@ pub(crate) mod tests {
         options.first.virtual_shards = Some(8);
         options.first.quantize = Some(Quantize::Q4_0);
         options.first.compute = Some(Compute::F32);
+        options.first.fast = true;
         options.first.kv_dtype = KvDtype::Int8;
         options.first.kv = KvSize::Blocks(9);
         options.first.prefix_cache = false;
@@ -384,7 +390,7 @@ pub(crate) mod tests {
         for pair in others {
             assert!(args.windows(2).any(|window| window == pair), "{pair:?} in {args:?}");
         }
-        for flag in ["--no-prefix-cache", "--no-speculation"] {
+        for flag in ["--no-prefix-cache", "--no-speculation", "--fast"] {
             assert!(args.contains(&flag.into()), "{flag} in {args:?}");
         }
         let second = rank_args(&options, 1);

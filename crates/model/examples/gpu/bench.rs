@@ -39,6 +39,7 @@ struct Bench<'a> {
     /// How weights are held, and bytes of those that a step reads.
     weights: String,
     weight_bytes: usize,
+    numerics: &'static str,
 }
 
 /// Loads the model and measures everything; what does not fit into memory is left out with a sentence.
@@ -51,6 +52,11 @@ pub(crate) fn run(
 ) -> Outcome<()> {
     let checkpoint = open(path)?;
     let mut bench = Bench::load(gpus, &checkpoint, sizes, start, report)?;
+    if gpus.fast {
+        bench.prefills(report);
+        report.attempt("kernels", "kernels", |report| bench.kernels_of_prefill(report));
+        return Ok(());
+    }
     let decode = |bench: &mut Bench<'_>, case: Case, report: &mut Report| {
         let name = format!("decode {} at {}", case.batch, case.context);
         report.attempt("decode", &name, |report| bench.decode(case, report));
@@ -60,7 +66,7 @@ pub(crate) fn run(
     for &case in sizes.decode.iter().filter(light) {
         decode(&mut bench, case, report);
     }
-    report.attempt("prefill", "prefill", |report| bench.prefill(report));
+    bench.prefills(report);
     for &case in &sizes.attention {
         let name = format!("attention {} at {}", case.batch, case.context);
         report.attempt("attention", &name, |report| bench.attention(case, report));
@@ -99,7 +105,11 @@ impl<'a> Bench<'a> {
         let kv_blocks = if gpus.emulate { wanted } else { wanted.min(room) };
         let slots = sizes.decode.iter().chain(&sizes.attention).map(|case| case.batch).max().unwrap_or(1);
         let weight_bytes = weights.bytes() - config.vocab * config.hidden * 2; // a step looks up rows of the embedding
-        let options = Options { threads: threads().min(4), ..options(kv_blocks, slots, sizes.prefill) };
+        let options = Options {
+            threads: threads().min(4),
+            fast: gpus.fast,
+            ..options(kv_blocks, slots, sizes.prefill)
+        };
         let bytes = weights.bytes();
         let mut bench = Self {
             rank: rank(weights, &options, shards)?,
@@ -112,6 +122,7 @@ impl<'a> Bench<'a> {
             kv_bytes_per_token: block_bytes / KV_BLOCK_TOKENS,
             weights: gpus.quantize.map_or_else(|| "bf16".to_owned(), |quantize| quantize.to_string()),
             weight_bytes,
+            numerics: if gpus.fast { "fast" } else { "invariant" },
         };
         bench.fill(Case { batch: 1, context: sizes.short })?;
         report.tell(&json!({
@@ -197,9 +208,15 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// A prompt that runs at once.
-    fn prefill(&mut self, report: &mut Report) -> Outcome<()> {
-        let tokens = self.sizes.prefill;
+    /// Prompts that run at once.
+    fn prefills(&mut self, report: &mut Report) {
+        for &tokens in &self.sizes.prefills {
+            let name = format!("prefill of {tokens}");
+            report.attempt("prefill", &name, |report| self.prefill(tokens, report));
+        }
+    }
+
+    fn prefill(&mut self, tokens: usize, report: &mut Report) -> Outcome<()> {
         let mut found = Vec::new();
         for run in 0..=self.sizes.warm_up {
             self.refill(Case { batch: 1, context: 0 });
@@ -212,7 +229,8 @@ impl<'a> Bench<'a> {
         found.sort_by(f64::total_cmp);
         let &Config { layers, heads, head_dim, .. } = &self.config;
         report.tell(&json!({
-            "part": "prefill", "name": format!("prefill of {tokens}"), "tokens": tokens, "weights": self.weights,
+            "part": "prefill", "name": format!("prefill of {tokens}, {}", self.numerics), "tokens": tokens,
+            "weights": self.weights, "numerics": self.numerics,
             "ms": summary(&found), "operations": self.products(tokens as f64, 1.0),
             "attention_operations": (2 * layers * heads * head_dim * tokens * (tokens + 1)) as f64,
         }));
@@ -267,7 +285,7 @@ impl<'a> Bench<'a> {
 
     /// Where the time of a step goes, kernel by kernel.
     fn kernels(&mut self, report: &mut Report) -> Outcome<()> {
-        let (short, tokens) = (self.sizes.short, self.sizes.prefill);
+        let short = self.sizes.short;
         let case = Case { batch: 1, context: short };
         self.fill(case)?;
         let device = Arc::clone(&self.device);
@@ -277,9 +295,15 @@ impl<'a> Bench<'a> {
             Ok(())
         })?;
         tell_kernels("decode, batch 1", &kernels, report);
+        self.kernels_of_prefill(report)
+    }
+
+    fn kernels_of_prefill(&mut self, report: &mut Report) -> Outcome<()> {
+        let case = Case { batch: 1, context: self.sizes.prefill };
         self.refill(case);
-        let kernels = device.by_kernel(|| self.fill(Case { batch: 1, context: tokens }))?;
-        tell_kernels(&format!("prefill of {tokens}"), &kernels, report);
+        let device = Arc::clone(&self.device);
+        let kernels = device.by_kernel(|| self.fill(case))?;
+        tell_kernels(&format!("prefill of {}, {}", case.context, self.numerics), &kernels, report);
         Ok(())
     }
 }

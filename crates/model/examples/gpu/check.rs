@@ -121,6 +121,33 @@ pub(crate) fn near(gpus: &Gpus, path: &Path, report: &mut Report) -> Outcome<()>
     Ok(())
 }
 
+/// Compares the logits behind prompts that a library multiplies with those of our own products.
+pub(crate) fn fast(gpus: &Gpus, path: &Path, report: &mut Report) -> Outcome<()> {
+    const SLOTS: usize = 4;
+    /// Of each slot: together they are enough for the library.
+    const TOKENS: usize = 150;
+    let checkpoint = open(path)?;
+    for world_size in [1, 2] {
+        let weights = load_group(gpus, &checkpoint, world_size)?;
+        let memory = Memory { slots: SLOTS, blocks_per_slot: blocks(TOKENS) };
+        let vocab = checkpoint.config().vocab;
+        let slice = |slot| memory.known(slot, 0, &prompt(TOKENS, slot, vocab), greedy(0));
+        let script = [step((0..SLOTS).map(slice).collect())];
+        let logits = |fast| {
+            let options = Options { fast, ..options(memory.blocks(), SLOTS, SLOTS * TOKENS) };
+            run(&weights, &options, &script, true)
+        };
+        let (found, own) = (logits(true)?, logits(false)?);
+        let mut near = Near { bound: DISTANCE_MAX, ..Near::default() };
+        own.iter().for_each(|(key, (_, row))| near.row(&found[key].1, row));
+        report.tell(&json!({
+            "part": "fast", "name": format!("{}: N = {world_size}, fast", checkpoint.name()), "ok": near.ok(),
+            "rows": near.rows, "distance": near.worst, "rms": near.rms,
+        }));
+    }
+    Ok(())
+}
+
 /// Sequences, of which one is looked at, and how they run beside each other.
 pub(crate) struct Script {
     pub(crate) long: Vec<TokenId>,

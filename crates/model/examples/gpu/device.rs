@@ -1,14 +1,14 @@
 //! The GPU, or what stands for one; and one that is watched.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use galerne_emulator::Emulator;
-use galerne_model::gpu::{Address, Cuda, Device, DeviceError, DeviceMemory, Launch, Shared};
+use galerne_model::gpu::{Address, Cuda, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
 use galerne_types::Quantize;
 
 use crate::Outcome;
@@ -20,6 +20,8 @@ const EMULATED_BYTES: u64 = 4 << 30;
 pub(crate) struct Gpus {
     pub(crate) emulate: bool,
     pub(crate) quantize: Option<Quantize>,
+    /// Whether many tokens are a library's.
+    pub(crate) fast: bool,
 }
 
 impl Gpus {
@@ -76,6 +78,23 @@ impl Watched {
     pub(crate) fn wait(&self) -> Result<(), DeviceError> {
         // SAFETY: a byte stands allocated there.
         unsafe { self.inner.download(self.probe, &mut [0]) }
+    }
+
+    /// Does what a kernel does: so often, or telling how long it takes.
+    fn work(&self, kernel: &CStr, work: impl Fn() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+        if let Some(kernels) = &mut *self.locked() {
+            self.wait()?;
+            let start = Instant::now();
+            work()?;
+            self.wait()?;
+            let (launches, seconds) = kernels.entry(kernel.to_owned()).or_default();
+            *launches += 1;
+            *seconds += start.elapsed().as_secs_f64();
+            return Ok(());
+        }
+        let times =
+            if self.in_graph.load(Ordering::Relaxed) { 1 } else { self.times.load(Ordering::Relaxed) };
+        (0..times).try_for_each(|_| work())
     }
 
     fn locked(&self) -> MutexGuard<'_, Option<Kernels>> {
@@ -161,22 +180,22 @@ impl Device for Watched {
         unsafe { self.inner.download(from, bytes) }
     }
 
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
-        if let Some(kernels) = &mut *self.locked() {
-            self.wait()?;
-            let start = Instant::now();
-            // SAFETY: the caller's.
-            unsafe { self.inner.launch(launch)? };
-            self.wait()?;
-            let (launches, seconds) = kernels.entry(launch.kernel.to_owned()).or_default();
-            *launches += 1;
-            *seconds += start.elapsed().as_secs_f64();
-            return Ok(());
-        }
-        let times =
-            if self.in_graph.load(Ordering::Relaxed) { 1 } else { self.times.load(Ordering::Relaxed) };
+    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
+        self.inner.stage(bytes)
+    }
+
+    fn open_library(&self) -> Result<(), DeviceError> {
+        self.inner.open_library()
+    }
+
+    unsafe fn multiply(&self, product: &Gemm) -> Result<(), DeviceError> {
         // SAFETY: the caller's.
-        (0..times).try_for_each(|_| unsafe { self.inner.launch(launch) })
+        self.work(c"cublasLtMatmul", || unsafe { self.inner.multiply(product) })
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        // SAFETY: the caller's.
+        self.work(launch.kernel, || unsafe { self.inner.launch(launch) })
     }
 
     fn replay(&self, key: u64, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError> {

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! gpu check  [--goldens FOLDER] [--near CHECKPOINT]… [--same CHECKPOINT]… [--nccl CHECKPOINT]… [--memory CHECKPOINT]…
-//!            [--processes CHECKPOINT]… [--stopped CHECKPOINT]… [--stopped-memory CHECKPOINT]… [--quick] [--fp8]
-//! gpu bench  CHECKPOINT [--quick] [--fp8]
+//!            [--processes CHECKPOINT]… [--stopped CHECKPOINT]… [--stopped-memory CHECKPOINT]…
+//!            [--prompts CHECKPOINT]… [--quick] [--fp8]
+//! gpu bench  CHECKPOINT [--quick] [--fp8] [--fast]
 //! gpu logits CHECKPOINT < PROMPTS > LOGITS
 //! gpu bounds
 //! gpu sums   CHECKPOINT
@@ -12,8 +13,8 @@
 //! `check` compares with transformers' numbers (`--goldens`), with the CPU's in f32 (`--near`), and a model's bits with each
 //! other, however the work is cut (`--same`), also by ranks that share the GPU and speak NCCL (`--nccl`) or use each other's memory
 //! (`--memory`, and `--processes` where each is a process); `--stopped` has one of these wait for one that hangs. `sums` tells how long
-//! ranks take to bring each other the pieces of a sum. `bench` measures steps, and `bounds` what memory gives; `--fp8` holds weights in
-//! FP8. `logits` takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits`
+//! ranks take to bring each other the pieces of a sum. `--prompts` compares prompts that `fast` makes of a library's products with our
+//! own. `bench` measures steps, with `--fast` prompts alone, and `bounds` what memory gives; `--fp8` holds weights in FP8. `logits` takes a prompt a line, token ids separated by spaces, and writes `[tokens][vocab]` of little-endian f32. All but `logits`
 //! print an object a line as soon as they know it; one with `"ok": false` is a failure, and makes the exit code 1.
 
 mod bench;
@@ -59,11 +60,13 @@ struct Asked {
     processes: Vec<PathBuf>,
     stopped: Vec<PathBuf>,
     stopped_memory: Vec<PathBuf>,
+    prompts: Vec<PathBuf>,
     /// Of `rank`: N, and which.
     world_size: usize,
     rank: usize,
     quick: bool,
     fp8: bool,
+    fast: bool,
     emulate: bool,
 }
 
@@ -81,10 +84,12 @@ impl Asked {
                 "--processes" => asked.processes.push(path()?),
                 "--stopped" => asked.stopped.push(path()?),
                 "--stopped-memory" => asked.stopped_memory.push(path()?),
+                "--prompts" => asked.prompts.push(path()?),
                 "--of" => asked.world_size = number(arguments.next())?,
                 "--rank" => asked.rank = number(arguments.next())?,
                 "--quick" => asked.quick = true,
                 "--fp8" => asked.fp8 = true,
+                "--fast" => asked.fast = true,
                 "--emulate" => asked.emulate = true,
                 _ if argument.starts_with('-') || asked.checkpoint.is_some() => return Err(USAGE.into()),
                 _ => asked.checkpoint = Some(argument.into()),
@@ -144,7 +149,8 @@ fn main() -> ExitCode {
 /// Runs what is asked for; how many checks have failed.
 fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize> {
     let asked = Asked::parse(arguments)?;
-    let gpus = Gpus { emulate: asked.emulate, quantize: asked.fp8.then_some(Quantize::Fp8) };
+    let gpus =
+        Gpus { emulate: asked.emulate, quantize: asked.fp8.then_some(Quantize::Fp8), fast: asked.fast };
     let mut report = Report { failures: 0 };
     match asked.command.as_str() {
         "check" => {
@@ -166,6 +172,9 @@ fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize
                 check::near(gpus, path, report)
             });
             with_each("same", &asked.same, &mut report, check::same);
+            with_each("fast", &asked.prompts, &mut report, |gpus, path, _, report| {
+                check::fast(gpus, path, report)
+            });
             with_each("nccl", &asked.nccl, &mut report, |gpus, path, quick, report| {
                 check::met(Way::Nccl, gpus, path, quick, report)
             });
@@ -210,6 +219,7 @@ mod tests {
     #[test]
     fn goldens_and_bits_are_checked_on_an_emulated_gpu() {
         passes("check --emulate --quick --goldens GOLDEN --near GOLDEN/bard-1m --same GOLDEN/tiny-mistral");
+        passes("check --emulate --prompts GOLDEN/tiny-mistral");
     }
 
     #[test]
@@ -221,6 +231,7 @@ mod tests {
     #[test]
     fn steps_and_bounds_are_measured_on_an_emulated_gpu() {
         passes("bench --emulate --fp8 GOLDEN/tiny-mistral");
+        passes("bench --emulate --fast GOLDEN/tiny-mistral");
         passes("bounds --emulate");
     }
 

@@ -13,7 +13,8 @@ pub(crate) struct Sizes {
     /// Long contexts, each beside what the same batch takes at `short`.
     pub(crate) attention: Vec<Case>,
     pub(crate) short: usize,
-    /// Tokens of a prompt that runs at once, which is also the most of a step.
+    /// Tokens of prompts that run at once, and of the longest, which is also the most of a step.
+    pub(crate) prefills: Vec<usize>,
     pub(crate) prefill: usize,
     /// Steps that are measured, and those before that are not.
     pub(crate) steps: usize,
@@ -26,7 +27,15 @@ impl Sizes {
         if emulate {
             let decode = vec![case(1, 8), case(2, 8), case(2, 40)];
             let attention = vec![case(1, 100)];
-            return Self { decode, attention, short: 8, prefill: 70, steps: 2, warm_up: 1 };
+            return Self {
+                decode,
+                attention,
+                short: 8,
+                prefills: vec![20, 70],
+                prefill: 70,
+                steps: 2,
+                warm_up: 1,
+            };
         }
         let decode = match quick {
             true => vec![case(1, 128), case(8, 128), case(64, 1024)],
@@ -39,7 +48,8 @@ impl Sizes {
             false => vec![case(1, 4096), case(8, 4096), case(1, 32_000)],
         };
         let steps = if quick { 20 } else { 60 };
-        Self { decode, attention, short: 128, prefill: 2048, steps, warm_up: 4 }
+        let prefills = if quick { vec![2048] } else { vec![256, 512, 1024, 2048] };
+        Self { decode, attention, short: 128, prefills, prefill: 2048, steps, warm_up: 4 }
     }
 
     /// Positions that a case needs at most.

@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys;
 
-use super::device::{Address, Device, DeviceError, DeviceMemory, Launch, Shared};
+use super::device::{Address, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
 use super::kernels::SHARED_BYTES_NEEDED;
+use super::library::Library;
 
 /// All kernels, compiled for several architectures (`build.rs`); empty if there was no compiler.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -32,6 +33,8 @@ pub struct Cuda {
     module: sys::CUmodule,
     stream: sys::CUstream,
     known: Mutex<Known>,
+    /// Once it is asked for.
+    library: Mutex<Option<Library>>,
 }
 
 /// What was looked up or made once.
@@ -107,11 +110,25 @@ impl Cuda {
             module,
             stream,
             known: Mutex::default(),
+            library: Mutex::default(),
         })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the library, which is opened if it is not open.
+    fn with_library<T>(
+        &self,
+        work: impl FnOnce(&Library) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        self.bind()?;
+        let mut library = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        if library.is_none() {
+            *library = Some(Library::open()?);
+        }
+        work(library.as_ref().expect("opened above"))
     }
 
     /// A kernel that may have so much dynamic shared memory.
@@ -176,6 +193,56 @@ fn process() -> u64 {
 
 /// The stream does not wait for the legacy default stream.
 const NON_BLOCKING: u32 = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+/// Nobody asks events when they were.
+const WITHOUT_TIMES: u32 = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+
+/// Memory that stays where it is, so that the device reads it by itself.
+struct Pinned<'a> {
+    cuda: &'a Cuda,
+    at: NonNull<u8>,
+    bytes: usize,
+    /// Behind the last copy on the stream; null until it is made.
+    sent: sys::CUevent,
+}
+
+impl Pinned<'_> {
+    /// Returns when nothing is copied any more.
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.cuda.bind()?;
+        // SAFETY: the event is ours. One that was not recorded is not waited for.
+        unsafe { check("cuEventSynchronize", sys::cuEventSynchronize(self.sent)) }
+    }
+}
+
+impl Stage for Pinned<'_> {
+    fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
+        self.wait()?;
+        // SAFETY: so many bytes, all written once, and nobody else's.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) })
+    }
+
+    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError> {
+        assert!(len <= self.bytes, "as many bytes as there are");
+        self.cuda.bind()?;
+        let (from, stream) = (self.at.as_ptr().cast(), self.cuda.stream);
+        // SAFETY: the caller's; the bytes stay as they are until the event.
+        unsafe {
+            check("cuMemcpyHtoDAsync", sys::cuMemcpyHtoDAsync_v2(to, from, len, stream))?;
+            check("cuEventRecord", sys::cuEventRecord(self.sent, stream))
+        }
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        // Of a device that fails nobody knows what it still reads.
+        if self.wait().is_ok() {
+            // SAFETY: ours, and read by nobody. What the driver keeps it gives back when the process ends.
+            let _ =
+                unsafe { (sys::cuEventDestroy_v2(self.sent), sys::cuMemFreeHost(self.at.as_ptr().cast())) };
+        }
+    }
+}
 
 impl Device for Cuda {
     fn name(&self) -> &str {
@@ -310,6 +377,30 @@ impl Device for Cuda {
         }
     }
 
+    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
+        self.bind()?;
+        let (mut at, mut sent) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: both are variables.
+        unsafe {
+            check("cuMemHostAlloc", sys::cuMemHostAlloc(&mut at, bytes, sys::CU_MEMHOSTALLOC_PORTABLE))?;
+            let at = NonNull::new(at.cast()).expect("memory that was given is somewhere");
+            at.write_bytes(0, bytes);
+            let mut pinned = Pinned { cuda: self, at, bytes, sent };
+            check("cuEventCreate", sys::cuEventCreate(&mut sent, WITHOUT_TIMES))?;
+            pinned.sent = sent;
+            Ok(Box::new(pinned))
+        }
+    }
+
+    fn open_library(&self) -> Result<(), DeviceError> {
+        self.with_library(|_| Ok(()))
+    }
+
+    unsafe fn multiply(&self, product: &Gemm) -> Result<(), DeviceError> {
+        // SAFETY: the caller's; the stream is ours.
+        self.with_library(|library| unsafe { library.multiply(product, self.stream.cast()) })
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
         self.bind()?;
         let function = self.kernel(launch.kernel, launch.shared_bytes)?;
@@ -371,6 +462,7 @@ impl Drop for Cuda {
             return;
         }
         self.forget();
+        drop(self.library.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         // SAFETY: nobody uses them any more. If the driver refuses, the process's end gives all back.
         unsafe {
             let _ = sys::cuStreamDestroy_v2(self.stream);

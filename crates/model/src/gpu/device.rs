@@ -96,6 +96,27 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Call`], also for whatever went wrong in a kernel before.
     unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Host memory of so many bytes to copy from.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError>;
+
+    /// Opens the library that [multiplies](Self::multiply), if that was not done before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Library`], [`DeviceError::Call`].
+    fn open_library(&self) -> Result<(), DeviceError>;
+
+    /// Multiplies by a library, which adds up in whatever order is quick.
+    ///
+    /// # Safety
+    /// The matrices are as long as the product says.
+    ///
+    /// # Errors
+    /// As [`open_library`](Self::open_library).
+    unsafe fn multiply(&self, product: &Gemm) -> Result<(), DeviceError>;
+
     /// Runs a kernel.
     ///
     /// # Safety
@@ -123,6 +144,45 @@ pub struct DeviceMemory {
     pub free: u64,
     /// All.
     pub total: u64,
+}
+
+/// Memory of the host from which a device copies behind the caller's back. Dropping it waits until that is done.
+pub trait Stage {
+    /// All of it, once nothing is copied any more.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`], also for whatever went wrong before.
+    fn bytes(&mut self) -> Result<&mut [u8], DeviceError>;
+
+    /// Copies the first `len` bytes to the device.
+    ///
+    /// # Safety
+    /// So many bytes stand allocated at `to`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError>;
+}
+
+/// A product of matrices of bf16, whose sums are f32: `out[token][row] = Σ weights[row][k] · x[token][k]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm {
+    /// `[rows][stride]`.
+    pub weights: Address,
+    /// `[tokens][stride]`.
+    pub x: Address,
+    /// `[tokens][rows]`, f32.
+    pub out: Address,
+    /// Outputs.
+    pub rows: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Inputs.
+    pub inputs: usize,
+    /// Numbers from a row of either matrix to the next.
+    pub stride: usize,
+    /// Memory that the library may work in, and its bytes.
+    pub scratch: (Address, usize),
 }
 
 /// A kernel, its grid and its arguments.
@@ -201,6 +261,27 @@ impl Buffer {
         );
         // SAFETY: the buffer holds them.
         unsafe { self.device.upload(self.address + offset as u64, bytes) }
+    }
+
+    /// Host memory of so many bytes from which it [takes](Self::take) some.
+    ///
+    /// # Errors
+    /// As [`Device::stage`].
+    pub fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
+        self.device.stage(bytes)
+    }
+
+    /// As [`upload`](Self::upload), from the beginning of `stage`, behind the caller's back.
+    ///
+    /// # Errors
+    /// As [`Stage::send`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    pub fn take(&self, offset: usize, stage: &mut dyn Stage, len: usize) -> Result<(), DeviceError> {
+        assert!(len <= self.bytes && offset <= self.bytes - len, "an upload within the buffer");
+        // SAFETY: the buffer holds them.
+        unsafe { stage.send(self.address + offset as u64, len) }
     }
 
     /// Fills `bytes` from its beginning on.

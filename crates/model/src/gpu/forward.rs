@@ -6,11 +6,12 @@ use galerne_collective::Collective;
 use galerne_types::Slice;
 
 use super::device::{Address, Buffer, Device, DeviceError};
+use super::fast::{Fast, Packed};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
 use super::kernels::{
-    AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Join, Kv, PLAIN, Pick, Plain, Product, QKV,
-    QKV_SEGMENT_PAIRS, Qkv, RANKS_MAX, TILE_TOKENS, Tree, add_norm, attend, each_row, is_wide, multiply,
-    sum_slots, together,
+    Activations, AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Join, Kv, Order, PLAIN, Pick,
+    Plain, Product, QKV, QKV_SEGMENT_PAIRS, Qkv, RANKS_MAX, TILE_TOKENS, Tree, add_norm, attend, each_row,
+    multiply, order, sum_slots, together,
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
@@ -48,12 +49,12 @@ impl Drop for Kept {
 }
 
 /// All that launching needs; nothing of it changes within a tile.
-struct Core {
-    weights: Arc<GpuWeights>,
+pub(super) struct Core {
+    pub(super) weights: Arc<GpuWeights>,
     ranks: Ranks,
     window: Option<usize>,
-    inputs: Inputs,
-    work: Workspace,
+    pub(super) inputs: Inputs,
+    pub(super) work: Workspace,
 }
 
 /// Leaves of a sum that is still to be made: where they begin, and their tree.
@@ -202,15 +203,15 @@ impl Core {
             false => self.meet(0, link, collective)?,
         };
         for (index, layer) in weights.layers.iter().enumerate() {
-            self.add_norm(layer.attn_norm, leaves, index == 0, false)?;
+            self.add_norm(layer.attn_norm, leaves, index == 0, self.order_for(self.fast()), false)?;
             self.tell(index, &self.work.residual, trace)?;
             self.attention(layer, index)?;
             leaves = self.reduce(2 * index + 1, link, collective)?;
-            self.add_norm(layer.mlp_norm, leaves, false, false)?;
+            self.add_norm(layer.mlp_norm, leaves, false, self.order_for(self.fast_gate_up()), false)?;
             self.mlp(layer)?;
             leaves = self.reduce(2 * index + 2, link, collective)?;
         }
-        self.add_norm(weights.final_norm, leaves, false, trace.is_some())?;
+        self.add_norm(weights.final_norm, leaves, false, self.order(), trace.is_some())?;
         self.tell(layers, &self.work.plain, trace)
     }
 
@@ -223,12 +224,12 @@ impl Core {
     ) -> Result<Leaves, ModelError> {
         let (Workspace { leaves, pieces, .. }, together) = (&self.work, self.together());
         if self.ranks.alone() {
-            return Ok(Leaves { at: leaves.address(), tree: tree_of(self.weights.shape.shards / together) });
+            let count = if self.fast().is_some() { 1 } else { self.weights.shape.shards / together };
+            return Ok(Leaves { at: leaves.address(), tree: tree_of(count) });
         }
         let len = self.len();
-        let at = |buffer: &Buffer, row: usize| buffer.address() + (row * len * size_of::<f32>()) as Address;
-        for (slot, piece) in self.ranks.own().enumerate() {
-            let (from, to) = (at(leaves, piece.start / together), at(pieces, slot));
+        for (slot, piece) in self.ranks.own().enumerate().filter(|_| self.fast().is_none()) {
+            let (from, to) = (self.row(leaves, piece.start / together), self.row(pieces, slot));
             // SAFETY: a row of each leaf and of each piece for each token.
             unsafe { sum_slots(self.device(), [from, to], [len, len], tree_of(piece.len() / together))? };
         }
@@ -254,6 +255,11 @@ impl Core {
         self.inputs.tokens * self.weights.shape.hidden
     }
 
+    /// Where sum `index` of several begins.
+    fn row(&self, sums: &Buffer, index: usize) -> Address {
+        sums.address() + (index * self.len() * size_of::<f32>()) as Address
+    }
+
     fn tell(&self, layer: usize, from: &Buffer, trace: &mut Tracer<'_>) -> Result<(), ModelError> {
         if let Some(trace) = trace {
             let mut rows = vec![0.0f32; self.inputs.tokens * self.weights.shape.hidden];
@@ -263,7 +269,7 @@ impl Core {
         Ok(())
     }
 
-    fn device(&self) -> &dyn Device {
+    pub(super) fn device(&self) -> &dyn Device {
         &*self.weights.device
     }
 
@@ -285,27 +291,43 @@ impl Core {
     }
 
     /// A product whose sums are not cut into segments.
-    fn product(&self, weights: Address, x: &Buffer, tiles: usize, pairs: usize) -> Product {
+    fn product(&self, weights: Address, x: Activations, tiles: usize) -> Product {
         Product {
             weights,
-            x: x.address(),
+            x: x.numbers,
             tiles: tiles as u32,
             tokens: self.tokens(),
-            token_tiles: self.work.token_tiles as u32,
-            pairs: pairs as u32,
-            segment: pairs.next_multiple_of(4).max(4) as u32,
+            token_tiles: x.token_tiles,
+            pairs: x.pairs,
+            segment: x.pairs.next_multiple_of(4).max(4),
             together: 1,
         }
+    }
+
+    /// Activations of the tile, a row of so many pairs of k-tiles for each shard.
+    fn activations(&self, numbers: &Buffer, [shards, pairs]: [usize; 2], order: Order) -> Activations {
+        let (numbers, token_tiles) = (numbers.address(), self.work.token_tiles as u32);
+        Activations { numbers, token_tiles, pairs: pairs as u32, shards: shards as u32, order }
+    }
+
+    /// What is normed.
+    fn normed(&self, order: Order) -> Activations {
+        self.activations(&self.work.normed, [1, self.weights.shape.hidden_pairs()], order)
+    }
+
+    /// How our own products take activations of the tile.
+    fn order(&self) -> Order {
+        order(self.device(), self.inputs.tokens)
+    }
+
+    /// How activations stand for a product that may be the library's.
+    fn order_for(&self, fast: Option<&Fast>) -> Order {
+        if fast.is_some() { Order::Rows } else { self.order() }
     }
 
     /// Shards that are summed into a leaf.
     fn together(&self) -> usize {
         together(self.device(), self.inputs.tokens, self.ranks.own())
-    }
-
-    /// Whether activations of the tile are in order, as warpgroups take them.
-    fn in_order(&self) -> u32 {
-        u32::from(is_wide(self.device(), self.inputs.tokens))
     }
 
     fn embed(&self) -> Result<(), DeviceError> {
@@ -331,6 +353,7 @@ impl Core {
         weight: Address,
         leaves: Leaves,
         starts: bool,
+        order: Order,
         plain: bool,
     ) -> Result<(), DeviceError> {
         let Shape { hidden, .. } = self.weights.shape;
@@ -338,13 +361,11 @@ impl Core {
             leaves: leaves.at,
             residual: self.work.residual.address(),
             weight,
-            out: self.work.normed.address(),
+            out: self.normed(order),
             plain: if plain { self.work.plain.address() } else { 0 },
             stride: self.len() as u64,
             hidden: hidden as u32,
-            pairs: self.weights.shape.hidden_pairs() as u32,
             starts: u32::from(starts),
-            in_order: self.in_order(),
             eps: self.weights.portion.config.norm_eps,
             tree: leaves.tree,
         };
@@ -363,7 +384,10 @@ impl Core {
             dim: shape.dim as u32,
             fp8: u32::from(self.work.kv_packing == KvPacking::Fp8),
         };
-        let product = self.product(layer.qkv, &self.work.normed, shape.qkv_tiles(), shape.hidden_pairs());
+        let fast = self.fast();
+        let order = self.order_for(fast);
+        let normed = self.normed(order);
+        let product = self.product(layer.qkv, normed, shape.qkv_tiles());
         let qkv = Qkv {
             product: Product { segment: QKV_SEGMENT_PAIRS as u32, ..product },
             positions: self.input(0),
@@ -375,53 +399,68 @@ impl Core {
             kv_heads: shape.kv_heads as u32,
             rotary_pairs: (config.head_dim / 2) as u32,
         };
+        let attended = fast.map_or(&self.work.attended, |fast| &fast.attended);
         let seen = Attend {
             queries: qkv.queries,
             kv,
             tiles: self.input(2),
             table: self.input(3),
-            out: self.work.attended.address(),
+            out: self.activations(attended, [shape.shards, shape.attended_pairs()], order),
             partials: self.work.chunks.address(),
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
             tile_count: self.inputs.tiles as u32,
-            token_tiles: self.work.token_tiles as u32,
             tokens: self.tokens(),
             kv_heads: shape.kv_heads as u32,
             group: shape.group as u32,
             window: self.window.map_or(0, |window| window as u32),
             chunks: self.chunks() as u32,
-            in_order: self.in_order(),
         };
-        let o = self.partial(layer.o, &self.work.attended, shape.attended_pairs());
         // SAFETY: `check` has seen to it that blocks exist and reach to the last position; buffers have room for a tile.
         unsafe {
-            multiply(self.device(), &QKV, (packing, &qkv.product), 1, &qkv)?;
+            match fast {
+                Some(fast) => self.multiply_fast(fast, (&qkv.product, normed), c"qkv_finished", &qkv)?,
+                None => multiply(self.device(), &QKV, (packing, &qkv.product), 1, &qkv)?,
+            }
             attend(self.device(), &seen)?;
-            multiply(self.device(), &PLAIN, (packing, &o.product), shape.shards as u32, &o)
         }
+        self.partial(layer.o, seen.out)
     }
 
     /// The MLP of one layer, into the leaves.
     fn mlp(&self, layer: &Layer) -> Result<(), DeviceError> {
-        let (shape, packing) = (&self.weights.shape, self.weights.packing);
-        let product =
-            self.product(layer.gate_up, &self.work.normed, shape.gate_up_tiles(), shape.hidden_pairs());
-        let (out, out_pairs) = (self.work.mlp.address(), shape.mlp_pairs() as u32);
-        let gate_up = GateUp { product, out, out_pairs, in_order: self.in_order() };
-        let down = self.partial(layer.down, &self.work.mlp, shape.mlp_pairs());
-        // SAFETY: buffers have room for a tile.
-        unsafe {
-            multiply(self.device(), &GATE_UP, (packing, &gate_up.product), 1, &gate_up)?;
-            multiply(self.device(), &PLAIN, (packing, &down.product), shape.shards as u32, &down)
+        let (shape, packing, fast) = (&self.weights.shape, self.weights.packing, self.fast_gate_up());
+        let normed = self.normed(self.order_for(fast));
+        let product = self.product(layer.gate_up, normed, shape.gate_up_tiles());
+        let order = self.order_for(self.fast());
+        let out = self.activations(&self.work.mlp, [shape.shards, shape.mlp_pairs()], order);
+        let gate_up = GateUp { product, out };
+        match fast {
+            Some(fast) => self.multiply_fast(fast, (&product, normed), c"gate_up_finished", &gate_up)?,
+            // SAFETY: buffers have room for a tile.
+            None => unsafe { multiply(self.device(), &GATE_UP, (packing, &product), 1, &gate_up)? },
         }
+        self.partial(layer.down, out)
     }
 
-    /// A product of each shard's columns, into a leaf of its own, or one for some shards that are summed.
-    fn partial(&self, weights: Address, x: &Buffer, pairs: usize) -> Plain {
-        let shape = &self.weights.shape;
+    /// A product of each shard's columns, into a leaf of its own, or one for some shards that are summed; or, by the library, of all
+    /// columns of each of this rank's pieces.
+    fn partial(&self, weights: Address, x: Activations) -> Result<(), DeviceError> {
+        let (shape, Workspace { leaves, pieces, .. }) = (&self.weights.shape, &self.work);
+        if let Some(fast) = self.fast() {
+            let (shards, tiles, pairs) = (shape.shards, shape.hidden_tiles(), x.pairs as usize);
+            let packed = Packed { at: weights, shards, tiles, pairs };
+            if self.ranks.alone() {
+                return self.sum_fast(fast, packed, x, shape.hidden, [(0..shards, leaves.address())]);
+            }
+            let pieces = self.ranks.own().enumerate().map(|(slot, piece)| (piece, self.row(pieces, slot)));
+            return self.sum_fast(fast, packed, x, shape.hidden, pieces);
+        }
         let together = self.together() as u32;
-        let product = Product { together, ..self.product(weights, x, shape.hidden_tiles(), pairs) };
-        Plain { product, out: self.work.leaves.address(), width: shape.hidden as u32 }
+        let product = Product { together, ..self.product(weights, x, shape.hidden_tiles()) };
+        let plain = Plain { product, out: leaves.address(), width: shape.hidden as u32 };
+        let packing = (self.weights.packing, &product);
+        // SAFETY: buffers have room for a tile.
+        unsafe { multiply(self.device(), &PLAIN, packing, shape.shards as u32, &plain) }
     }
 
     /// Numbers from a row of logits to the next.
@@ -465,19 +504,14 @@ impl Core {
         let shape = &self.weights.shape;
         let rows: Vec<u32> = round.iter().map(|wanted| wanted.row as u32).collect();
         self.work.wanted.upload(0, bytes_of(&rows))?;
-        let pick = Pick {
-            from: self.work.normed.address(),
-            wanted: self.work.wanted.address(),
-            to: self.work.picked.address(),
-            pairs: shape.hidden_pairs() as u32,
-            from_in_order: self.in_order(),
-            to_in_order: u32::from(is_wide(self.device(), rows.len())),
-        };
-        let product = Product {
-            tokens: rows.len() as u32,
+        let to = Activations {
+            numbers: self.work.picked.address(),
             token_tiles: ROUND_MAX.div_ceil(TILE_TOKENS) as u32,
-            ..self.product(self.weights.head, &self.work.picked, shape.vocab_tiles(), shape.hidden_pairs())
+            ..self.normed(order(self.device(), rows.len()))
         };
+        let pick = Pick { from: self.normed(self.order()), to, wanted: self.work.wanted.address() };
+        let tokens = rows.len() as u32;
+        let product = Product { tokens, ..self.product(self.weights.head, to, shape.vocab_tiles()) };
         let head = Plain { product, out: self.work.logits.address(), width: width as u32 };
         // SAFETY: rows of the tile, and room for a round.
         unsafe {

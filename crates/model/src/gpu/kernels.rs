@@ -31,7 +31,7 @@ pub(super) const FEW_TOKENS_MAX: u32 = 64;
 /// Most tokens that `few` takes where there are warpgroups: above it reads activations more often than weights.
 const FEW_TOKENS_MAX_BESIDE_WIDE: u32 = 32;
 /// Architecture whose warpgroups multiply.
-const HOPPER: u16 = 90;
+pub(super) const HOPPER: u16 = 90;
 /// Up to so many tokens the smaller blocks of `many` and `wide` are more of them than a GPU has multiprocessors.
 const MANY_SMALL_TOKENS_MAX: u32 = 512;
 /// Positions of a chunk of attention.
@@ -73,13 +73,30 @@ pub(super) struct Kv {
     pub(super) fp8: u32,
 }
 
+/// How activations stand in memory (`cuda/base.cuh`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Packed = 0,
+    Tiled = 1,
+    Rows = 2,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Activations {
+    pub(super) numbers: Address,
+    pub(super) token_tiles: u32,
+    pub(super) pairs: u32,
+    pub(super) shards: u32,
+    pub(super) order: Order,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct GateUp {
     pub(super) product: Product,
-    pub(super) out: Address,
-    pub(super) out_pairs: u32,
-    pub(super) in_order: u32,
+    pub(super) out: Activations,
 }
 
 #[repr(C)]
@@ -97,17 +114,15 @@ pub(super) struct Attend {
     pub(super) kv: Kv,
     pub(super) tiles: Address,
     pub(super) table: Address,
-    pub(super) out: Address,
+    pub(super) out: Activations,
     pub(super) partials: Address,
     pub(super) scale: f32,
     pub(super) tile_count: u32,
-    pub(super) token_tiles: u32,
     pub(super) tokens: u32,
     pub(super) kv_heads: u32,
     pub(super) group: u32,
     pub(super) window: u32,
     pub(super) chunks: u32,
-    pub(super) in_order: u32,
 }
 
 #[repr(C)]
@@ -148,13 +163,11 @@ pub(super) struct AddNorm {
     pub(super) leaves: Address,
     pub(super) residual: Address,
     pub(super) weight: Address,
-    pub(super) out: Address,
+    pub(super) out: Activations,
     pub(super) plain: Address,
     pub(super) stride: u64,
     pub(super) hidden: u32,
-    pub(super) pairs: u32,
     pub(super) starts: u32,
-    pub(super) in_order: u32,
     pub(super) eps: f32,
     pub(super) tree: Tree,
 }
@@ -162,12 +175,26 @@ pub(super) struct AddNorm {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Pick {
-    pub(super) from: Address,
+    pub(super) from: Activations,
+    pub(super) to: Activations,
     pub(super) wanted: Address,
-    pub(super) to: Address,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Unpack {
+    pub(super) weights: Address,
+    pub(super) out: Address,
+    pub(super) tiles: u32,
     pub(super) pairs: u32,
-    pub(super) from_in_order: u32,
-    pub(super) to_in_order: u32,
+    pub(super) shards: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Finished<F> {
+    pub(super) finish: F,
+    pub(super) sums: Address,
 }
 
 /// Ranks that meet by each other's memory at most.
@@ -222,9 +249,14 @@ pub(super) struct Kernels {
     sums: bool,
 }
 
-/// Whether warpgroups multiply so many tokens: activations are in order then.
-pub(super) fn is_wide(device: &dyn Device, tokens: usize) -> bool {
+/// Whether warpgroups multiply so many tokens.
+fn is_wide(device: &dyn Device, tokens: usize) -> bool {
     device.architecture() == HOPPER && tokens > FEW_TOKENS_MAX_BESIDE_WIDE as usize
+}
+
+/// How our products take the activations of so many tokens.
+pub(super) fn order(device: &dyn Device, tokens: usize) -> Order {
+    if is_wide(device, tokens) { Order::Tiled } else { Order::Packed }
 }
 
 pub(super) const QKV: [Kernels; 2] = [
@@ -332,6 +364,40 @@ pub(super) unsafe fn multiply<A>(
     };
     // SAFETY: the caller's.
     unsafe { device.launch(&launch) }
+}
+
+/// Takes weights out of their fragments.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn unpack(
+    device: &dyn Device,
+    packing: Packing,
+    unpack: &Unpack,
+) -> Result<(), DeviceError> {
+    const WARPS: u32 = 8;
+    /// Of a warp: 16 rows of two pairs, and what keeps banks apart.
+    const WARP_BYTES: u32 = 16 * 36 * 4;
+    let kernel = if packing == Packing::Fp8 { c"unpack_fp8" } else { c"unpack" };
+    let grid = [unpack.tiles.div_ceil(WARPS), unpack.pairs / 2, unpack.shards];
+    // SAFETY: the caller's.
+    unsafe { device.launch(&Launch::new(kernel, grid, WARPS * LANES, WARPS * WARP_BYTES, unpack)) }
+}
+
+/// Ends a product whose sums are there; `kernel` is that of its end.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(super) unsafe fn finish<F>(
+    device: &dyn Device,
+    kernel: &CStr,
+    Product { tiles, tokens, .. }: &Product,
+    finished: &Finished<F>,
+) -> Result<(), DeviceError> {
+    const WARPS: u32 = 8;
+    let grid = [tiles.div_ceil(WARPS), tokens.div_ceil(TILE_TOKENS as u32), 1];
+    // SAFETY: the caller's.
+    unsafe { device.launch(&Launch::new(kernel, grid, WARPS * LANES, 0, finished)) }
 }
 
 /// Launches a kernel that has a block for each of `rows` rows.

@@ -8,10 +8,12 @@
 
 mod cuda;
 mod device;
+mod fast;
 mod forward;
 mod inputs;
 mod kernels;
 mod layout;
+mod library;
 mod link;
 mod peers;
 mod plan;
@@ -20,7 +22,7 @@ mod weights;
 mod workspace;
 
 pub use cuda::Cuda;
-pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Launch, Shared};
+pub use device::{Address, Buffer, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
 pub(crate) use forward::Forward;
 pub(crate) use layout::KvPacking;
 pub use link::Link;

@@ -259,16 +259,15 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Reads and packs some tiles of a shard into `packed`.
+    /// Reads and packs some tiles of a shard into as many bytes.
     pub(super) fn pack(
         &self,
         matrix: &Matrix,
         shard: usize,
         tiles: Range<usize>,
-        packed: &mut Vec<u8>,
+        packed: &mut [u8],
     ) -> Result<(), ModelError> {
-        packed.clear();
-        packed.resize(tiles.len() * matrix.tile_bytes(), 0);
+        packed.fill(0);
         let columns = self.columns(&matrix.rows, shard);
         // A shard may have no heads or no MLP columns.
         let all = columns.first().zip(columns.last()).map(|(first, last)| first.0.start..last.0.end);

@@ -100,7 +100,7 @@ impl GpuWeights {
         Ok(Self { portion, device, shape, packing, memory, layers, embedding, head, final_norm })
     }
 
-    /// Bytes that `rank` takes of its GPU besides KV memory, for weights and to work in; nothing is read.
+    /// Bytes that `rank` takes of its GPU of this architecture besides KV memory, for weights and to work in; nothing is read.
     ///
     /// # Errors
     /// As [`GpuWeights::load`], but for reading.
@@ -109,9 +109,9 @@ impl GpuWeights {
     /// If `rank` is not below N.
     pub fn bytes_needed(
         checkpoint: &Checkpoint,
-        shards: Shards,
-        rank: usize,
+        (shards, rank): (Shards, usize),
         quantize: Option<Quantize>,
+        architecture: u16,
         options: &Options,
     ) -> Result<[usize; 2], ModelError> {
         let portion = Portion::new(checkpoint, shards, rank)?;
@@ -125,8 +125,9 @@ impl GpuWeights {
             step_tokens: options.step_tokens_max,
             window: None,
             kv_packing: KvPacking::of(options.kv_dtype)?,
+            fast: options.fast,
         };
-        Ok([plan.bytes, workspace_bytes(&portion.config, &shape, shards, rank, room)])
+        Ok([plan.bytes, workspace_bytes(architecture, &portion.config, &shape, (shards, rank), room)])
     }
 
     /// Bytes that they take.
@@ -150,6 +151,50 @@ impl GpuWeights {
     }
 }
 
+/// What a thread reads, packs and sends at a time.
+struct Job<'a> {
+    /// Tiles of a matrix's shard; or rows of the embedding.
+    of: Option<(&'a Matrix, usize)>,
+    range: Range<usize>,
+    /// Where it goes, and its bytes.
+    offset: usize,
+    bytes: usize,
+}
+
+/// Everything that is sent.
+fn jobs<'a>(plan: &'a Plan<'_>, embedding: usize) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    let mut cut = |of, count: usize, offset: usize, each_bytes: usize| {
+        let each = (CHUNK_BYTES / each_bytes.max(1)).max(1);
+        for first in (0..count).step_by(each) {
+            let range = first..count.min(first + each);
+            let (offset, bytes) = (offset + first * each_bytes, range.len() * each_bytes);
+            jobs.push(Job { of, range, offset, bytes });
+        }
+    };
+    for matrix in &plan.matrices {
+        for shard in 0..matrix.shards {
+            let offset = matrix.offset + shard * matrix.tiles * matrix.tile_bytes();
+            cut(Some((matrix, shard)), matrix.tiles, offset, matrix.tile_bytes());
+        }
+    }
+    cut(None, plan.shape.vocab, embedding, plan.shape.hidden * size_of::<bf16>());
+    jobs
+}
+
+/// Reads and packs what is sent at a time.
+fn pack(plan: &Plan<'_>, Job { of, range, .. }: &Job<'_>, packed: &mut [u8]) -> Result<(), ModelError> {
+    if let Some((matrix, shard)) = of {
+        return plan.pack(matrix, *shard, range.clone(), packed);
+    }
+    let first = plan.portion.cut.vocab(plan.portion.own_shards()).start;
+    let mut reader = RowReader::new(plan.checkpoint, 0..plan.shape.hidden);
+    let rows = reader.read(Weight::Embedding, first + range.start..first + range.end)?;
+    let values = rows.flatten().map(|value| value.to_le_bytes());
+    packed.as_chunks_mut().0.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+    Ok(())
+}
+
 /// Packs all matrices and the embedding, and sends them; the first error ends it.
 fn send(
     plan: &Plan<'_>,
@@ -158,55 +203,26 @@ fn send(
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<(), ModelError> {
-    let mut jobs = Vec::new();
-    for matrix in &plan.matrices {
-        let each = (CHUNK_BYTES / matrix.tile_bytes().max(1)).max(1);
-        for shard in 0..matrix.shards {
-            for first in (0..matrix.tiles).step_by(each) {
-                jobs.push((Some(matrix), shard, first..matrix.tiles.min(first + each)));
-            }
-        }
-    }
-    let row_bytes = plan.shape.hidden * size_of::<bf16>();
-    let rows = (CHUNK_BYTES / row_bytes).max(1);
-    jobs.extend(
-        (0..plan.shape.vocab).step_by(rows).map(|first| (None, 0, first..plan.shape.vocab.min(first + rows))),
-    );
-    let total =
-        (plan.matrices.iter().map(Matrix::bytes).sum::<usize>() + plan.shape.vocab * row_bytes) as u64;
+    let jobs = jobs(plan, embedding);
+    let bytes = || jobs.iter().map(|job| job.bytes);
+    let (total, largest) = (bytes().sum::<usize>() as u64, bytes().max().unwrap_or(0).max(1));
     let (next, done, failure) = (AtomicUsize::new(0), AtomicU64::new(0), Mutex::new(None));
-    let job = |(matrix, shard, range): &(Option<&Matrix>, usize, Range<usize>), packed: &mut Vec<u8>| {
-        let offset = match matrix {
-            Some(matrix) => {
-                plan.pack(matrix, *shard, range.clone(), packed)?;
-                matrix.offset + (shard * matrix.tiles + range.start) * matrix.tile_bytes()
-            }
-            None => {
-                let first = plan.portion.cut.vocab(plan.portion.own_shards()).start;
-                let columns = 0..plan.shape.hidden;
-                let mut reader = RowReader::new(plan.checkpoint, columns);
-                packed.clear();
-                for row in reader.read(Weight::Embedding, first + range.start..first + range.end)? {
-                    packed.extend(row.iter().flat_map(|value| value.to_le_bytes()));
-                }
-                embedding + range.start * row_bytes
-            }
-        };
-        memory.upload(offset, packed)?;
-        let sent = packed.len() as u64;
-        progress(done.fetch_add(sent, Ordering::Relaxed) + sent, total);
+    let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = || {
+        // One is packed while the other is on its way.
+        let (mut now, mut later) = (memory.stage(largest)?, memory.stage(largest)?);
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| failed().is_none()) {
+            pack(plan, job, &mut now.bytes()?[..job.bytes])?;
+            memory.take(job.offset, &mut *now, job.bytes)?;
+            let sent = job.bytes as u64;
+            progress(done.fetch_add(sent, Ordering::Relaxed) + sent, total);
+            std::mem::swap(&mut now, &mut later);
+        }
         Ok::<_, ModelError>(())
     };
     let work = || {
-        let mut packed = Vec::new();
-        while let Some(next) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = job(next, &mut packed) {
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                return;
-            }
-            if failure.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-                return;
-            }
+        if let Err(error) = all() {
+            failed().get_or_insert(error);
         }
     };
     std::thread::scope(|scope| {

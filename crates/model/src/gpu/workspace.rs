@@ -5,6 +5,7 @@ use galerne_types::Shards;
 use half::bf16;
 
 use super::device::{Buffer, DeviceError};
+use super::fast::{self, Fast};
 use super::inputs::{Inputs, bytes_of};
 use super::kernels::{CHUNK, FEW_TOKENS_MAX, TILE_TOKENS};
 use super::layout::KvPacking;
@@ -22,7 +23,7 @@ pub(crate) const TILE_TOKENS_MAX: usize = 2048;
 /// Bytes for what chunks of attention found, before they are merged. With more, a warp runs through its chunks.
 const CHUNK_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a tile of packed activations for each pair of k-tiles.
-const PACKED_BYTES: usize = 512;
+pub(super) const PACKED_BYTES: usize = 512;
 
 /// Sizes that the options decide.
 #[derive(Clone, Copy)]
@@ -36,15 +37,17 @@ pub(crate) struct Room {
     /// Sliding window in tokens.
     pub(crate) window: Option<usize>,
     pub(crate) kv_packing: KvPacking,
+    /// Whether a library makes products of many tokens.
+    pub(crate) fast: bool,
 }
 
 impl Room {
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.step_tokens.min(TILE_TOKENS_MAX)
     }
 
     /// Tiles of packed activations: kernels for few tokens come for 1, 2, 4 and 8 of them, and work on all of theirs.
-    fn token_tiles(&self) -> usize {
+    pub(super) fn token_tiles(&self) -> usize {
         let tiles = self.tokens().div_ceil(TILE_TOKENS);
         if self.tokens() > FEW_TOKENS_MAX as usize { tiles } else { tiles.next_power_of_two() }
     }
@@ -75,6 +78,7 @@ pub(super) struct Workspace {
     pub(super) joined: Buffer,
     /// At rank 0.
     pub(super) sampler: Sampler,
+    pub(super) fast: Option<Fast>,
     pub(super) token_tiles: usize,
 }
 
@@ -113,15 +117,16 @@ fn drawn_rows(ranks: &Ranks) -> usize {
 
 /// Bytes of everything but weights and KV memory.
 pub(super) fn workspace_bytes(
+    architecture: u16,
     config: &Config,
     shape: &Shape,
-    shards: Shards,
-    rank: usize,
+    (shards, rank): (Shards, usize),
     room: Room,
 ) -> usize {
     let ranks = Ranks::new(shards, rank);
     let buffers: usize = sizes(config, shape, &ranks, room).into_iter().sum();
-    buffers + Sampler::bytes(drawn_rows(&ranks), config.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX)
+    let fast = if room.fast { fast::sizes(architecture, shape, room).into_iter().sum() } else { 0 };
+    buffers + Sampler::bytes(drawn_rows(&ranks), config.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX) + fast
 }
 
 impl Workspace {
@@ -155,6 +160,7 @@ impl Workspace {
             logits: next()?,
             joined: next()?,
             sampler: Sampler::new(&weights.device, drawn_rows(ranks), config.vocab)?,
+            fast: if room.fast { Some(Fast::new(&weights.device, shape, room)?) } else { None },
             token_tiles: room.token_tiles(),
         })
     }

@@ -6,6 +6,7 @@ mod golden;
 mod gpu;
 mod gpu_draws;
 mod gpu_edges;
+mod gpu_fast;
 mod gpu_peers;
 mod invariance;
 mod kv;

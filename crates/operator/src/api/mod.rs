@@ -111,6 +111,10 @@ pub const API_GROUP: &str = "galerne.dev";
     "spec.numerics.compute is a choice between ways of a CPU: leave it out with spec.device.kind Cuda"
 ))]
 #[x_kube(validation = (
+    "!has(self.numerics.fast) || !self.numerics.fast || self.device.kind == 'Cuda'",
+    "spec.numerics.fast is for spec.device.kind Cuda: leave it out with Cpu"
+))]
+#[x_kube(validation = (
     "has(self.tls) == has(oldSelf.tls) || has(self.update) && has(self.update.strategy) && self.update.strategy == 'Recreate'",
     "spec.tls comes or goes with spec.update.strategy Recreate only: who speaks TLS and who does not cannot serve side by side"
 ))]

@@ -55,6 +55,9 @@ pub struct NumericsSpec {
     #[schemars(regex(pattern = "^(auto|f32|int8|bf16)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<String>,
+    /// On GPUs, whether cuBLASLt makes products of many tokens: then tokens depend on what runs beside them, and on N.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast: Option<bool>,
     /// `f32`, `bf16` or `int8`; on GPUs `bf16` or `fp8`.
     #[schemars(regex(pattern = "^(f32|bf16|int8|fp8)$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

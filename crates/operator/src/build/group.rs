@@ -163,6 +163,9 @@ impl Site<'_> {
         flag("quantize", spec.numerics.quantize.clone());
         flag("device", (spec.device.kind == DeviceKind::Cuda).then(|| "cuda".to_owned()));
         flag("threads", spec.device.threads.map(|threads| threads.to_string()));
+        if spec.numerics.fast == Some(true) {
+            args.push("--fast".into());
+        }
         // What has drained waits to be deleted: kubelet would start it again.
         args.push("--stay-when-drained".into());
         args.extend(spec.worker_args.iter().cloned());

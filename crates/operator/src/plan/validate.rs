@@ -111,6 +111,9 @@ fn wrong_device(spec: &GalerneClusterSpec) -> Option<&'static str> {
         () if gpu && is_wrong(&numerics.compute, &["auto"]) => Some(
             "spec.numerics.compute is a choice between ways of a CPU: leave it out with spec.device.kind Cuda",
         ),
+        () if !gpu && numerics.fast == Some(true) => {
+            Some("spec.numerics.fast is for spec.device.kind Cuda: leave it out with Cpu")
+        }
         () if spec.model.path.is_some() && spec.storage.ephemeral.is_some() => {
             Some("spec.model.path names what is in spec.storage already, and ephemeral storage begins empty")
         }

@@ -41,6 +41,7 @@ pub(crate) async fn what_cannot_be_is_refused(world: &World) {
             json!({ "numerics": { "kvDtype": "fp8" } }),
             "spec.numerics.kvDtype is bf16 or fp8 with spec.device.kind Cuda",
         ),
+        (json!({ "numerics": { "fast": true } }), "spec.numerics.fast is for spec.device.kind Cuda"),
         (
             json!({ "storage": { "claim": null, "hostPath": "models" } }),
             "spec.storage.hostPath begins at the root of a node",

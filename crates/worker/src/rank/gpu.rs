@@ -16,6 +16,8 @@ use crate::options::{self, RankOptions};
 pub(crate) struct Gpu {
     pub(crate) device: Arc<dyn Device>,
     index: u16,
+    /// Whether a library multiplies many tokens.
+    fast: bool,
     /// What weights become at load.
     pub(crate) quantize: Option<Quantize>,
     nccl: Option<Arc<Library>>,
@@ -52,14 +54,19 @@ impl Gpu {
             _ => Some(Library::open(LIBRARY_FILE).map_err(|error| WorkerError::Options(error.to_string()))?),
         };
         let device = Cuda::open(index.into()).map_err(ModelError::from).map_err(WorkerError::Model)?;
-        tracing::info!(index, name = device.name(), nccl = ?nccl, "GPU opened");
+        let fast = options.fast;
+        if fast {
+            device.open_library().map_err(ModelError::from).map_err(WorkerError::Model)?;
+        }
+        tracing::info!(index, name = device.name(), nccl = ?nccl, fast, "GPU opened");
         let (quantize, nccl) = (options.quantize, nccl.map(Arc::new));
-        Ok(Some(Self { device: Arc::new(device), index, quantize, nccl }))
+        Ok(Some(Self { device: Arc::new(device), index, fast, quantize, nccl }))
     }
 
     /// How it computes.
     pub(crate) fn compute(&self) -> Compute {
-        Compute::Tensor(self.device.architecture())
+        let architecture = self.device.architecture();
+        if self.fast { Compute::Fast(architecture) } else { Compute::Tensor(architecture) }
     }
 
     /// Its name in the fleet.
@@ -83,7 +90,8 @@ impl Gpu {
             self.device.memory().map_err(ModelError::from).map_err(WorkerError::Model)?;
         let [mut weights, mut workspace] = [0, 0];
         for rank in 0..shards.world_size() {
-            let of = GpuWeights::bytes_needed(checkpoint, shards, rank, self.quantize, model)
+            let (of_rank, architecture) = ((shards, rank), self.device.architecture());
+            let of = GpuWeights::bytes_needed(checkpoint, of_rank, self.quantize, architecture, model)
                 .map_err(WorkerError::Model)?;
             [weights, workspace] = [weights.max(of[0] as u64), workspace.max(of[1] as u64)];
         }

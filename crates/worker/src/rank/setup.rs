@@ -53,9 +53,8 @@ impl Setup {
         let tls = options.cluster_tls.as_ref().map(galerne_tls::cluster).transpose()?;
         let mut checkpoint = Checkpoint::open(&options.model)?;
         let gpu = Gpu::open(&options)?;
-        if gpu.is_none() && options.quantize == Some(Quantize::Fp8) {
-            let says = "--quantize fp8 is for GPUs: take q8_0 or q4_0, or leave it out".to_owned();
-            return Err(WorkerError::Options(says));
+        if gpu.is_none() {
+            check_without_gpu(&options)?;
         }
         if let Some(quantize) = options.quantize {
             checkpoint = checkpoint.quantized(quantize);
@@ -148,6 +147,18 @@ fn check(options: &RankOptions) -> Result<(), WorkerError> {
     Ok(())
 }
 
+/// What is a GPU's alone.
+fn check_without_gpu(options: &RankOptions) -> Result<(), WorkerError> {
+    let refuse = |says: &str| Err(WorkerError::Options(says.to_owned()));
+    if options.quantize == Some(Quantize::Fp8) {
+        return refuse("--quantize fp8 is for GPUs: take q8_0 or q4_0, or leave it out");
+    }
+    if options.fast {
+        return refuse("--fast is for GPUs: leave it out, or take --device cuda");
+    }
+    Ok(())
+}
+
 /// How many KV blocks a group gets: the same at all of its ranks, since all are told the same.
 fn kv_blocks(size: KvSize, block_bytes: u64, least: u64, useful: u64) -> Result<u32, WorkerError> {
     let blocks = match size {
@@ -225,6 +236,7 @@ fn shape(
         sequences_max: options.sequences_max as usize,
         step_tokens_max: options.step_tokens_max as usize,
         compute,
+        fast: options.fast,
         kv_dtype: options.kv_dtype,
         ..galerne_model::Options::default()
     };
@@ -297,5 +309,17 @@ mod tests {
         idle.threads = 0;
         assert!(check(&idle).is_err());
         assert!(check(&options().first).is_ok());
+    }
+
+    #[test]
+    fn what_is_a_gpus_alone_is_refused_without_one() {
+        let refusal = |change: &dyn Fn(&mut RankOptions)| {
+            let mut options = options().first;
+            change(&mut options);
+            check_without_gpu(&options).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert!(refusal(&|options| options.quantize = Some(Quantize::Fp8)).contains("fp8 is for GPUs"));
+        assert!(refusal(&|options| options.fast = true).contains("--fast is for GPUs"));
+        assert_eq!(refusal(&|options| options.quantize = Some(Quantize::Q8_0)), "");
     }
 }

@@ -59,6 +59,7 @@ impl Cluster {
             virtual_shards: None,
             quantize: None,
             compute: Some(Compute::F32),
+            fast: false,
             kv_dtype: KvDtype::F32,
             device: galerne_worker::Device::Cpu,
             gpu_memory_utilization: 0.9,

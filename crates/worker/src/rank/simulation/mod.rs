@@ -78,6 +78,7 @@ fn options(group: &str, host: Host, index: u16, world_size: usize) -> RankOption
         virtual_shards: None,
         quantize: None,
         compute: Some(Compute::F32),
+        fast: false,
         kv_dtype: KvDtype::F32,
         device: Device::Cpu,
         gpu_memory_utilization: 0.9,
