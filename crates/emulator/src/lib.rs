@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use galerne_model::gpu::{Address, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
 
@@ -31,6 +31,7 @@ pub struct Emulator {
     shared_bytes_max: u32,
     apart: bool,
     memory: Mutex<Memory>,
+    late: Mutex<Vec<Copy>>,
 }
 
 #[derive(Default)]
@@ -70,38 +71,48 @@ impl Block {
     }
 }
 
-/// Host memory that is copied as late as a GPU may.
+/// Host memory from which is copied as late as a GPU may: before its next work.
 struct Late {
+    gpu: Arc<Emulator>,
     bytes: Vec<u8>,
-    sent: Option<(Address, usize)>,
 }
 
-impl Late {
-    fn copy(&mut self) {
-        if let Some((to, len)) = self.sent.take() {
-            // SAFETY: so many bytes stand allocated there, as whoever sent them has said.
-            unsafe { std::ptr::copy_nonoverlapping(self.bytes.as_ptr(), to as *mut u8, len) };
-        }
-    }
+/// A copy to the device that is still to be made.
+struct Copy {
+    from: usize,
+    to: Address,
+    len: usize,
 }
 
 impl Stage for Late {
-    fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
-        self.copy();
-        Ok(&mut self.bytes)
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
-    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError> {
-        assert!(len <= self.bytes.len(), "as many bytes as there are");
-        self.copy();
-        self.sent = Some((to, len));
+    unsafe fn send(&mut self, at: usize, to: Address, len: usize) -> Result<(), DeviceError> {
+        let from = self.bytes[at..at + len].as_ptr().expose_provenance();
+        self.gpu.late().push(Copy { from, to, len });
+        Ok(())
+    }
+
+    unsafe fn receive(&mut self, at: usize, from: Address, len: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's.
+        unsafe { self.gpu.download(from, &mut self.bytes[at..at + len]) }
+    }
+
+    fn is_done(&self) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.gpu.catch_up();
         Ok(())
     }
 }
 
 impl Drop for Late {
     fn drop(&mut self) {
-        self.copy();
+        self.gpu.catch_up();
     }
 }
 
@@ -119,6 +130,7 @@ impl Emulator {
             shared_bytes_max: u32::MAX,
             apart: false,
             memory: Mutex::default(),
+            late: Mutex::default(),
         }
     }
 
@@ -135,6 +147,19 @@ impl Emulator {
     /// The same where nobody else's memory can be reached.
     pub fn apart(self) -> Self {
         Self { apart: true, ..self }
+    }
+
+    fn late(&self) -> MutexGuard<'_, Vec<Copy>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the copies that were put off.
+    fn catch_up(&self) {
+        for Copy { from, to, len } in self.late().drain(..) {
+            let from: *const u8 = std::ptr::with_exposed_provenance(from);
+            // SAFETY: whoever sent these bytes keeps them as they are until now, and as many stand allocated there.
+            unsafe { std::ptr::copy_nonoverlapping(from, to as *mut u8, len) };
+        }
     }
 
     fn locked(&self) -> MutexGuard<'_, Memory> {
@@ -185,6 +210,7 @@ impl Device for Emulator {
     }
 
     fn free(&self, address: Address) {
+        self.catch_up();
         let mut memory = self.locked();
         if let Some(block) = memory.blocks.remove(&address) {
             memory.taken -= block.taken();
@@ -216,19 +242,21 @@ impl Device for Emulator {
     }
 
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.catch_up();
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.catch_up();
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
-    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
-        Ok(Box::new(Late { bytes: vec![0; bytes], sent: None }))
+    fn stage(self: Arc<Self>, bytes: usize) -> Result<Box<dyn Stage>, DeviceError> {
+        Ok(Box::new(Late { gpu: self, bytes: vec![0; bytes] }))
     }
 
     fn open_library(&self) -> Result<(), DeviceError> {
@@ -236,6 +264,7 @@ impl Device for Emulator {
     }
 
     unsafe fn multiply(&self, product: &Gemm) -> Result<(), DeviceError> {
+        self.catch_up();
         let &Gemm { weights, x, out, rows, tokens, inputs, stride, .. } = product;
         let row = |matrix: Address, index: usize| {
             // SAFETY: the caller's.
@@ -256,6 +285,7 @@ impl Device for Emulator {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        self.catch_up();
         let (arguments, bytes) = launch.arguments();
         let name = || launch.kernel.to_string_lossy().into_owned();
         if launch.shared_bytes > self.shared_bytes_max {

@@ -43,11 +43,15 @@ template <uint32_t PERFECT, class Leaf> DEVICE float tree_sum(const Tree &tree, 
     }
 }
 
+// Behind the id of this come those of slots, whose last token is drawn by the time that it is looked up.
+constexpr uint32_t DRAWN = 1u << 31;
+
 // The rank that owns a token's row of the embedding brings it, as its first piece; what it does not own, and its other pieces,
 // are zero. A block a token.
 struct Embed {
     const uint16_t *rows; // [own][hidden], bf16
     const uint32_t *ids;
+    const uint32_t *last; // [slot]
     float *out; // [piece][token][hidden]
     uint64_t stride; // from a piece to the next
     uint32_t pieces, first, own, hidden;
@@ -56,7 +60,8 @@ struct Embed {
 KERNEL(256, 1) embed(Embed a) {
     overlap_next();
     await_inputs();
-    uint32_t token = block().x, row = a.ids[token] - a.first;
+    uint32_t token = block().x, id = a.ids[token];
+    uint32_t row = (id < DRAWN ? id : a.last[id - DRAWN]) - a.first;
     for (uint32_t piece = 0; piece < a.pieces; piece++)
         for (uint32_t i = thread(); i < a.hidden; i += threads()) {
             float x = piece == 0 && row < a.own ? widen(a.rows[size_t(row) * a.hidden + i]) : 0.0f;

@@ -8,6 +8,7 @@
 #include "base.cuh"
 
 constexpr uint32_t NONE = 0xffffffff;
+constexpr uint64_t NOBODY = ~0ull;
 // Digits of 8 bits, and their groups of 16.
 constexpr uint32_t BINS = 256, GROUP = 16;
 // Likeliest tokens that a row tells at most.
@@ -17,6 +18,7 @@ constexpr uint32_t TOPS = 20;
 struct Want {
     double scale;    // 1 / temperature; 0: the likeliest token
     uint64_t random; // 53 bits
+    uint64_t slot;   // whose last token it becomes; NOBODY if none's
     uint32_t row;
     uint32_t edits, edit_count;
     uint32_t lowest; // token that is drawn where all scores are -∞
@@ -52,6 +54,7 @@ struct Sampler {
     float *scores;     // [want][vocab]
     uint64_t *weights; // [want][vocab]
     uint32_t *ids;     // [want]
+    uint32_t *last;    // [slot]
     Told *told;        // [want]
     double one;        // the largest weight
     uint32_t vocab;
@@ -277,5 +280,8 @@ KERNEL(1024, 1) draw(Sampler a) {
         }
     }
     if (want.tops != NONE) tell(a, want, id, a.told[block().x]);
-    if (thread() == 0) a.ids[block().x] = id;
+    if (thread() == 0) {
+        a.ids[block().x] = id;
+        if (want.slot != NOBODY) a.last[want.slot] = id;
+    }
 }

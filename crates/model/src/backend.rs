@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use galerne_collective::Collective;
-use galerne_types::Slice;
+use galerne_types::{Slice, TokenOut};
 
 use crate::check::{Bounds, Place};
 use crate::error::ModelError;
@@ -106,6 +106,45 @@ impl Backend {
         match self {
             Self::Cpu(weights, forward) => forward.tile(weights, slices, places, collective, trace),
             Self::Gpu(forward) => forward.tile(slices, places, collective, trace),
+        }
+    }
+
+    /// Gives a GPU all work of a step that is one tile, if it needs the host for nothing; whether it did.
+    ///
+    /// # Errors
+    /// As [`tile`](Self::tile).
+    pub(crate) fn begin(
+        &mut self,
+        step: (&[Slice], &[Place]),
+        wanted: &[Wanted],
+        pasts: &[Option<Past>],
+        collective: &mut dyn Collective,
+    ) -> Result<bool, ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(false),
+            Self::Gpu(forward) => forward.begin(step, wanted, pasts, collective),
+        }
+    }
+
+    /// Whether the oldest step that was begun is still under way.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn is_busy(&self) -> Result<bool, ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(false),
+            Self::Gpu(forward) => forward.is_busy(),
+        }
+    }
+
+    /// What the oldest step that was begun has drawn, once it is over.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(crate) fn finish(&mut self) -> Result<Vec<TokenOut>, ModelError> {
+        match self {
+            Self::Cpu(..) => Ok(Vec::new()),
+            Self::Gpu(forward) => forward.finish(),
         }
     }
 

@@ -31,6 +31,9 @@ impl Bounds {
     }
 }
 
+/// Behind the id of this come those of slots, whose last token a step that was begun is about to draw (`cuda/rows.cu`).
+pub(crate) const DRAWN: TokenId = 1 << 31;
+
 /// A token of a step and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -90,7 +93,8 @@ pub(crate) fn place(
             }
         };
         let all = tokens.iter().chain(slice.draft());
-        if let Some(token) = all.clone().find(|token| **token as usize >= bounds.vocab) {
+        let told = if slice.input == Input::Last { &[] } else { tokens };
+        if let Some(token) = told.iter().chain(slice.draft()).find(|token| **token as usize >= bounds.vocab) {
             return Err(in_slice(format!("token {token} is beyond the vocabulary of {}", bounds.vocab)));
         }
         check_draft(slice).map_err(in_slice)?;

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::iter;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -7,7 +8,7 @@ use galerne_types::limits::KV_BLOCK_TOKENS;
 use galerne_types::{Compute, Draw, KvDtype, RequestId, Sampled, Slice, Step, TokenId, TokenOut};
 
 use crate::backend::Backend;
-use crate::check::{Bounds, Place, Places, place};
+use crate::check::{Bounds, DRAWN, Place, Places, place};
 use crate::cores::Cores;
 use crate::cut::Portion;
 use crate::error::ModelError;
@@ -106,8 +107,10 @@ pub struct Rank {
     backend: Backend,
     collective: Box<dyn Collective>,
     bounds: Bounds,
-    /// The last drawn token of each slot.
+    /// The last drawn token of each slot, or where it will be.
     last: Vec<Option<TokenId>>,
+    /// Numbers of the steps that were begun, each with the slots that it draws for.
+    begun: VecDeque<(u64, Vec<u32>)>,
     /// At rank 0, the tokens before the next draw of each slot, where penalties look back on them.
     pasts: Vec<Option<Past>>,
     head: Head,
@@ -165,6 +168,7 @@ impl Rank {
             collective,
             bounds,
             last: vec![None; bounds.sequences_max],
+            begun: VecDeque::new(),
             pasts: vec![None; bounds.sequences_max],
             head,
             places: Places::default(),
@@ -187,6 +191,69 @@ impl Rank {
     /// `masks` gives `None`: the rank is of no further use.
     pub fn step(&mut self, step: &Step, masks: &mut Masks<'_>) -> Result<Sampled, ModelError> {
         self.run(step, masks, &mut None)
+    }
+
+    /// Gives a GPU a step's work ahead of [`Rank::step`], behind that of the step before, which need not be over: where that one draws a
+    /// token that this one goes on from, it is on the device. Whether it did, or had: not for a step that needs the host while it runs
+    /// (a grammar, a draft, a score, penalties on tokens that are still to be drawn), nor for one that cannot be run, which `step` tells.
+    /// What was begun is run next, in order. A group of several ranks begins nothing.
+    ///
+    /// # Errors
+    /// As [`Rank::step`], but for [`ModelError::Step`].
+    pub fn begin(&mut self, step: &Step) -> Result<bool, ModelError> {
+        if self.begun.iter().any(|(number, _)| *number == step.number) {
+            return Ok(true);
+        }
+        let draws = || step.slices.iter().filter_map(|slice| Some((slice.slot, slice.draw.as_ref()?)));
+        let waits = |draw: &Draw| {
+            let told = self.begun.is_empty() || !draw.sampling.looks_back();
+            draw.grammar.is_none() && draw.draft.is_empty() && told
+        };
+        let scores = step.slices.iter().any(|slice| slice.score.is_some());
+        if scores || !draws().all(|(_, draw)| waits(draw)) {
+            return Ok(false);
+        }
+        if place(step, &self.bounds, &self.last, &mut self.places).is_err() || self.look_back(step).is_err() {
+            return Ok(false);
+        }
+        let places = &self.places.all[..];
+        if places.len() > self.backend.tile_tokens_max() {
+            return Ok(false);
+        }
+        find_wanted(&step.slices, places, &mut self.wanted);
+        let (work, collective) = ((&step.slices[..], places), &mut *self.collective);
+        if !self.backend.begin(work, &self.wanted, &self.pasts, collective)? {
+            return Ok(false);
+        }
+        let slots: Vec<u32> = draws().map(|(slot, _)| slot).collect();
+        self.will_draw(&slots);
+        self.begun.push_back((step.number, slots));
+        Ok(true)
+    }
+
+    /// Whether the oldest step that was begun is still under way.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn is_busy(&self) -> Result<bool, ModelError> {
+        self.backend.is_busy()
+    }
+
+    /// The last tokens of these slots are on the device, or will be.
+    fn will_draw(&mut self, slots: &[u32]) {
+        slots.iter().for_each(|&slot| self.last[slot as usize] = Some(DRAWN + slot));
+    }
+
+    /// Takes in what a step has drawn that was begun.
+    fn finish(&mut self, step: &Step) -> Result<Sampled, ModelError> {
+        self.begun.pop_front();
+        self.drawn.clear();
+        self.drawn.extend(self.backend.finish()?);
+        let sampled = self.sampled(step, Vec::new());
+        // Those that were begun since draw for some of the same slots.
+        let later: Vec<u32> = self.begun.iter().flat_map(|(_, slots)| slots).copied().collect();
+        self.will_draw(&later);
+        Ok(sampled)
     }
 
     /// As [`Rank::step`], showing hidden states and logits on the way; for tests and for finding out. All ranks are shown them, or none:
@@ -230,6 +297,14 @@ impl Rank {
         masks: &mut Masks<'_>,
         trace: &mut Tracer<'_>,
     ) -> Result<Sampled, ModelError> {
+        match self.begun.front() {
+            Some((number, _)) if *number == step.number => return self.finish(step),
+            Some((number, _)) => {
+                let what = format!("step {number} was begun, and is to be run before");
+                return Err(ModelError::Step { number: step.number, what });
+            }
+            None => {}
+        }
         place(step, &self.bounds, &self.last, &mut self.places)?;
         self.look_back(step)?;
         let (slices, collective) = (&step.slices, &mut *self.collective);

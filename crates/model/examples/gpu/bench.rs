@@ -9,7 +9,7 @@ use galerne_collective::Solo;
 use galerne_model::gpu::{Device, GpuWeights, Link, kv_bytes_per_block};
 use galerne_model::{Options, Rank};
 use galerne_types::limits::KV_BLOCK_TOKENS;
-use galerne_types::{KvDtype, Shards, Slice};
+use galerne_types::{KvDtype, Shards, Slice, Step};
 use serde_json::{Value, json};
 
 use crate::device::{Gpus, Kernels, Watched};
@@ -179,15 +179,24 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Steps of a case, and how long each took in ms, sorted.
+    /// Steps of a case, each begun while the one before runs, and how long each took in ms, sorted.
     fn steps_ms(&mut self, case: Case, steps: usize) -> Outcome<Vec<f64>> {
         let mut found = Vec::new();
-        for index in 0..self.sizes.warm_up + steps {
+        let step_at = |index: usize| {
             let slices = (0..case.batch).map(|slot| self.memory.next(slot, case.context + index, index + 1));
-            let step = step(slices.collect());
-            let start = Instant::now();
-            self.rank.step(&step, &mut |_| None)?;
-            found.push(start.elapsed().as_secs_f64() * 1e3);
+            Step { number: index as u64, ..step(slices.collect()) }
+        };
+        let script: Vec<Step> = (0..self.sizes.warm_up + steps).map(step_at).collect();
+        let mut start = Instant::now();
+        for (index, step) in script.iter().enumerate() {
+            if self.rank.begin(step)?
+                && let Some(next) = script.get(index + 1)
+            {
+                self.rank.begin(next)?;
+            }
+            self.rank.step(step, &mut |_| None)?;
+            let now = Instant::now();
+            found.push((now - std::mem::replace(&mut start, now)).as_secs_f64() * 1e3);
         }
         found.drain(..self.sizes.warm_up);
         found.sort_by(f64::total_cmp);

@@ -180,8 +180,8 @@ impl Device for Watched {
         unsafe { self.inner.download(from, bytes) }
     }
 
-    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
-        self.inner.stage(bytes)
+    fn stage(self: Arc<Self>, bytes: usize) -> Result<Box<dyn Stage>, DeviceError> {
+        Arc::clone(&self.inner).stage(bytes)
     }
 
     fn open_library(&self) -> Result<(), DeviceError> {

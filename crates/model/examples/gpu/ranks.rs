@@ -185,7 +185,13 @@ fn ids(drawn: &Drawn) -> impl Iterator<Item = ((u32, u32), TokenId)> {
 /// Runs steps at one rank.
 pub(crate) fn run_on(rank: &mut Rank, steps: &[Step], with_logits: bool) -> Outcome<Drawn> {
     let mut drawn = Drawn::new();
-    for step in steps {
+    for (index, step) in steps.iter().enumerate() {
+        if !with_logits
+            && rank.begin(step)?
+            && let Some(next) = steps.get(index + 1)
+        {
+            rank.begin(next)?;
+        }
         let mut rows = BTreeMap::<usize, VecDeque<Vec<f32>>>::new();
         let sampled = match with_logits {
             false => rank.step(step, &mut |_| None)?,

@@ -109,7 +109,8 @@ pub(crate) fn step(slices: Vec<Slice>) -> Step {
 pub(crate) fn steps(sequences: Vec<Vec<Slice>>) -> Vec<Step> {
     let count = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let mut sequences: Vec<_> = sequences.into_iter().map(Vec::into_iter).collect();
-    (0..count).map(|_| step(sequences.iter_mut().filter_map(Iterator::next).collect())).collect()
+    let slices = |_| sequences.iter_mut().filter_map(Iterator::next).collect();
+    (1..).zip((0..count).map(slices)).map(|(number, slices)| Step { number, ..step(slices) }).collect()
 }
 
 /// Tokens that repeat nothing for long.

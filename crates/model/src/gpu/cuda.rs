@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys;
 
@@ -196,50 +197,77 @@ const NON_BLOCKING: u32 = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
 /// Nobody asks events when they were.
 const WITHOUT_TIMES: u32 = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
 
-/// Memory that stays where it is, so that the device reads it by itself.
-struct Pinned<'a> {
-    cuda: &'a Cuda,
+/// Memory that stays where it is, so that the device reaches it by itself.
+struct Pinned {
+    cuda: Arc<Cuda>,
     at: NonNull<u8>,
     bytes: usize,
     /// Behind the last copy on the stream; null until it is made.
-    sent: sys::CUevent,
+    copied: sys::CUevent,
 }
 
-impl Pinned<'_> {
-    /// Returns when nothing is copied any more.
-    fn wait(&self) -> Result<(), DeviceError> {
+// SAFETY: the memory is this one's, and the driver may be called from any thread.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Puts a copy of `bytes` on the stream, and the event behind it.
+    fn copy(
+        &self,
+        bytes: Range<usize>,
+        copy: impl FnOnce(*mut c_void, sys::CUstream) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.bytes, "a copy within the memory");
         self.cuda.bind()?;
-        // SAFETY: the event is ours. One that was not recorded is not waited for.
-        unsafe { check("cuEventSynchronize", sys::cuEventSynchronize(self.sent)) }
+        // SAFETY: within the memory.
+        copy(unsafe { self.at.add(bytes.start) }.as_ptr().cast(), self.cuda.stream)?;
+        // SAFETY: both are ours.
+        unsafe { check("cuEventRecord", sys::cuEventRecord(self.copied, self.cuda.stream)) }
     }
 }
 
-impl Stage for Pinned<'_> {
-    fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
-        self.wait()?;
-        // SAFETY: so many bytes, all written once, and nobody else's.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) })
+impl Stage for Pinned {
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: so many bytes, all written once, and nobody else's but the device's, which knows its own.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) }
     }
 
-    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError> {
-        assert!(len <= self.bytes, "as many bytes as there are");
+    unsafe fn send(&mut self, at: usize, to: Address, len: usize) -> Result<(), DeviceError> {
+        self.copy(at..at + len, |from, stream| {
+            // SAFETY: the caller's; the bytes stay as they are until the event.
+            check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, len, stream) })
+        })
+    }
+
+    unsafe fn receive(&mut self, at: usize, from: Address, len: usize) -> Result<(), DeviceError> {
+        self.copy(at..at + len, |to, stream| {
+            // SAFETY: the caller's; nobody looks at the bytes before the event.
+            check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, len, stream) })
+        })
+    }
+
+    fn is_done(&self) -> Result<bool, DeviceError> {
         self.cuda.bind()?;
-        let (from, stream) = (self.at.as_ptr().cast(), self.cuda.stream);
-        // SAFETY: the caller's; the bytes stay as they are until the event.
-        unsafe {
-            check("cuMemcpyHtoDAsync", sys::cuMemcpyHtoDAsync_v2(to, from, len, stream))?;
-            check("cuEventRecord", sys::cuEventRecord(self.sent, stream))
+        // SAFETY: the event is ours. One that was not recorded is there.
+        match unsafe { sys::cuEventQuery(self.copied) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
         }
     }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.cuda.bind()?;
+        // SAFETY: as above.
+        unsafe { check("cuEventSynchronize", sys::cuEventSynchronize(self.copied)) }
+    }
 }
 
-impl Drop for Pinned<'_> {
+impl Drop for Pinned {
     fn drop(&mut self) {
         // Of a device that fails nobody knows what it still reads.
         if self.wait().is_ok() {
             // SAFETY: ours, and read by nobody. What the driver keeps it gives back when the process ends.
             let _ =
-                unsafe { (sys::cuEventDestroy_v2(self.sent), sys::cuMemFreeHost(self.at.as_ptr().cast())) };
+                unsafe { (sys::cuEventDestroy_v2(self.copied), sys::cuMemFreeHost(self.at.as_ptr().cast())) };
         }
     }
 }
@@ -377,17 +405,16 @@ impl Device for Cuda {
         }
     }
 
-    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
+    fn stage(self: Arc<Self>, bytes: usize) -> Result<Box<dyn Stage>, DeviceError> {
         self.bind()?;
-        let (mut at, mut sent) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: both are variables.
+        let mut at = ptr::null_mut();
+        // SAFETY: both out-pointers are to variables, and the memory is as long as what is written.
         unsafe {
             check("cuMemHostAlloc", sys::cuMemHostAlloc(&mut at, bytes, sys::CU_MEMHOSTALLOC_PORTABLE))?;
             let at = NonNull::new(at.cast()).expect("memory that was given is somewhere");
             at.write_bytes(0, bytes);
-            let mut pinned = Pinned { cuda: self, at, bytes, sent };
-            check("cuEventCreate", sys::cuEventCreate(&mut sent, WITHOUT_TIMES))?;
-            pinned.sent = sent;
+            let mut pinned = Pinned { cuda: self, at, bytes, copied: ptr::null_mut() };
+            check("cuEventCreate", sys::cuEventCreate(&mut pinned.copied, WITHOUT_TIMES))?;
             Ok(Box::new(pinned))
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -96,11 +97,11 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Call`], also for whatever went wrong in a kernel before.
     unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Host memory of so many bytes to copy from.
+    /// Host memory of so many bytes to copy from, and to.
     ///
     /// # Errors
     /// [`DeviceError::Call`].
-    fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError>;
+    fn stage(self: Arc<Self>, bytes: usize) -> Result<Box<dyn Stage>, DeviceError>;
 
     /// Opens the library that [multiplies](Self::multiply), if that was not done before.
     ///
@@ -146,22 +147,47 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
-/// Memory of the host from which a device copies behind the caller's back. Dropping it waits until that is done.
-pub trait Stage {
-    /// All of it, once nothing is copied any more.
-    ///
-    /// # Errors
-    /// [`DeviceError::Call`], also for whatever went wrong before.
-    fn bytes(&mut self) -> Result<&mut [u8], DeviceError>;
+/// Memory of the host that a device reads and writes behind the caller's back, in order with its work: whoever has sent something, or
+/// will receive it, keeps off these bytes until that is done. Dropping it waits.
+pub trait Stage: Send {
+    /// All of it.
+    fn bytes(&mut self) -> &mut [u8];
 
-    /// Copies the first `len` bytes to the device.
+    /// Copies so many bytes from `at` on to the device.
     ///
     /// # Safety
-    /// So many bytes stand allocated at `to`.
+    /// As many stand allocated at `to`.
     ///
     /// # Errors
     /// [`DeviceError::Call`].
-    unsafe fn send(&mut self, to: Address, len: usize) -> Result<(), DeviceError>;
+    ///
+    /// # Panics
+    /// If they end behind it.
+    unsafe fn send(&mut self, at: usize, to: Address, len: usize) -> Result<(), DeviceError>;
+
+    /// Copies so many bytes from the device to `at`.
+    ///
+    /// # Safety
+    /// As many stand allocated at `from`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    unsafe fn receive(&mut self, at: usize, from: Address, len: usize) -> Result<(), DeviceError>;
+
+    /// Whether all copies are done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`], also for whatever went wrong before.
+    fn is_done(&self) -> Result<bool, DeviceError>;
+
+    /// Returns when all copies are done.
+    ///
+    /// # Errors
+    /// As [`is_done`](Self::is_done).
+    fn wait(&self) -> Result<(), DeviceError>;
 }
 
 /// A product of matrices of bf16, whose sums are f32: `out[token][row] = Σ weights[row][k] · x[token][k]`.
@@ -263,25 +289,39 @@ impl Buffer {
         unsafe { self.device.upload(self.address + offset as u64, bytes) }
     }
 
-    /// Host memory of so many bytes from which it [takes](Self::take) some.
+    /// Host memory of so many bytes for its device.
     ///
     /// # Errors
     /// As [`Device::stage`].
-    pub fn stage(&self, bytes: usize) -> Result<Box<dyn Stage + '_>, DeviceError> {
-        self.device.stage(bytes)
+    pub fn stage(&self, bytes: usize) -> Result<Box<dyn Stage>, DeviceError> {
+        Arc::clone(&self.device).stage(bytes)
     }
 
-    /// As [`upload`](Self::upload), from the beginning of `stage`, behind the caller's back.
+    /// As [`upload`](Self::upload), from `stage`.
     ///
     /// # Errors
     /// As [`Stage::send`].
     ///
     /// # Panics
     /// If they end behind it.
-    pub fn take(&self, offset: usize, stage: &mut dyn Stage, len: usize) -> Result<(), DeviceError> {
+    pub fn take(&self, offset: usize, stage: &mut dyn Stage, from: Range<usize>) -> Result<(), DeviceError> {
+        let len = from.len();
         assert!(len <= self.bytes && offset <= self.bytes - len, "an upload within the buffer");
         // SAFETY: the buffer holds them.
-        unsafe { stage.send(self.address + offset as u64, len) }
+        unsafe { stage.send(from.start, self.address + offset as u64, len) }
+    }
+
+    /// As [`download`](Self::download), to `stage`, so many bytes.
+    ///
+    /// # Errors
+    /// As [`Stage::receive`].
+    ///
+    /// # Panics
+    /// If they end behind it.
+    pub fn give(&self, stage: &mut dyn Stage, to: Range<usize>) -> Result<(), DeviceError> {
+        assert!(to.len() <= self.bytes, "a download within the buffer");
+        // SAFETY: the buffer holds them.
+        unsafe { stage.receive(to.start, self.address, to.len()) }
     }
 
     /// Fills `bytes` from its beginning on.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use galerne_collective::Collective;
 use galerne_types::Slice;
 
+use super::ahead::Ahead;
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::fast::{Fast, Packed};
 use super::inputs::{Inputs, bytes_of, bytes_of_mut};
@@ -34,7 +35,9 @@ pub(crate) struct Forward {
     kept: Kept,
     /// Ends before the memory goes that its messages come from and go to.
     link: Link,
-    core: Core,
+    pub(super) core: Core,
+    /// What was begun, and is under way.
+    pub(super) ahead: Ahead,
     /// For what is left to the host: drawing.
     engine: Engine,
 }
@@ -51,7 +54,7 @@ impl Drop for Kept {
 /// All that launching needs; nothing of it changes within a tile.
 pub(super) struct Core {
     pub(super) weights: Arc<GpuWeights>,
-    ranks: Ranks,
+    pub(super) ranks: Ranks,
     window: Option<usize>,
     pub(super) inputs: Inputs,
     pub(super) work: Workspace,
@@ -75,9 +78,10 @@ impl Forward {
     ) -> Result<Self, ModelError> {
         let ranks = Ranks::new(weights.portion.shards, weights.portion.rank);
         let work = Workspace::new(&weights, &ranks, room)?;
+        let ahead = Ahead::new(&weights.device, if ranks.alone() { room.sequences } else { 0 })?;
         let kept = Kept(Arc::clone(&weights.device));
         let core = Core { weights, ranks, window: room.window, inputs: Inputs::default(), work };
-        Ok(Self { kept, link, core, engine })
+        Ok(Self { kept, link, core, ahead, engine })
     }
 
     /// Leaves the other ranks' GPUs.
@@ -85,10 +89,10 @@ impl Forward {
     /// # Errors
     /// [`ModelError::Collective`] if the device is not let go: then the process must end, and nothing is given back.
     pub(crate) fn close(self) -> Result<(), ModelError> {
-        let Self { kept, link, core, .. } = self;
+        let Self { kept, link, core, ahead, .. } = self;
         drop(kept);
         // What gives memory back would wait for a device that is not let go.
-        link.close().inspect_err(|_| std::mem::forget(core))
+        link.close().inspect_err(|_| std::mem::forget((core, ahead)))
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -108,7 +112,7 @@ impl Forward {
     ) -> Result<(), ModelError> {
         let Self { core, link, .. } = self;
         core.inputs.set(slices, places, core.weights.shape.group, core.window);
-        core.work.inputs.upload(0, core.inputs.bytes())?;
+        core.work.post.put(&core.work.inputs, core.inputs.bytes())?;
         let on_device = core.ranks.alone() || link.is_on_device(core.len());
         if !on_device || trace.is_some() || places.len() > FEW_TOKENS_MAX as usize {
             return core.layers(link, collective, trace);
@@ -148,30 +152,21 @@ impl Forward {
         round: &[Wanted],
         pasts: &[Option<Past>],
     ) -> Result<Read, ModelError> {
-        let Core { weights, work, ranks, .. } = &self.core;
-        let peers = self.link.peers().filter(|peers| peers.room() >= weights.shape.widest_vocab);
-        if !ranks.alone() && peers.is_none() {
+        let Self { core, link, .. } = self;
+        let peers = link.peers().filter(|peers| peers.room() >= core.weights.shape.widest_vocab);
+        if !core.ranks.alone() && peers.is_none() {
             return Ok(Read::Nothing);
         }
-        self.core.logits(round, self.core.width())?;
+        core.logits(round, core.width())?;
         if let Some(peers) = peers {
-            self.core.join(peers, round.len())?;
-            if ranks.rank() > 0 {
+            core.join(peers, round.len())?;
+            if core.ranks.rank() > 0 {
                 return Ok(Read::Elsewhere);
             }
-            self.link.wait(self.core.device())?;
+            link.wait(core.device())?;
         }
-        let ask = |&Wanted { slice, want, .. }: &Wanted| {
-            let Slice { slot, draw, score, .. } = &slices[slice];
-            match want {
-                Want::Draw(ahead) => {
-                    draw.as_ref().map(|draw| Ask::Draw(draw, ahead, pasts[*slot as usize].as_ref()))
-                }
-                Want::Score(target) => score.as_ref().map(|score| Ask::Score(target, score.top)),
-            }
-        };
-        let asks = round.iter().map(ask).collect::<Vec<_>>();
-        Ok(Read::Here(work.sampler.read(self.core.whole(), &asks)?))
+        let logits = if core.ranks.alone() { &core.work.logits } else { &core.work.joined };
+        Ok(Read::Here(core.work.sampler.read(logits, &asks(slices, round, pasts))?))
     }
 
     /// Logits of a row of the round that was [read](Self::read) last, of the whole vocabulary.
@@ -181,6 +176,24 @@ impl Forward {
     pub(crate) fn row(&self, at: usize, row: &mut [f32]) -> Result<(), ModelError> {
         Ok(self.core.whole().download_at(at * size_of_val(row), bytes_of_mut(row))?)
     }
+}
+
+/// What a round asks a device for.
+pub(super) fn asks<'a>(
+    slices: &'a [Slice],
+    round: &[Wanted],
+    pasts: &'a [Option<Past>],
+) -> Vec<Option<Ask<'a>>> {
+    let ask = |&Wanted { slice, want, .. }: &Wanted| {
+        let Slice { slot, draw, score, .. } = &slices[slice];
+        match want {
+            Want::Draw(ahead) => {
+                draw.as_ref().map(|draw| Ask::Draw(draw, ahead, pasts[*slot as usize].as_ref()))
+            }
+            Want::Score(target) => score.as_ref().map(|score| Ask::Score(target, score.top)),
+        }
+    };
+    round.iter().map(ask).collect()
 }
 
 impl Core {
@@ -336,6 +349,7 @@ impl Core {
         let arguments = Embed {
             rows: self.weights.embedding,
             ids: self.work.inputs.address(),
+            last: self.work.sampler.last(),
             out: if alone { &self.work.leaves } else { &self.work.pieces }.address(),
             stride: self.len() as u64,
             pieces: if alone { 1 } else { self.ranks.pieces_max() as u32 },
@@ -464,7 +478,7 @@ impl Core {
     }
 
     /// Numbers from a row of logits to the next.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         let shape = &self.weights.shape;
         if self.ranks.alone() { shape.vocab } else { shape.widest_vocab }
     }
@@ -500,10 +514,10 @@ impl Core {
     }
 
     /// Logits of a round, `[position][width]`.
-    fn logits(&self, round: &[Wanted], width: usize) -> Result<(), DeviceError> {
-        let shape = &self.weights.shape;
+    pub(super) fn logits(&mut self, round: &[Wanted], width: usize) -> Result<(), DeviceError> {
         let rows: Vec<u32> = round.iter().map(|wanted| wanted.row as u32).collect();
-        self.work.wanted.upload(0, bytes_of(&rows))?;
+        self.work.post.put(&self.work.wanted, bytes_of(&rows))?;
+        let shape = &self.weights.shape;
         let to = Activations {
             numbers: self.work.picked.address(),
             token_tiles: ROUND_MAX.div_ceil(TILE_TOKENS) as u32,

@@ -138,6 +138,7 @@ pub(super) struct Tree {
 pub(super) struct Embed {
     pub(super) rows: Address,
     pub(super) ids: Address,
+    pub(super) last: Address,
     pub(super) out: Address,
     pub(super) stride: u64,
     pub(super) pieces: u32,

@@ -6,6 +6,7 @@
 //! every sum follows from the model and S alone (`cuda/product.cuh`, `cuda/attention.cu`), so tokens do not depend on the batch,
 //! the chunks of a prefill, or N; they are not those of the CPU, whose arithmetic is another.
 
+mod ahead;
 mod cuda;
 mod device;
 mod fast;
@@ -17,6 +18,7 @@ mod library;
 mod link;
 mod peers;
 mod plan;
+mod post;
 mod sampler;
 mod weights;
 mod workspace;

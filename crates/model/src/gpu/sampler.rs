@@ -6,8 +6,9 @@ use std::sync::Arc;
 use galerne_types::limits::TOP_LOGPROBS_MAX;
 use galerne_types::{Draw, TokenId, TokenOut};
 
-use super::device::{Address, Buffer, Device, DeviceError, Launch};
+use super::device::{Address, Buffer, Device, DeviceError, Launch, Stage};
 use super::kernels::threads_of;
+use super::post::Post;
 use crate::sampler::{Allowed, Past, Told, Unit, random};
 
 /// What is wanted of a row of logits.
@@ -22,19 +23,45 @@ pub enum Ask<'a> {
 /// What a device needs for drawing.
 pub struct Sampler {
     device: Arc<dyn Device>,
+    post: Post,
     wants: Buffer,
     edits: Buffer,
     scores: Buffer,
     weights: Buffer,
     ids: Buffer,
     told: Buffer,
+    /// `[slot]`: what was drawn for it last, if it was drawn to be [kept](Asked::keep).
+    last: Buffer,
     vocab: usize,
+}
+
+/// What a launch is told.
+pub(super) struct Asked {
+    wants: Vec<Want>,
+    edits: Vec<Edit>,
+}
+
+impl Asked {
+    /// Rows that are not left to the host.
+    pub(super) fn len(&self) -> usize {
+        self.wants.len()
+    }
+
+    /// What is drawn becomes the last token of each of these slots.
+    pub(super) fn keep(&mut self, slots: impl Iterator<Item = u32>) {
+        self.wants.iter_mut().zip(slots).for_each(|(want, slot)| want.slot = slot.into());
+    }
+
+    fn tells(&self) -> bool {
+        self.wants.iter().any(|want| want.tops != NONE)
+    }
 }
 
 /// Scores of a launch that are changed at most, by penalties above all: 1 MiB. Rows with more are left to the host.
 const EDITS_MAX: usize = 1 << 16;
 const TOPS: usize = TOP_LOGPROBS_MAX as usize;
 const NONE: u32 = u32::MAX;
+const NOBODY: u64 = u64::MAX;
 /// Shared memory of a block: a number of 64 bits for each of 256 digits, for each group of 16, and for each warp.
 const SHARED_BYTES: u32 = (256 + 16 + 32) * 8;
 
@@ -43,6 +70,7 @@ const SHARED_BYTES: u32 = (256 + 16 + 32) * 8;
 struct Want {
     scale: f64,
     random: u64,
+    slot: u64,
     row: u32,
     edits: u32,
     edit_count: u32,
@@ -89,6 +117,7 @@ struct Arguments {
     scores: Address,
     weights: Address,
     ids: Address,
+    last: Address,
     told: Address,
     one: f64,
     vocab: u32,
@@ -96,7 +125,7 @@ struct Arguments {
 }
 
 /// Bytes of each buffer, in the order of [`Sampler`]'s fields.
-fn sizes(rows: usize, vocab: usize) -> [usize; 6] {
+fn sizes(rows: usize, slots: usize, vocab: usize) -> [usize; 7] {
     let edits = if rows == 0 { 0 } else { EDITS_MAX };
     [
         rows * size_of::<Want>(),
@@ -105,32 +134,49 @@ fn sizes(rows: usize, vocab: usize) -> [usize; 6] {
         rows * vocab * size_of::<u64>(),
         rows * size_of::<TokenId>(),
         rows * size_of::<Answer>(),
+        slots * size_of::<TokenId>(),
     ]
 }
 
+/// Bytes of what a row that is drawn from comes to: its token, and a report.
+pub(super) const ROW_BYTES: usize = size_of::<TokenId>() + size_of::<Answer>();
+
 impl Sampler {
-    /// Room for so many rows at once.
+    /// Room for so many rows at once, and for the last tokens of so many slots.
     ///
     /// # Errors
     /// As [`Device::allocate`].
-    pub fn new(device: &Arc<dyn Device>, rows: usize, vocab: usize) -> Result<Self, DeviceError> {
-        let [wants, edits, scores, weights, ids, told] =
-            sizes(rows, vocab).map(|bytes| Buffer::zeroed(device, bytes.max(1)));
+    pub fn new(
+        device: &Arc<dyn Device>,
+        rows: usize,
+        slots: usize,
+        vocab: usize,
+    ) -> Result<Self, DeviceError> {
+        let sizes = sizes(rows, slots, vocab);
+        let [wants, edits, scores, weights, ids, told, last] =
+            sizes.map(|bytes| Buffer::zeroed(device, bytes.max(1)));
         Ok(Self {
             device: Arc::clone(device),
+            post: Post::new(device, sizes[0].max(sizes[1]).max(1))?,
             wants: wants?,
             edits: edits?,
             scores: scores?,
             weights: weights?,
             ids: ids?,
             told: told?,
+            last: last?,
             vocab,
         })
     }
 
     /// Bytes that it takes.
-    pub(super) fn bytes(rows: usize, vocab: usize) -> usize {
-        sizes(rows, vocab).into_iter().sum()
+    pub(super) fn bytes(rows: usize, slots: usize, vocab: usize) -> usize {
+        sizes(rows, slots, vocab).into_iter().sum()
+    }
+
+    /// Where the last tokens are.
+    pub(super) fn last(&self) -> Address {
+        self.last.address()
     }
 
     /// What each row of `logits`, `[row][vocab]`, is asked for: the same as [`crate::sampler`] finds in it. `None` for a row
@@ -142,54 +188,105 @@ impl Sampler {
     /// # Panics
     /// If there is no room for as many rows.
     pub fn read(
-        &self,
+        &mut self,
         logits: &Buffer,
         asks: &[Option<Ask<'_>>],
     ) -> Result<Vec<Option<TokenOut>>, DeviceError> {
-        let (mut wants, mut edits) = (Vec::with_capacity(asks.len()), Vec::new());
-        for (row, ask) in (0..).zip(asks) {
-            wants.extend(ask.and_then(|ask| self.want(row, ask, &mut edits)));
-        }
+        let asked = self.asked(asks);
         let mut found = vec![None; asks.len()];
-        if wants.is_empty() {
+        if asked.wants.is_empty() {
             return Ok(found);
         }
-        self.wants.upload(0, bytes_of(&wants))?;
-        if !edits.is_empty() {
-            self.edits.upload(0, bytes_of(&edits))?;
+        self.draw(logits, &asked)?;
+        let mut ids = vec![0u32; asked.len()];
+        self.ids.download(bytes_of_mut(&mut ids))?;
+        let mut answers = vec![Answer::default(); if asked.tells() { asked.len() } else { 0 }];
+        if asked.tells() {
+            self.told.download(bytes_of_mut(&mut answers))?;
         }
-        let [wanted, edited, scores, weights, ids, told] =
-            [&self.wants, &self.edits, &self.scores, &self.weights, &self.ids, &self.told]
+        for (at, want) in asked.wants.iter().enumerate() {
+            found[want.row as usize] = Some(self.found(want, ids[at], answers.get(at)));
+        }
+        Ok(found)
+    }
+
+    /// What a launch is told of these rows, but for those that are left to the host.
+    pub(super) fn asked(&self, asks: &[Option<Ask<'_>>]) -> Asked {
+        let mut asked = Asked { wants: Vec::with_capacity(asks.len()), edits: Vec::new() };
+        for (row, ask) in (0..).zip(asks) {
+            asked.wants.extend(ask.and_then(|ask| self.want(row, ask, &mut asked.edits)));
+        }
+        asked
+    }
+
+    fn draw(&mut self, logits: &Buffer, asked: &Asked) -> Result<(), DeviceError> {
+        self.post.put(&self.wants, bytes_of(&asked.wants))?;
+        if !asked.edits.is_empty() {
+            self.post.put(&self.edits, bytes_of(&asked.edits))?;
+        }
+        let [wants, edits, scores, weights, ids, last, told] =
+            [&self.wants, &self.edits, &self.scores, &self.weights, &self.ids, &self.last, &self.told]
                 .map(Buffer::address);
         let arguments = Arguments {
             logits: logits.address(),
-            wants: wanted,
-            edits: edited,
+            wants,
+            edits,
             scores,
             weights,
             ids,
+            last,
             told,
             one: Unit::of(self.vocab).one(),
             vocab: self.vocab as u32,
             id_bits: self.vocab.next_power_of_two().ilog2().max(1).next_multiple_of(8),
         };
-        let (grid, threads) = ([wants.len() as u32, 1, 1], threads_of(arguments.vocab));
+        let (grid, threads) = ([asked.len() as u32, 1, 1], threads_of(arguments.vocab));
         // SAFETY: a row of logits for each want, and room for as many.
-        unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments))? };
-        let mut ids = vec![0u32; wants.len()];
-        self.ids.download(bytes_of_mut(&mut ids))?;
-        let tells = wants.iter().any(|want| want.tops != NONE);
-        let mut answers = vec![Answer::default(); if tells { wants.len() } else { 0 }];
-        if tells {
-            self.told.download(bytes_of_mut(&mut answers))?;
+        unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments)) }
+    }
+
+    /// Draws, and has what comes of it brought to `inbox`, behind what rows `first` and before came to; nobody waits.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    ///
+    /// # Panics
+    /// If there is no room for as many rows.
+    pub(super) fn draw_to(
+        &mut self,
+        inbox: &mut dyn Stage,
+        first: usize,
+        logits: &Buffer,
+        asked: &Asked,
+    ) -> Result<(), DeviceError> {
+        self.draw(logits, asked)?;
+        let rows = first..first + asked.len();
+        // Reports stand before ids: they want the larger alignment.
+        let ids = inbox.bytes().len() / ROW_BYTES * size_of::<Answer>();
+        if asked.tells() {
+            self.told.give(inbox, rows.start * size_of::<Answer>()..rows.end * size_of::<Answer>())?;
         }
-        for (at, (want, id)) in wants.iter().zip(ids).enumerate() {
-            found[want.row as usize] = Some(match want.tops {
-                NONE => TokenOut::unreported(id),
-                _ => answers[at].told(id).report(self.vocab),
-            });
+        self.ids.give(inbox, ids + rows.start * size_of::<TokenId>()..ids + rows.end * size_of::<TokenId>())
+    }
+
+    /// What has come to `inbox`, when it is there, of rows that were asked so.
+    pub(super) fn drawn(&self, inbox: &mut dyn Stage, asked: &[Asked]) -> Vec<TokenOut> {
+        let wants: Vec<_> = asked.iter().flat_map(|asked| &asked.wants).collect();
+        let (mut ids, mut answers) = (vec![0u32; wants.len()], vec![Answer::default(); wants.len()]);
+        let bytes = inbox.bytes();
+        let (told, drawn) = bytes.split_at(bytes.len() / ROW_BYTES * size_of::<Answer>());
+        let copy = |to: &mut [u8], from: &[u8]| to.copy_from_slice(&from[..to.len()]);
+        copy(bytes_of_mut(&mut ids), drawn);
+        copy(bytes_of_mut(&mut answers), told);
+        let all = wants.into_iter().zip(ids).zip(&answers);
+        all.map(|((want, id), answer)| self.found(want, id, Some(answer))).collect()
+    }
+
+    fn found(&self, want: &Want, id: TokenId, answer: Option<&Answer>) -> TokenOut {
+        match answer.filter(|_| want.tops != NONE) {
+            None => TokenOut::unreported(id),
+            Some(answer) => answer.told(id).report(self.vocab),
         }
-        Ok(found)
     }
 
     /// What the device is told of a row; nothing of one that it cannot do.
@@ -198,6 +295,7 @@ impl Sampler {
         let nothing = Want {
             scale: 0.0,
             random: 0,
+            slot: NOBODY,
             row,
             edits: first as u32,
             edit_count: 0,

@@ -212,8 +212,9 @@ fn send(
         // One is packed while the other is on its way.
         let (mut now, mut later) = (memory.stage(largest)?, memory.stage(largest)?);
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| failed().is_none()) {
-            pack(plan, job, &mut now.bytes()?[..job.bytes])?;
-            memory.take(job.offset, &mut *now, job.bytes)?;
+            now.wait()?;
+            pack(plan, job, &mut now.bytes()[..job.bytes])?;
+            memory.take(job.offset, &mut *now, 0..job.bytes)?;
             let sent = job.bytes as u64;
             progress(done.fetch_add(sent, Ordering::Relaxed) + sent, total);
             std::mem::swap(&mut now, &mut later);

@@ -12,6 +12,7 @@ use super::layout::KvPacking;
 use super::link::Ranks;
 use super::peers::Peers;
 use super::plan::Shape;
+use super::post::Post;
 use super::sampler::Sampler;
 use super::weights::GpuWeights;
 use crate::head::ROUND_MAX;
@@ -58,6 +59,8 @@ pub(super) struct Workspace {
     pub(super) kv: Buffer,
     pub(super) kv_packing: KvPacking,
     pub(super) turns: Buffer,
+    /// By which inputs come, and what is wanted.
+    pub(super) post: Post,
     pub(super) inputs: Buffer,
     pub(super) wanted: Buffer,
     pub(super) residual: Buffer,
@@ -126,13 +129,18 @@ pub(super) fn workspace_bytes(
     let ranks = Ranks::new(shards, rank);
     let buffers: usize = sizes(config, shape, &ranks, room).into_iter().sum();
     let fast = if room.fast { fast::sizes(architecture, shape, room).into_iter().sum() } else { 0 };
-    buffers + Sampler::bytes(drawn_rows(&ranks), config.vocab) + Peers::bytes(&ranks, Peers::LEN_MAX) + fast
+    buffers
+        + Sampler::bytes(drawn_rows(&ranks), room.sequences, config.vocab)
+        + Peers::bytes(&ranks, Peers::LEN_MAX)
+        + fast
 }
 
 impl Workspace {
     pub(super) fn new(weights: &GpuWeights, ranks: &Ranks, room: Room) -> Result<Self, DeviceError> {
         let (shape, config) = (&weights.shape, &weights.portion.config);
-        let mut sizes = sizes(config, shape, ranks, room).into_iter();
+        let sizes = sizes(config, shape, ranks, room);
+        let posted = sizes[1].max(sizes[2]);
+        let mut sizes = sizes.into_iter();
         let buffer = |bytes: usize| Buffer::zeroed(&weights.device, bytes.max(1));
         let mut next = || buffer(sizes.next().expect("a size for each buffer"));
         let turns = next()?;
@@ -144,6 +152,7 @@ impl Workspace {
             )?,
             kv_packing: room.kv_packing,
             turns,
+            post: Post::new(&weights.device, posted)?,
             inputs: next()?,
             wanted: next()?,
             residual: next()?,
@@ -159,7 +168,7 @@ impl Workspace {
             picked: next()?,
             logits: next()?,
             joined: next()?,
-            sampler: Sampler::new(&weights.device, drawn_rows(ranks), config.vocab)?,
+            sampler: Sampler::new(&weights.device, drawn_rows(ranks), room.sequences, config.vocab)?,
             fast: if room.fast { Some(Fast::new(&weights.device, shape, room)?) } else { None },
             token_tiles: room.token_tiles(),
         })

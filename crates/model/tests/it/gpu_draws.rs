@@ -124,7 +124,7 @@ proptest! {
             Some((id, top)) => Ask::Score(id, top),
             None => Ask::Draw(&row.draw, row.ahead, past.as_ref()),
         })).collect();
-        let found = Sampler::new(&device, ROWS, vocab).unwrap().read(&logits, &asks).unwrap();
+        let found = Sampler::new(&device, ROWS, 1, vocab).unwrap().read(&logits, &asks).unwrap();
         for (row, found) in rows.iter().zip(found) {
             let (found, expected) = (found.unwrap(), row.expected());
             prop_assert_eq!(bits(&found), bits(&expected), "{:?}", row);

@@ -4,6 +4,7 @@ mod drafts;
 mod formats;
 mod golden;
 mod gpu;
+mod gpu_ahead;
 mod gpu_draws;
 mod gpu_edges;
 mod gpu_fast;

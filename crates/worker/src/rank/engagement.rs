@@ -25,6 +25,12 @@ const MEET_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a rank waits for its peers in one collective operation.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether the next step is there, while a device runs one.
+const LOOK_INTERVAL: Duration = Duration::from_micros(20);
+
+/// For how long that is looked.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
 /// Values in the checked all-reduce: enough that it takes the way of a layer's sums.
 const CHECKED_VALUES: usize = 1024;
 
@@ -134,7 +140,8 @@ impl Engagement {
             pulse.computes();
             Some(mask)
         };
-        while let Some(step) = self.steps.blocking_recv() {
+        let mut next = None;
+        while let Some(step) = next.take().or_else(|| self.steps.blocking_recv()) {
             pulse.take_busy();
             pulse.begins(step.tokens());
             let sampled = if step.slices.is_empty() {
@@ -144,6 +151,9 @@ impl Engagement {
                 gaps.begin(&step);
                 let _span = trace::step(&step, self.rank);
                 failpoint::meet(point(&step, self.rank));
+                if rank.begin(&step)? {
+                    next = begin_next(rank, &mut self.steps)?;
+                }
                 let sampled = rank.run(&step, &mut mask)?;
                 gaps.end();
                 sampled
@@ -255,6 +265,22 @@ impl Engagement {
     }
 }
 
+/// Begins the next step as soon as it is there, if that is while a device still works on the one before.
+fn begin_next(rank: &mut dyn Execute, steps: &mut mpsc::Receiver<Step>) -> Result<Option<Step>, EpochError> {
+    let began = Instant::now();
+    // Whoever runs the step knows how long it may take.
+    while began.elapsed() < LOOK_MAX && rank.is_busy()? {
+        match steps.try_recv() {
+            Ok(step) => {
+                rank.begin(&step)?;
+                return Ok(Some(step));
+            }
+            Err(_) => std::thread::sleep(LOOK_INTERVAL),
+        }
+    }
+    Ok(None)
+}
+
 /// Whether a prompt is run in this step, or answers go on and nothing else.
 fn point(step: &Step, rank: usize) -> Point {
     let prompt = |slice: &Slice| matches!(&slice.input, Input::Tokens(tokens) if tokens.len() > 1);
@@ -315,4 +341,58 @@ fn secret(hex: &str) -> Result<Secret, EpochError> {
 
 fn record_error(says: String) -> EpochError {
     EpochError::Record(says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device that is busy for so many looks, during the last of which the next step comes.
+    struct Device {
+        busy: std::cell::Cell<usize>,
+        late: Option<(mpsc::Sender<Step>, Step)>,
+        begun: Vec<u64>,
+    }
+
+    impl Execute for Device {
+        fn begin(&mut self, step: &Step) -> Result<bool, EpochError> {
+            self.begun.push(step.number);
+            Ok(true)
+        }
+
+        fn is_busy(&self) -> Result<bool, EpochError> {
+            self.busy.set(self.busy.get().saturating_sub(1));
+            if let (1, Some((to, step))) = (self.busy.get(), &self.late) {
+                to.try_send(step.clone()).unwrap();
+            }
+            Ok(self.busy.get() > 0)
+        }
+
+        fn run(&mut self, _: &Step, _: &mut galerne_model::Masks<'_>) -> Result<Sampled, EpochError> {
+            unreachable!("nothing is run")
+        }
+
+        fn meet(&mut self) -> Result<(), EpochError> {
+            unreachable!("nobody is met")
+        }
+
+        fn close(self: Box<Self>) -> Result<(), EpochError> {
+            unreachable!("nothing is left")
+        }
+    }
+
+    #[test]
+    fn the_next_step_is_begun_while_the_one_before_runs() {
+        let step = |number| Step { epoch: Epoch(1), number, slices: Vec::new(), traces: Vec::new() };
+        let (to, mut steps) = mpsc::channel(2);
+        let mut device = Device { busy: 9.into(), late: Some((to.clone(), step(4))), begun: Vec::new() };
+        let next = begin_next(&mut device, &mut steps).unwrap();
+        assert_eq!((next.map(|step| step.number), device.begun), (Some(4), vec![4]));
+
+        // Once the device has nothing to do, the step before is answered first.
+        to.try_send(step(5)).unwrap();
+        let mut device = Device { busy: 1.into(), late: None, begun: Vec::new() };
+        assert!(begin_next(&mut device, &mut steps).unwrap().is_none());
+        assert_eq!((device.begun, steps.try_recv().unwrap().number), (Vec::new(), 5));
+    }
 }

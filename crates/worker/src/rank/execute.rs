@@ -11,6 +11,23 @@ use super::error::EpochError;
 
 /// One rank's part of a step. Every rank returns the same token ids.
 pub(crate) trait Execute {
+    /// May give a device a step's work before the step is run, and while the one before is: whether it did, or had. What was begun is
+    /// run next, in order.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    fn begin(&mut self, _step: &Step) -> Result<bool, EpochError> {
+        Ok(false)
+    }
+
+    /// Whether a device still works on the oldest step that was begun.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    fn is_busy(&self) -> Result<bool, EpochError> {
+        Ok(false)
+    }
+
     /// Runs `step`. Before a draw under a grammar, rank 0 asks `masks` what may be drawn.
     ///
     /// # Errors
@@ -31,6 +48,14 @@ pub(crate) trait Execute {
 }
 
 impl Execute for Rank {
+    fn begin(&mut self, step: &Step) -> Result<bool, EpochError> {
+        Self::begin(self, step).map_err(EpochError::Step)
+    }
+
+    fn is_busy(&self) -> Result<bool, EpochError> {
+        Self::is_busy(self).map_err(EpochError::Step)
+    }
+
     fn run(&mut self, step: &Step, masks: &mut Masks<'_>) -> Result<Sampled, EpochError> {
         self.step(step, masks).map_err(EpochError::Step)
     }
