@@ -159,6 +159,7 @@ static const Entry ENTRIES[] = {
     ENTRY(Pick, pick),
     ENTRY(Share, share),
     ENTRY(Join, join),
+    ENTRY(Keep, keep),
     ENTRY(Sampler, draw),
     ENTRY(Bound, read_all),
     ENTRY(Bound, copy_all),

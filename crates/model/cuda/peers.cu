@@ -68,3 +68,17 @@ KERNEL(256, 1) join(Join a) {
             [&](uint32_t at, float x) { out[start + at] = x; });
     }
 }
+
+// Tokens that rank 0 has drawn, and brought to this one: the last ones of their slots.
+struct Keep {
+    const uint32_t *from, *slots; // [row]
+    uint32_t *ids;                // [row]
+    uint32_t *last;               // [slot]
+    uint32_t count;
+};
+
+KERNEL(32, 1) keep(Keep a) {
+    overlap_next();
+    await_inputs();
+    for (uint32_t i = thread(); i < a.count; i += threads()) a.ids[i] = a.last[a.slots[i]] = a.from[i];
+}

@@ -109,6 +109,14 @@ impl Backend {
         }
     }
 
+    /// Whether steps can be [begun](Self::begin).
+    pub(crate) fn begins(&self) -> bool {
+        match self {
+            Self::Cpu(..) => false,
+            Self::Gpu(forward) => forward.begins(),
+        }
+    }
+
     /// Gives a GPU all work of a step that is one tile, if it needs the host for nothing; whether it did.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::check::{Bounds, DRAWN, Place, Places, place};
 use crate::cores::Cores;
 use crate::cut::Portion;
 use crate::error::ModelError;
-use crate::gpu::{GpuWeights, Link};
+use crate::gpu::{EDITS_MAX, GpuWeights, Link};
 use crate::head::{Head, How, Read, Want, Wanted};
 use crate::products::Engine;
 use crate::sampler::{Mask, Past};
@@ -196,7 +196,8 @@ impl Rank {
     /// Gives a GPU a step's work ahead of [`Rank::step`], behind that of the step before, which need not be over: where that one draws a
     /// token that this one goes on from, it is on the device. Whether it did, or had: not for a step that needs the host while it runs
     /// (a grammar, a draft, a score, penalties on tokens that are still to be drawn), nor for one that cannot be run, which `step` tells.
-    /// What was begun is run next, in order. A group of several ranks begins nothing.
+    /// What was begun is run next, in order. Of a group of several ranks it is the devices that tell each other what is drawn: all begin
+    /// the same steps, sooner or later, and only if they have each other's memory.
     ///
     /// # Errors
     /// As [`Rank::step`], but for [`ModelError::Step`].
@@ -204,13 +205,16 @@ impl Rank {
         if self.begun.iter().any(|(number, _)| *number == step.number) {
             return Ok(true);
         }
+        // What is said of a step of several ranks must not depend on what only some of them know.
+        let alone = self.collective.world_size() == 1;
         let draws = || step.slices.iter().filter_map(|slice| Some((slice.slot, slice.draw.as_ref()?)));
         let waits = |draw: &Draw| {
-            let told = self.begun.is_empty() || !draw.sampling.looks_back();
+            let told = alone && self.begun.is_empty() || !draw.sampling.looks_back();
             draw.grammar.is_none() && draw.draft.is_empty() && told
         };
+        let edits: usize = draws().map(|(_, draw)| draw.sampling.logit_bias.len() + draw.banned.len()).sum();
         let scores = step.slices.iter().any(|slice| slice.score.is_some());
-        if scores || !draws().all(|(_, draw)| waits(draw)) {
+        if !self.backend.begins() || scores || edits > EDITS_MAX || !draws().all(|(_, draw)| waits(draw)) {
             return Ok(false);
         }
         if place(step, &self.bounds, &self.last, &mut self.places).is_err() || self.look_back(step).is_err() {
@@ -304,6 +308,9 @@ impl Rank {
                 return Err(ModelError::Step { number: step.number, what });
             }
             None => {}
+        }
+        if trace.is_none() && self.begin(step)? {
+            return self.finish(step);
         }
         place(step, &self.bounds, &self.last, &mut self.places)?;
         self.look_back(step)?;

@@ -8,8 +8,11 @@ use galerne_collective::Collective;
 use galerne_types::{Slice, TokenOut};
 
 use super::device::{Device, DeviceError, Stage};
-use super::forward::{Forward, asks};
+use super::forward::{Core, Forward, asks};
+use super::inputs::bytes_of;
+use super::peers::Turn;
 use super::sampler::{Asked, ROW_BYTES};
+use super::workspace::Workspace;
 use crate::check::Place;
 use crate::error::ModelError;
 use crate::head::{ROUND_MAX, Want, Wanted};
@@ -29,17 +32,23 @@ pub(super) struct Ahead {
 type Inbox = Box<dyn Stage>;
 
 impl Ahead {
-    /// Room for steps that draw so many tokens; none are begun if that is 0.
+    /// Room for steps that draw so many tokens.
     pub(super) fn new(device: &Arc<dyn Device>, rows_max: usize) -> Result<Self, DeviceError> {
-        let inboxes = if rows_max == 0 { 0 } else { AHEAD_MAX };
-        let free = (0..inboxes).map(|_| Arc::clone(device).stage(rows_max * ROW_BYTES));
+        let free = (0..AHEAD_MAX).map(|_| Arc::clone(device).stage(rows_max * ROW_BYTES));
         Ok(Self { begun: VecDeque::new(), free: free.collect::<Result<_, _>>()?, rows_max })
     }
 }
 
 impl Forward {
+    /// Whether steps can be begun: where tokens are drawn on a device, they come to all by the devices alone.
+    pub(crate) fn begins(&self) -> bool {
+        let Core { ranks, weights, .. } = &self.core;
+        ranks.alone() || self.link.peers(weights.shape.widest_vocab).is_some()
+    }
+
     /// Gives the device all work of a step that is one tile, of which every wanted row is drawn from. `false`, and nothing was done, if
-    /// it needs the host in between, or too many steps are under way.
+    /// it needs the host in between, or too many steps are under way. All ranks come to the same, but for the latter, which they find
+    /// out at no step that [`finish`](Self::finish) was called before.
     ///
     /// # Errors
     /// As [`Forward::tile`].
@@ -54,27 +63,57 @@ impl Forward {
         if wanted.is_empty() || !draws || wanted.len() > self.ahead.rows_max {
             return Ok(false);
         }
-        let Some(mut inbox) = self.ahead.free.pop() else { return Ok(false) };
         let slots =
             |round: &[Wanted]| round.iter().map(|wanted| slices[wanted.slice].slot).collect::<Vec<_>>();
-        let mut rounds = Vec::new();
-        for round in wanted.chunks(ROUND_MAX) {
-            let mut asked = self.core.work.sampler.asked(&asks(slices, round, pasts));
-            if asked.len() < round.len() {
-                self.ahead.free.push(inbox);
-                return Ok(false);
-            }
-            asked.keep(slots(round).into_iter());
-            rounds.push(asked);
-        }
+        let rounds: Vec<_> = wanted.chunks(ROUND_MAX).map(|round| (round, slots(round))).collect();
+        let Some(asked) = self.asked(slices, &rounds, pasts) else { return Ok(false) };
+        let Some(mut inbox) = self.ahead.free.pop() else { return Ok(false) };
         self.tile(slices, places, collective, &mut None)?;
-        let core = &mut self.core;
-        for (number, (round, asked)) in wanted.chunks(ROUND_MAX).zip(&rounds).enumerate() {
-            core.logits(round, core.width())?;
-            core.work.sampler.draw_to(&mut *inbox, number * ROUND_MAX, &core.work.logits, asked)?;
+        for (number, ((round, slots), asked)) in rounds.iter().zip(&asked).enumerate() {
+            self.draw(round, slots, asked)?;
+            self.core.work.sampler.give(&mut *inbox, number * ROUND_MAX, asked)?;
         }
-        self.ahead.begun.push_back((inbox, rounds));
+        self.ahead.begun.push_back((inbox, asked));
         Ok(true)
+    }
+
+    /// What each round's rows are asked for, if none is left to the host.
+    fn asked(
+        &self,
+        slices: &[Slice],
+        rounds: &[(&[Wanted], Vec<u32>)],
+        pasts: &[Option<Past>],
+    ) -> Option<Vec<Asked>> {
+        let of = |(round, slots): &(&[Wanted], Vec<u32>)| {
+            if self.core.ranks.rank() > 0 {
+                return Some(Asked::elsewhere(round.len()));
+            }
+            let mut asked = self.core.work.sampler.asked(&asks(slices, round, pasts));
+            asked.keep(slots.iter().copied());
+            Some(asked).filter(|asked| asked.len() == round.len())
+        };
+        rounds.iter().map(of).collect()
+    }
+
+    /// Draws where the logits are, and brings the tokens to all ranks' devices.
+    fn draw(&mut self, round: &[Wanted], slots: &[u32], asked: &Asked) -> Result<(), ModelError> {
+        let Self { core, link, .. } = self;
+        core.logits(round, core.width())?;
+        if core.ranks.alone() {
+            return Ok(core.work.sampler.draw(&core.work.logits, asked)?);
+        }
+        let Some(peers) = link.peers(core.weights.shape.widest_vocab) else { return Ok(()) };
+        core.join(peers, round.len())?;
+        let Workspace { sampler, joined, post, wanted, .. } = &mut core.work;
+        if core.ranks.rank() == 0 {
+            sampler.draw(joined, asked)?;
+        }
+        let from = peers.bring(sampler.ids(), 0..round.len().next_multiple_of(4), Turn::drawn())?;
+        if core.ranks.rank() > 0 {
+            post.put(wanted, bytes_of(slots))?; // which rows were wanted is known
+            sampler.keep(from, wanted, round.len())?;
+        }
+        Ok(())
     }
 
     /// Whether the oldest step that was begun is still under way.
@@ -88,9 +127,10 @@ impl Forward {
     /// Waits for the oldest step that was begun; what was drawn, in order.
     ///
     /// # Errors
-    /// [`ModelError::Device`].
+    /// [`ModelError::Device`]; [`ModelError::Collective`] if the other ranks are lost meanwhile.
     pub(crate) fn finish(&mut self) -> Result<Vec<TokenOut>, ModelError> {
         let Some((mut inbox, rounds)) = self.ahead.begun.pop_front() else { return Ok(Vec::new()) };
+        self.link.wait_until(|| inbox.is_done())?;
         inbox.wait()?;
         let drawn = self.core.work.sampler.drawn(&mut *inbox, &rounds);
         self.ahead.free.push(inbox);

@@ -34,7 +34,7 @@ pub(crate) struct Forward {
     /// What is kept to be replayed names the link and the memory, so it goes first.
     kept: Kept,
     /// Ends before the memory goes that its messages come from and go to.
-    link: Link,
+    pub(super) link: Link,
     pub(super) core: Core,
     /// What was begun, and is under way.
     pub(super) ahead: Ahead,
@@ -78,7 +78,7 @@ impl Forward {
     ) -> Result<Self, ModelError> {
         let ranks = Ranks::new(weights.portion.shards, weights.portion.rank);
         let work = Workspace::new(&weights, &ranks, room)?;
-        let ahead = Ahead::new(&weights.device, if ranks.alone() { room.sequences } else { 0 })?;
+        let ahead = Ahead::new(&weights.device, room.sequences)?;
         let kept = Kept(Arc::clone(&weights.device));
         let core = Core { weights, ranks, window: room.window, inputs: Inputs::default(), work };
         Ok(Self { kept, link, core, ahead, engine })
@@ -153,7 +153,7 @@ impl Forward {
         pasts: &[Option<Past>],
     ) -> Result<Read, ModelError> {
         let Self { core, link, .. } = self;
-        let peers = link.peers().filter(|peers| peers.room() >= core.weights.shape.widest_vocab);
+        let peers = link.peers(core.weights.shape.widest_vocab);
         if !core.ranks.alone() && peers.is_none() {
             return Ok(Read::Nothing);
         }
@@ -165,8 +165,9 @@ impl Forward {
             }
             link.wait(core.device())?;
         }
-        let logits = if core.ranks.alone() { &core.work.logits } else { &core.work.joined };
-        Ok(Read::Here(core.work.sampler.read(logits, &asks(slices, round, pasts))?))
+        let Workspace { sampler, logits, joined, .. } = &mut core.work;
+        let logits = if core.ranks.alone() { logits } else { joined };
+        Ok(Read::Here(sampler.read(logits, &asks(slices, round, pasts))?))
     }
 
     /// Logits of a row of the round that was [read](Self::read) last, of the whole vocabulary.
@@ -489,7 +490,7 @@ impl Core {
     }
 
     /// Brings the logits of so many positions to rank 0, side by side.
-    fn join(&self, peers: &Peers, positions: usize) -> Result<(), ModelError> {
+    pub(super) fn join(&self, peers: &Peers, positions: usize) -> Result<(), ModelError> {
         let (portion, width, ranks) = (&self.weights.portion, self.width(), self.ranks.world_size());
         let mut starts = [0; RANKS_MAX + 1];
         for (rank, start) in starts.iter_mut().skip(1).enumerate().take(ranks) {

@@ -226,6 +226,16 @@ pub(super) struct Join {
     pub(super) ranks: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Keep {
+    pub(super) from: Address,
+    pub(super) slots: Address,
+    pub(super) ids: Address,
+    pub(super) last: Address,
+    pub(super) count: u32,
+}
+
 /// How many of a rank's shards a product of so many tokens can sum: those of each of `pieces`, nodes of the tree, in groups that are
 /// nodes, too.
 pub(super) fn together(

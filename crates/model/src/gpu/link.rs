@@ -6,7 +6,7 @@ use galerne_collective::Collective;
 use galerne_collective::nccl::{Communicator, Gathered};
 use galerne_types::Shards;
 
-use super::device::{Address, Buffer, Device};
+use super::device::{Address, Buffer, Device, DeviceError};
 use super::inputs::{bytes_of, bytes_of_mut};
 use super::kernels::{Tree, sum_slots};
 use super::layout;
@@ -109,9 +109,9 @@ impl Link {
         matches!(self.far, Far::Nccl(_)) || self.near.as_ref().is_some_and(|peers| peers.take(len))
     }
 
-    /// The memory of all ranks' GPUs, if each has all of it.
-    pub(super) fn peers(&self) -> Option<&Peers> {
-        self.near.as_ref()
+    /// The memory of all ranks' GPUs, if each has all of it, and room for so many logits.
+    pub(super) fn peers(&self, logits: usize) -> Option<&Peers> {
+        self.near.as_ref().filter(|peers| peers.room() >= logits)
     }
 
     /// Sums `len` numbers over all ranks. The sum's leaves are where the answer says, in its tree, until the turn after the next.
@@ -154,11 +154,22 @@ impl Link {
     /// Waits until the device has done all that it was given.
     ///
     /// # Errors
-    /// [`ModelError::Collective`] if the epoch ends meanwhile, or the wait takes too long.
+    /// As [`wait_until`](Self::wait_until).
     pub(super) fn wait(&self, device: &dyn Device) -> Result<(), ModelError> {
+        self.wait_until(|| device.is_idle())
+    }
+
+    /// Waits until the device has come to what `done` asks for.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if the epoch ends meanwhile, or the wait takes too long.
+    pub(super) fn wait_until(
+        &self,
+        mut done: impl FnMut() -> Result<bool, DeviceError>,
+    ) -> Result<(), ModelError> {
         match (&self.far, &self.near) {
-            (Far::Nccl(nccl), _) => nccl.wait("a step", || Ok(device.is_idle()?)),
-            (Far::Host, Some(peers)) => peers.wait(),
+            (Far::Nccl(nccl), _) => nccl.wait("a step", || Ok(done()?)),
+            (Far::Host, Some(peers)) => peers.wait(|| Ok(done()?)),
             (Far::Host, None) => Ok(()), // whoever reads what was computed waits
         }
     }

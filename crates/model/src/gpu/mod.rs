@@ -29,6 +29,7 @@ pub(crate) use forward::Forward;
 pub(crate) use layout::KvPacking;
 pub use link::Link;
 pub use peers::{Peers, Turn};
+pub(crate) use sampler::EDITS_MAX;
 pub use sampler::{Ask, Sampler};
 pub use weights::{GpuWeights, kv_bytes_per_block};
 pub(crate) use workspace::{Room, TILE_TOKENS_MAX};

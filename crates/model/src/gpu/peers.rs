@@ -21,6 +21,7 @@ const THREADS: u32 = 512;
 /// Numbers that are moved at once.
 const QUAD: usize = 4;
 /// Two that take turns, and one each for a step's last sum and a round's last rows: what follows these begins with the first of the two.
+/// What was drawn from these rows comes where the last sum came, which has been read.
 const INBOXES: usize = 4;
 /// How long the first turn of all may take.
 const TRIAL_S_MAX: Duration = Duration::from_secs(2);
@@ -239,8 +240,11 @@ impl Peers {
     }
 
     /// As [`AbortHandle::wait_for_device`].
-    pub(super) fn wait<E: From<CollectiveError> + From<DeviceError>>(&self) -> Result<(), E> {
-        self.abort.wait_for_device("a step", self.timeout, || Ok(self.device.is_idle()?))
+    pub(super) fn wait<E: From<CollectiveError>>(
+        &self,
+        done: impl FnMut() -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.abort.wait_for_device("a step", self.timeout, done)
     }
 }
 
@@ -254,6 +258,11 @@ impl Turn {
     /// One of so many sums of a step.
     pub fn sum(number: usize, of: usize) -> Self {
         Self { inbox: if number + 1 == of { 2 } else { number % 2 } }
+    }
+
+    /// What was drawn from a round's logits.
+    pub(super) fn drawn() -> Self {
+        Self { inbox: 2 }
     }
 
     /// One of so many that bring a round's logits.

@@ -7,8 +7,9 @@ use galerne_types::limits::TOP_LOGPROBS_MAX;
 use galerne_types::{Draw, TokenId, TokenOut};
 
 use super::device::{Address, Buffer, Device, DeviceError, Launch, Stage};
-use super::kernels::threads_of;
+use super::kernels::{Keep, threads_of};
 use super::post::Post;
+use crate::head::ROUND_MAX;
 use crate::sampler::{Allowed, Past, Told, Unit, random};
 
 /// What is wanted of a row of logits.
@@ -42,6 +43,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// So many rows of which only tokens come, from wherever they are drawn.
+    pub(super) fn elsewhere(rows: usize) -> Self {
+        Self { wants: vec![Want::new(0); rows], edits: Vec::new() }
+    }
+
     /// Rows that are not left to the host.
     pub(super) fn len(&self) -> usize {
         self.wants.len()
@@ -58,7 +64,7 @@ impl Asked {
 }
 
 /// Scores of a launch that are changed at most, by penalties above all: 1 MiB. Rows with more are left to the host.
-const EDITS_MAX: usize = 1 << 16;
+pub(crate) const EDITS_MAX: usize = 1 << 16;
 const TOPS: usize = TOP_LOGPROBS_MAX as usize;
 const NONE: u32 = u32::MAX;
 const NOBODY: u64 = u64::MAX;
@@ -83,6 +89,29 @@ struct Want {
     repetition: f32,
     frequency: f32,
     presence: f32,
+}
+
+impl Want {
+    /// The likeliest token, and nothing else.
+    fn new(row: u32) -> Self {
+        Self {
+            scale: 0.0,
+            random: 0,
+            slot: NOBODY,
+            row,
+            edits: 0,
+            edit_count: 0,
+            lowest: 0,
+            given: NONE,
+            tops: NONE,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+        }
+    }
 }
 
 #[repr(C)]
@@ -132,7 +161,7 @@ fn sizes(rows: usize, slots: usize, vocab: usize) -> [usize; 7] {
         edits * size_of::<Edit>(),
         rows * vocab * size_of::<f32>(),
         rows * vocab * size_of::<u64>(),
-        rows * size_of::<TokenId>(),
+        rows.max(ROUND_MAX) * size_of::<TokenId>(), // also where others draw
         rows * size_of::<Answer>(),
         slots * size_of::<TokenId>(),
     ]
@@ -219,7 +248,14 @@ impl Sampler {
         asked
     }
 
-    fn draw(&mut self, logits: &Buffer, asked: &Asked) -> Result<(), DeviceError> {
+    /// Draws; nobody waits.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    ///
+    /// # Panics
+    /// If there is no room for as many rows.
+    pub(super) fn draw(&mut self, logits: &Buffer, asked: &Asked) -> Result<(), DeviceError> {
         self.post.put(&self.wants, bytes_of(&asked.wants))?;
         if !asked.edits.is_empty() {
             self.post.put(&self.edits, bytes_of(&asked.edits))?;
@@ -245,21 +281,27 @@ impl Sampler {
         unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments)) }
     }
 
-    /// Draws, and has what comes of it brought to `inbox`, behind what rows `first` and before came to; nobody waits.
+    /// What was drawn, a row after the other.
+    pub(super) fn ids(&self) -> &Buffer {
+        &self.ids
+    }
+
+    /// Takes so many tokens that were drawn elsewhere for last ones of `slots`, `[row]`.
     ///
     /// # Errors
     /// As [`Device::launch`].
+    pub(super) fn keep(&self, from: Address, slots: &Buffer, count: usize) -> Result<(), DeviceError> {
+        let (ids, last) = (self.ids.address(), self.last.address());
+        let keep = Keep { from, slots: slots.address(), ids, last, count: count as u32 };
+        // SAFETY: as many tokens and slots, which there are.
+        unsafe { self.device.launch(&Launch::new(c"keep", [1, 1, 1], 32, 0, &keep)) }
+    }
+
+    /// Has what was drawn brought to `inbox`, behind what the first rows of a step came to.
     ///
-    /// # Panics
-    /// If there is no room for as many rows.
-    pub(super) fn draw_to(
-        &mut self,
-        inbox: &mut dyn Stage,
-        first: usize,
-        logits: &Buffer,
-        asked: &Asked,
-    ) -> Result<(), DeviceError> {
-        self.draw(logits, asked)?;
+    /// # Errors
+    /// As [`Stage::receive`].
+    pub(super) fn give(&self, inbox: &mut dyn Stage, first: usize, asked: &Asked) -> Result<(), DeviceError> {
         let rows = first..first + asked.len();
         // Reports stand before ids: they want the larger alignment.
         let ids = inbox.bytes().len() / ROW_BYTES * size_of::<Answer>();
@@ -292,23 +334,7 @@ impl Sampler {
     /// What the device is told of a row; nothing of one that it cannot do.
     fn want(&self, row: u32, ask: Ask<'_>, edits: &mut Vec<Edit>) -> Option<Want> {
         let first = edits.len();
-        let nothing = Want {
-            scale: 0.0,
-            random: 0,
-            slot: NOBODY,
-            row,
-            edits: first as u32,
-            edit_count: 0,
-            lowest: 0,
-            given: NONE,
-            tops: NONE,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition: 1.0,
-            frequency: 0.0,
-            presence: 0.0,
-        };
+        let nothing = Want { edits: first as u32, ..Want::new(row) };
         let (draw, ahead, past) = match ask {
             Ask::Score(id, tops) => return Some(Want { given: id, tops, ..nothing }),
             Ask::Draw(Draw { grammar: Some(_), .. }, ..) => return None,

@@ -1,13 +1,14 @@
 //! Steps that a GPU is given before the one before is over.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use galerne_checkpoint::Checkpoint;
-use galerne_model::{Options, Rank};
+use galerne_model::{Mask, Options, Rank};
 use galerne_types::{Draw, Epoch, History, Input, RequestId, Sampled, Sampling, Score, Slice, Step, TokenId};
 
 use crate::gpu::gpu_options;
-use crate::support::group::{load, load_on_gpus, options, run_ranks};
+use crate::support::group::{load, load_on_gpus, options, run_ranks, run_ranks_near};
 use crate::support::script::{greedy, known, sampled, sequence, steps};
 
 const VOCAB: u32 = 1024;
@@ -29,6 +30,11 @@ fn last(slot: u32, start: usize, draw: Draw) -> Slice {
     Slice { input: Input::Last, ..known(slot, start, &[0], Some(draw)) }
 }
 
+/// A grammar that binds nothing.
+fn everything() -> Mask {
+    vec![u32::MAX; VOCAB as usize / 32].into()
+}
+
 /// What each step draws; where `ahead`, each is begun before the one before is run, if that can be. And which were.
 fn run(rank: &mut Rank, script: &[Step], ahead: bool) -> (Vec<Sampled>, Vec<bool>) {
     let (mut found, mut begun) = (Vec::new(), Vec::new());
@@ -36,33 +42,58 @@ fn run(rank: &mut Rank, script: &[Step], ahead: bool) -> (Vec<Sampled>, Vec<bool
         if ahead && rank.begin(step).unwrap() {
             begun.push(script.get(at + 1).is_some_and(|next| rank.begin(next).unwrap()));
         }
-        found.push(rank.step(step, &mut |_| Some(vec![u32::MAX; VOCAB as usize / 32].into())).unwrap());
+        found.push(rank.step(step, &mut |_| Some(everything())).unwrap());
     }
     (found, begun)
 }
 
-#[test]
-fn what_is_begun_ahead_draws_what_is_run_step_by_step() {
-    let gpu = load_on_gpus(&bard(), None, 4, 1);
+/// Sequences of all kinds, of which one is bound by a grammar at its fourth token.
+fn script() -> Vec<Step> {
     let warm = Sampling { temperature: 0.9, seed: 5, logprobs: Some(3), ..Sampling::greedy() };
-    let biased = Sampling { logit_bias: vec![(7, 4.0)], top_p: 0.9, seed: 9, ..warm };
+    let biased = Sampling { logit_bias: vec![(7, 4.0)], top_p: 0.9, seed: 9, ..warm.clone() };
     let mut constrained = sequence(2, &prompt(5, 3), 5, 7);
-    let bound = constrained[3].draw.as_mut().unwrap();
-    bound.grammar = Some(RequestId(2));
+    constrained[BOUND].draw.as_mut().unwrap().grammar = Some(RequestId(2));
     let mut again = sequence(3, &prompt(4, 8), 4, 2);
     again.extend(sequence(3, &prompt(9, 9), 4, 3));
-    let script = steps(vec![
-        sequence(0, &prompt(40, 1), 11, 5),
-        sampled(&warm, sequence(1, &prompt(7, 2), 7, 9)),
-        constrained,
-        sampled(&biased, again),
-    ]);
+    let first = sequence(0, &prompt(40, 1), 11, 5);
+    steps(vec![first, sampled(&warm, sequence(1, &prompt(7, 2), 7, 9)), constrained, sampled(&biased, again)])
+}
+
+const BOUND: usize = 3;
+
+#[test]
+fn what_is_begun_ahead_draws_what_is_run_step_by_step() {
+    let (gpu, script) = (load_on_gpus(&bard(), None, 4, 1), script());
     let [plain, ahead] =
         [false, true].map(|ahead| run_ranks(&gpu, &gpu_options(), |rank| run(rank, &script, ahead)));
     assert_eq!(ahead.0, plain.0);
     // The last one has none behind it, and the one under a grammar waits for the host.
-    let expected = (0..script.len()).filter(|at| *at != 3).map(|at| at != 2 && at + 1 < script.len());
-    assert_eq!(ahead.1, expected.collect::<Vec<_>>());
+    let begun =
+        (0..script.len()).filter(|at| *at != BOUND).map(|at| at + 1 != BOUND && at + 1 < script.len());
+    assert_eq!(ahead.1, begun.collect::<Vec<_>>());
+    // What is watched passes through the host.
+    let watched = run_ranks(&gpu, &gpu_options(), |rank| {
+        let step = |step| rank.step_traced(step, &mut |_| Some(everything()), &mut |_| ()).unwrap();
+        script.iter().map(step).collect::<Vec<_>>()
+    });
+    assert_eq!(plain.0, watched);
+}
+
+#[test]
+fn ranks_need_not_begin_the_same_steps_ahead() {
+    let script = script();
+    let alone =
+        run_ranks(&load_on_gpus(&bard(), None, 4, 1), &gpu_options(), |rank| run(rank, &script, false));
+    for (world_size, len_max) in [(2, 1 << 16), (4, 1 << 16), (4, 600)] {
+        let gpus = load_on_gpus(&bard(), None, 4, world_size);
+        for offset in [0, 1] {
+            let eager = AtomicUsize::new(offset);
+            let found = run_ranks_near(len_max, &gpus, &gpu_options(), |rank| {
+                run(rank, &script, eager.fetch_add(1, Ordering::Relaxed).is_multiple_of(2))
+            });
+            assert_eq!(found.0, alone.0, "{world_size} ranks");
+        }
+    }
 }
 
 #[test]
@@ -135,6 +166,6 @@ fn what_needs_the_host_is_not_begun() {
     });
     let of_two = load_on_gpus(&bard(), None, 4, 2);
     let first = || step(1, vec![known(0, 0, &prompt(4, 1), greedy(0))]);
-    assert!(!run_ranks(&of_two, &gpu_options(), |rank| rank.begin(&first()).unwrap()), "a group of several");
+    assert!(!run_ranks(&of_two, &gpu_options(), |rank| rank.begin(&first()).unwrap()), "by the host");
     assert!(!run_ranks(&load(&bard(), 4, 1), &options(), |rank| rank.begin(&first()).unwrap()), "a CPU");
 }
