@@ -165,10 +165,11 @@ impl Backend {
         slices: &[Slice],
         round: &[Wanted],
         pasts: &[Option<Past>],
+        collective: &mut dyn Collective,
     ) -> Result<Read, ModelError> {
         match self {
             Self::Cpu(..) => Ok(Read::Nothing),
-            Self::Gpu(forward) => forward.read(slices, round, pasts),
+            Self::Gpu(forward) => forward.read(slices, round, pasts, collective),
         }
     }
 

@@ -196,8 +196,8 @@ impl Rank {
     /// Gives a GPU a step's work ahead of [`Rank::step`], behind that of the step before, which need not be over: where that one draws a
     /// token that this one goes on from, it is on the device. Whether it did, or had: not for a step that needs the host while it runs
     /// (a grammar, a draft, a score, penalties on tokens that are still to be drawn), nor for one that cannot be run, which `step` tells.
-    /// What was begun is run next, in order. Of a group of several ranks it is the devices that tell each other what is drawn: all begin
-    /// the same steps, sooner or later, and only if they have each other's memory.
+    /// What was begun is run next, in order. All ranks of a group begin the same steps, here or in `step`: its devices tell each other
+    /// what is drawn.
     ///
     /// # Errors
     /// As [`Rank::step`], but for [`ModelError::Step`].
@@ -323,7 +323,7 @@ impl Rank {
             find_wanted(slices, tile, &mut self.wanted);
             for round in self.wanted.chunks(self.bounds.round_max()) {
                 let read = match trace {
-                    None => self.backend.read(slices, round, &self.pasts)?,
+                    None => self.backend.read(slices, round, &self.pasts, collective)?,
                     Some(_) => Read::Nothing,
                 };
                 let mut found = match read {

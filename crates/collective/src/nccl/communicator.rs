@@ -52,13 +52,13 @@ pub struct Exchange {
 
 /// Meets all ranks of the epoch in NCCL, or fails within `config.meet_timeout`. `config` and `abort` are those of the
 /// epoch's collective between processes, over which `id` was [shared](UniqueId::share). `bind` makes this rank's
-/// device the current one of the thread that it is called on.
+/// device the current one of the thread that it is called on, and holds it until NCCL has left it.
 pub fn connect<E: Display>(
     config: &Config,
     library: &Arc<Library>,
     id: UniqueId,
     abort: &AbortHandle,
-    bind: impl FnOnce() -> Result<(), E> + Send + 'static,
+    bind: impl Fn() -> Result<(), E> + Send + 'static,
 ) -> Result<Communicator, CollectiveError> {
     config.check()?;
     let UniqueId { epoch, raw } = id;

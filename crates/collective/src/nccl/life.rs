@@ -77,17 +77,18 @@ impl Life {
         matches!(*state, State::Ended)
     }
 
-    /// The thread's body. `bind` makes the device that the communicator is for the thread's current one.
+    /// The thread's body. `bind` makes the device that the communicator is for the thread's current one, and holds it: NCCL may still work
+    /// on it when nobody else has it any more.
     pub(crate) fn run<E: Display>(
         &self,
         id: RawId,
         rank: usize,
         world_size: usize,
-        bind: impl FnOnce() -> Result<(), E>,
+        bind: impl Fn() -> Result<(), E>,
     ) {
         // NCCL may write the handle once more when the communicator has formed.
         let place = AtomicPtr::new(ptr::null_mut());
-        if let Err(cause) = bind_device(bind).and_then(|()| self.begin(id, rank, world_size, &place)) {
+        if let Err(cause) = bind_device(&bind).and_then(|()| self.begin(id, rank, world_size, &place)) {
             self.abort.raise(cause);
         }
         let comm = Comm(place.load(Ordering::Acquire));
@@ -213,6 +214,6 @@ impl Life {
     }
 }
 
-fn bind_device<E: Display>(bind: impl FnOnce() -> Result<(), E>) -> Result<(), CollectiveError> {
+fn bind_device<E: Display>(bind: impl Fn() -> Result<(), E>) -> Result<(), CollectiveError> {
     bind().map_err(|error| CollectiveError::Nccl { call: "binding the device", reason: error.to_string() })
 }

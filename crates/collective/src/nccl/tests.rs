@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
-use std::sync::{Barrier, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -232,6 +232,29 @@ fn dropping_ends_the_epoch_without_a_panic() {
     drop(communicator);
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     stuck.fake.release();
+}
+
+#[test]
+fn a_device_stays_until_nccl_has_left_it() {
+    let group = Group::formed();
+    let device = Arc::new(());
+    let bound = Arc::clone(&device);
+    let bind = move || {
+        assert!(Arc::strong_count(&bound) > 0);
+        Ok::<_, Infallible>(())
+    };
+    let communicator =
+        connect(&group.config, &group.library, group.id(EPOCH), &AbortHandle::new(), bind).unwrap();
+    group.fake.hang("abort");
+    drop(communicator);
+    assert_eq!(group.wait_for_calls(2), [INIT, "abort"]);
+    assert_eq!(Arc::strong_count(&device), 2, "NCCL still works on it");
+    group.fake.release();
+    let began = Instant::now();
+    while Arc::strong_count(&device) > 1 {
+        assert!(began.elapsed() < AT_ONCE, "it is given back");
+        thread::yield_now();
+    }
 }
 
 #[test]

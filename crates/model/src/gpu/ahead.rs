@@ -8,7 +8,7 @@ use galerne_collective::Collective;
 use galerne_types::{Slice, TokenOut};
 
 use super::device::{Device, DeviceError, Stage};
-use super::forward::{Core, Forward, asks};
+use super::forward::{Forward, asks};
 use super::inputs::bytes_of;
 use super::peers::Turn;
 use super::sampler::{Asked, ROW_BYTES};
@@ -40,10 +40,9 @@ impl Ahead {
 }
 
 impl Forward {
-    /// Whether steps can be begun: where tokens are drawn on a device, they come to all by the devices alone.
+    /// Whether steps can be begun: tokens that a device draws come to all devices.
     pub(crate) fn begins(&self) -> bool {
-        let Core { ranks, weights, .. } = &self.core;
-        ranks.alone() || self.link.peers(weights.shape.widest_vocab).is_some()
+        self.core.draws()
     }
 
     /// Gives the device all work of a step that is one tile, of which every wanted row is drawn from. `false`, and nothing was done, if
@@ -70,7 +69,7 @@ impl Forward {
         let Some(mut inbox) = self.ahead.free.pop() else { return Ok(false) };
         self.tile(slices, places, collective, &mut None)?;
         for (number, ((round, slots), asked)) in rounds.iter().zip(&asked).enumerate() {
-            self.draw(round, slots, asked)?;
+            self.draw(round, slots, asked, collective)?;
             self.core.work.sampler.give(&mut *inbox, number * ROUND_MAX, asked)?;
         }
         self.ahead.begun.push_back((inbox, asked));
@@ -96,19 +95,25 @@ impl Forward {
     }
 
     /// Draws where the logits are, and brings the tokens to all ranks' devices.
-    fn draw(&mut self, round: &[Wanted], slots: &[u32], asked: &Asked) -> Result<(), ModelError> {
+    fn draw(
+        &mut self,
+        round: &[Wanted],
+        slots: &[u32],
+        asked: &Asked,
+        collective: &mut dyn Collective,
+    ) -> Result<(), ModelError> {
         let Self { core, link, .. } = self;
         core.logits(round, core.width())?;
         if core.ranks.alone() {
             return Ok(core.work.sampler.draw(&core.work.logits, asked)?);
         }
-        let Some(peers) = link.peers(core.weights.shape.widest_vocab) else { return Ok(()) };
-        core.join(peers, round.len())?;
-        let Workspace { sampler, joined, post, wanted, .. } = &mut core.work;
+        core.join(link, round.len(), collective)?;
         if core.ranks.rank() == 0 {
-            sampler.draw(joined, asked)?;
+            core.work.sampler.draw(&core.work.joined, asked)?;
         }
-        let from = peers.bring(sampler.ids(), 0..round.len().next_multiple_of(4), Turn::drawn())?;
+        let ids = (core.work.sampler.ids(), 0..round.len().next_multiple_of(4));
+        let from = core.bring(link, ids, Turn::drawn(), collective)?;
+        let Workspace { sampler, post, wanted, .. } = &mut core.work;
         if core.ranks.rank() > 0 {
             post.put(wanted, bytes_of(slots))?; // which rows were wanted is known
             sampler.keep(from, wanted, round.len())?;

@@ -1,5 +1,6 @@
 //! The layers on a GPU, over a tile of tokens at a time: what `crate::forward` is on a CPU.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use galerne_collective::Collective;
@@ -16,7 +17,7 @@ use super::kernels::{
 };
 use super::layout::{KvPacking, Packing, tree_of};
 use super::link::{Link, Places, Ranks};
-use super::peers::{Peers, Turn};
+use super::peers::Turn;
 use super::plan::{Layer, Shape};
 use super::sampler::Ask;
 use super::weights::GpuWeights;
@@ -151,15 +152,15 @@ impl Forward {
         slices: &[Slice],
         round: &[Wanted],
         pasts: &[Option<Past>],
+        collective: &mut dyn Collective,
     ) -> Result<Read, ModelError> {
         let Self { core, link, .. } = self;
-        let peers = link.peers(core.weights.shape.widest_vocab);
-        if !core.ranks.alone() && peers.is_none() {
+        if !core.draws() {
             return Ok(Read::Nothing);
         }
         core.logits(round, core.width())?;
-        if let Some(peers) = peers {
-            core.join(peers, round.len())?;
+        if !core.ranks.alone() {
+            core.join(link, round.len(), collective)?;
             if core.ranks.rank() > 0 {
                 return Ok(Read::Elsewhere);
             }
@@ -198,6 +199,11 @@ pub(super) fn asks<'a>(
 }
 
 impl Core {
+    /// Whether rank 0's device draws for all.
+    pub(super) fn draws(&self) -> bool {
+        self.ranks.world_size() <= RANKS_MAX
+    }
+
     /// What has the same key is the same work, whatever the tokens.
     fn key(&self) -> u64 {
         (self.inputs.tokens << 40 | self.inputs.tiles << 20 | self.chunks()) as u64
@@ -490,17 +496,23 @@ impl Core {
     }
 
     /// Brings the logits of so many positions to rank 0, side by side.
-    pub(super) fn join(&self, peers: &Peers, positions: usize) -> Result<(), ModelError> {
+    pub(super) fn join(
+        &self,
+        link: &mut Link,
+        positions: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), ModelError> {
         let (portion, width, ranks) = (&self.weights.portion, self.width(), self.ranks.world_size());
         let mut starts = [0; RANKS_MAX + 1];
         for (rank, start) in starts.iter_mut().skip(1).enumerate().take(ranks) {
             *start = portion.cut.vocab(portion.shards.of_rank(rank)).end as u32;
         }
-        let each = peers.room() / width;
+        let each = link.rows_max(width).min(positions);
         for (number, first) in (0..positions).step_by(each).enumerate() {
             let rows = each.min(positions - first);
             let turn = Turn::rows(number, positions.div_ceil(each));
-            let parts = peers.bring(&self.work.logits, first * width..(first + rows) * width, turn)?;
+            let part = (&self.work.logits, first * width..(first + rows) * width);
+            let parts = self.bring(link, part, turn, collective)?;
             if self.ranks.rank() > 0 {
                 continue;
             }
@@ -512,6 +524,17 @@ impl Core {
             unsafe { each_row(self.device(), c"join", rows, &join)? };
         }
         Ok(())
+    }
+
+    /// As [`Link::bring`].
+    pub(super) fn bring(
+        &self,
+        link: &mut Link,
+        part: (&Buffer, Range<usize>),
+        turn: Turn,
+        collective: &mut dyn Collective,
+    ) -> Result<Address, ModelError> {
+        link.bring(self.width(), part, turn, &self.work.gathered, (self.device(), collective))
     }
 
     /// Logits of a round, `[position][width]`.

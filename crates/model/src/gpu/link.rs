@@ -109,9 +109,50 @@ impl Link {
         matches!(self.far, Far::Nccl(_)) || self.near.as_ref().is_some_and(|peers| peers.take(len))
     }
 
-    /// The memory of all ranks' GPUs, if each has all of it, and room for so many logits.
-    pub(super) fn peers(&self, logits: usize) -> Option<&Peers> {
-        self.near.as_ref().filter(|peers| peers.room() >= logits)
+    /// The memory of all ranks' GPUs, if there is room in it for a row of so many logits.
+    fn near_for(&self, row: usize) -> Option<&Peers> {
+        self.near.as_ref().filter(|peers| peers.room() >= row)
+    }
+
+    /// Rows of so many logits that are brought at once.
+    pub(super) fn rows_max(&self, row: usize) -> usize {
+        self.near_for(row).map_or(usize::MAX, |peers| peers.room() / row)
+    }
+
+    /// Brings a range of `from` to all ranks, as part of a round whose rows have so many logits; where those of all ranks are then,
+    /// `[N][range]`, until the turn after the next.
+    ///
+    /// # Errors
+    /// [`ModelError::Collective`] if the other ranks are lost, [`ModelError::Device`].
+    pub(super) fn bring(
+        &mut self,
+        row: usize,
+        (from, range): (&Buffer, Range<usize>),
+        turn: Turn,
+        gathered: &Buffer,
+        (device, collective): (&dyn Device, &mut dyn Collective),
+    ) -> Result<Address, ModelError> {
+        if let Some(peers) = self.near_for(row) {
+            return Ok(peers.bring(from, range, turn)?);
+        }
+        let (start, world_size) = (range.start * FLOAT_BYTES, collective.world_size());
+        assert!(world_size * range.len() * FLOAT_BYTES <= gathered.bytes(), "room for those of all");
+        match &mut self.far {
+            Far::Host => {
+                let (mut sent, mut all) = (vec![0.0f32; range.len()], vec![0.0f32; world_size * range.len()]);
+                from.download_at(start, bytes_of_mut(&mut sent))?;
+                collective.all_gather(&sent, &vec![sent.len(); world_size], &mut all)?;
+                gathered.upload(0, bytes_of(&all))?;
+            }
+            Far::Nccl(nccl) => {
+                let mine = from.address() + start as Address;
+                // SAFETY: both are memory of the device until the stream is done, and the room is as long.
+                unsafe {
+                    nccl.all_gather(mine, gathered.address(), range.len() * FLOAT_BYTES, device.stream())?;
+                }
+            }
+        }
+        Ok(gathered.address())
     }
 
     /// Sums `len` numbers over all ranks. The sum's leaves are where the answer says, in its tree, until the turn after the next.

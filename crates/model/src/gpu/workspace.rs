@@ -70,7 +70,7 @@ pub(super) struct Workspace {
     pub(super) mlp: Buffer,
     /// `[shard][token][hidden]`, and the sum over all ranks: what is summed next.
     pub(super) leaves: Buffer,
-    /// This rank's pieces of a sum, and those of all ranks; next to nothing if there is one.
+    /// This rank's pieces of a sum, and those of all ranks, or all ranks' parts of a round's logits; next to nothing if there is one.
     pub(super) pieces: Buffer,
     pub(super) gathered: Buffer,
     pub(super) chunks: Buffer,
@@ -92,6 +92,7 @@ fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 1
     let rows = tokens * shape.hidden * floats;
     let few = tokens.min(FEW_TOKENS_MAX as usize);
     let chunks = (room.positions.div_ceil(CHUNK) + 1).next_power_of_two();
+    let brought = ranks.world_size() * ROUND_MAX * shape.widest_vocab * floats;
     let (pieces, slots) = if ranks.alone() { (0, 0) } else { (ranks.pieces_max(), ranks.slots()) };
     [
         room.positions * config.head_dim * floats,
@@ -104,7 +105,7 @@ fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 1
         shape.shards * tiles * shape.mlp_pairs() * PACKED_BYTES,
         shape.shards * rows,
         pieces * rows,
-        slots * rows,
+        if ranks.alone() { 0 } else { (slots * rows).max(brought) },
         (few * chunks * shape.heads * (shape.dim + 2) * floats).min(CHUNK_BYTES_MAX),
         rows,
         ROUND_MAX.div_ceil(TILE_TOKENS) * shape.hidden_pairs() * PACKED_BYTES,

@@ -88,10 +88,12 @@ fn ranks_need_not_begin_the_same_steps_ahead() {
         let gpus = load_on_gpus(&bard(), None, 4, world_size);
         for offset in [0, 1] {
             let eager = AtomicUsize::new(offset);
-            let found = run_ranks_near(len_max, &gpus, &gpu_options(), |rank| {
-                run(rank, &script, eager.fetch_add(1, Ordering::Relaxed).is_multiple_of(2))
-            });
-            assert_eq!(found.0, alone.0, "{world_size} ranks");
+            let work = |rank: &mut Rank| {
+                run(rank, &script, eager.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)).0
+            };
+            let near = run_ranks_near(len_max, &gpus, &gpu_options(), work);
+            assert!(near == alone.0, "{world_size} ranks by memory");
+            assert!(run_ranks(&gpus, &gpu_options(), work) == alone.0, "{world_size} ranks by hosts");
         }
     }
 }
@@ -166,6 +168,11 @@ fn what_needs_the_host_is_not_begun() {
     });
     let of_two = load_on_gpus(&bard(), None, 4, 2);
     let first = || step(1, vec![known(0, 0, &prompt(4, 1), greedy(0))]);
-    assert!(!run_ranks(&of_two, &gpu_options(), |rank| rank.begin(&first()).unwrap()), "by the host");
+    let looks_back = step(1, vec![known(0, 0, &prompt(4, 1), Some(penalized(0)))]);
+    run_ranks(&of_two, &gpu_options(), |rank| {
+        assert!(!rank.begin(&looks_back).unwrap(), "rank 0 alone knows the tokens before");
+        assert!(rank.begin(&first()).unwrap());
+        rank.step(&first(), &mut |_| None).unwrap();
+    });
     assert!(!run_ranks(&load(&bard(), 4, 1), &options(), |rank| rank.begin(&first()).unwrap()), "a CPU");
 }
