@@ -120,7 +120,7 @@ DEVICE void attend_chunk(const Attend &a, const Tile &tile, uint32_t kv_head, co
 
 // The head's output of one token, two dimensions that follow each other.
 DEVICE void put(const Attend &a, uint32_t kv_head, uint32_t token, uint32_t head, uint32_t at, uint32_t dim, float x, float y) {
-    *a.out.pair_at(kv_head, token, head * dim + at) = pair_of(x, y);
+    *reinterpret_cast<uint32_t *>(a.out.tile_at(kv_head, token, head * dim + at)) = pair_of(x, y);
 }
 
 // What one chunk has of a head of a token.

@@ -56,6 +56,10 @@ struct Activations {
     // Where input k of row n stands, a neighbour of the one before it if k is odd.
     DEVICE uint16_t *at(uint32_t shard, uint32_t n, uint32_t k) const {
         if (order == Order::ROWS) return numbers + (size_t(n) * shards + shard) * (pairs * PAIR) + k;
+        return tile_at(shard, n, k);
+    }
+    // The same where they do not stand in rows.
+    DEVICE uint16_t *tile_at(uint32_t shard, uint32_t n, uint32_t k) const {
         uint16_t *tiles = numbers + size_t(shard) * token_tiles * pairs * (8 * PAIR);
         if (order == Order::PACKED) return tiles + packed_at(n, k, pairs);
         return tiles + (size_t(n / 8) * pairs + k / PAIR) * (8 * PAIR) + n % 8 * PAIR + k % PAIR;

@@ -162,15 +162,16 @@ KERNEL(1024, 1) add_norm(AddNorm a) {
     }
 }
 
-// Some rows of activations side by side: those whose logits are wanted. A block a row, of which each pair has 16 words.
+// Some rows of activations side by side: those whose logits are wanted, or all in another order. A block a row.
 struct Pick {
     Activations from, to;
-    const uint32_t *wanted;
+    const uint32_t *wanted; // null for all
 };
 
 KERNEL(256, 1) pick(Pick a) {
     overlap_next();
     await_inputs();
-    uint32_t row = a.wanted[block().x];
-    for (uint32_t i = thread(); i < a.to.pairs * 16; i += threads()) *a.to.pair_at(0, block().x, 2 * i) = *a.from.pair_at(0, row, 2 * i);
+    uint32_t row = a.wanted == nullptr ? block().x : a.wanted[block().x], words = a.to.pairs * 16;
+    for (uint32_t shard = 0; shard < a.to.shards; shard++)
+        for (uint32_t i = thread(); i < words; i += threads()) *a.to.pair_at(shard, block().x, 2 * i) = *a.from.pair_at(shard, row, 2 * i);
 }

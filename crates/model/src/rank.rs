@@ -205,6 +205,9 @@ impl Rank {
         if self.begun.iter().any(|(number, _)| *number == step.number) {
             return Ok(true);
         }
+        if !self.backend.begins() {
+            return Ok(false);
+        }
         // What is said of a step of several ranks must not depend on what only some of them know.
         let alone = self.collective.world_size() == 1;
         let draws = || step.slices.iter().filter_map(|slice| Some((slice.slot, slice.draw.as_ref()?)));
@@ -214,7 +217,7 @@ impl Rank {
         };
         let edits: usize = draws().map(|(_, draw)| draw.sampling.logit_bias.len() + draw.banned.len()).sum();
         let scores = step.slices.iter().any(|slice| slice.score.is_some());
-        if !self.backend.begins() || scores || edits > EDITS_MAX || !draws().all(|(_, draw)| waits(draw)) {
+        if scores || edits > EDITS_MAX || !draws().all(|(_, draw)| waits(draw)) {
             return Ok(false);
         }
         if place(step, &self.bounds, &self.last, &mut self.places).is_err() || self.look_back(step).is_err() {

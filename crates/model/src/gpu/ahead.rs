@@ -19,7 +19,7 @@ use crate::head::{ROUND_MAX, Want, Wanted};
 use crate::sampler::Past;
 
 /// Steps that may be under way.
-pub(crate) const AHEAD_MAX: usize = 2;
+const AHEAD_MAX: usize = 2;
 
 /// What was begun, and where it comes to.
 pub(super) struct Ahead {

@@ -25,7 +25,7 @@ pub(super) struct Fast {
     unpacked: Buffer,
     /// `[token][rows]`, of products that do not end with their sums.
     sums: Buffer,
-    /// `[token][shard][inputs of a shard]`: beside packed ones, because of what stands between heads.
+    /// `[token][shard][inputs of a shard]`.
     pub(super) attended: Buffer,
     scratch: Buffer,
 }

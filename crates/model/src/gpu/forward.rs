@@ -420,13 +420,13 @@ impl Core {
             kv_heads: shape.kv_heads as u32,
             rotary_pairs: (config.head_dim / 2) as u32,
         };
-        let attended = fast.map_or(&self.work.attended, |fast| &fast.attended);
+        let attended = [shape.shards, shape.attended_pairs()];
         let seen = Attend {
             queries: qkv.queries,
             kv,
             tiles: self.input(2),
             table: self.input(3),
-            out: self.activations(attended, [shape.shards, shape.attended_pairs()], order),
+            out: self.activations(&self.work.attended, attended, self.order()),
             partials: self.work.chunks.address(),
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
             tile_count: self.inputs.tiles as u32,
@@ -444,7 +444,12 @@ impl Core {
             }
             attend(self.device(), &seen)?;
         }
-        self.partial(layer.o, seen.out)
+        let Some(fast) = fast else { return self.partial(layer.o, seen.out) };
+        let rows = self.activations(&fast.attended, attended, Order::Rows);
+        let pick = Pick { from: seen.out, to: rows, wanted: 0 };
+        // SAFETY: as many rows in both, and all are wanted.
+        unsafe { each_row(self.device(), c"pick", self.tokens(), &pick)? };
+        self.partial(layer.o, rows)
     }
 
     /// The MLP of one layer, into the leaves.

@@ -50,7 +50,7 @@ fn run(rank: &mut Rank, script: &[Step], ahead: bool) -> (Vec<Sampled>, Vec<bool
 /// Sequences of all kinds, of which one is bound by a grammar at its fourth token.
 fn script() -> Vec<Step> {
     let warm = Sampling { temperature: 0.9, seed: 5, logprobs: Some(3), ..Sampling::greedy() };
-    let biased = Sampling { logit_bias: vec![(7, 4.0)], top_p: 0.9, seed: 9, ..warm.clone() };
+    let biased = Sampling { logit_bias: vec![(7, 4.0)], top_p: 0.9, seed: 9, ..warm };
     let mut constrained = sequence(2, &prompt(5, 3), 5, 7);
     constrained[BOUND].draw.as_mut().unwrap().grammar = Some(RequestId(2));
     let mut again = sequence(3, &prompt(4, 8), 4, 2);
