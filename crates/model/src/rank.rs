@@ -209,24 +209,23 @@ impl Rank {
             return Ok(false);
         }
         // What is said of a step of several ranks must not depend on what only some of them know.
-        let alone = self.collective.world_size() == 1;
+        let past_is_known = self.collective.world_size() == 1 && self.begun.is_empty();
         let draws = || step.slices.iter().filter_map(|slice| Some((slice.slot, slice.draw.as_ref()?)));
-        let waits = |draw: &Draw| {
-            let told = alone && self.begun.is_empty() || !draw.sampling.looks_back();
-            draw.grammar.is_none() && draw.draft.is_empty() && told
+        let needs_host = |draw: &Draw| {
+            let looks_back = draw.sampling.looks_back() && !past_is_known;
+            draw.grammar.is_some() || !draw.draft.is_empty() || looks_back
         };
         let edits: usize = draws().map(|(_, draw)| draw.sampling.logit_bias.len() + draw.banned.len()).sum();
         let scores = step.slices.iter().any(|slice| slice.score.is_some());
-        if scores || edits > EDITS_MAX || !draws().all(|(_, draw)| waits(draw)) {
+        if scores || edits > EDITS_MAX || draws().any(|(_, draw)| needs_host(draw)) {
             return Ok(false);
         }
-        if place(step, &self.bounds, &self.last, &mut self.places).is_err() || self.look_back(step).is_err() {
+        let placed = place(step, &self.bounds, &self.last, &mut self.places);
+        let is_tile = self.places.all.len() <= self.backend.tile_tokens_max();
+        if placed.is_err() || !is_tile || self.look_back(step).is_err() {
             return Ok(false);
         }
         let places = &self.places.all[..];
-        if places.len() > self.backend.tile_tokens_max() {
-            return Ok(false);
-        }
         find_wanted(&step.slices, places, &mut self.wanted);
         let (work, collective) = ((&step.slices[..], places), &mut *self.collective);
         if !self.backend.begin(work, &self.wanted, &self.pasts, collective)? {
