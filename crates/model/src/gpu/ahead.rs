@@ -8,11 +8,9 @@ use galerne_collective::Collective;
 use galerne_types::{Slice, TokenOut};
 
 use super::device::{Device, DeviceError, Stage};
-use super::forward::{Forward, asks};
-use super::inputs::bytes_of;
-use super::peers::Turn;
+use super::forward::Forward;
+use super::head::asks;
 use super::sampler::{Asked, ROW_BYTES};
-use super::workspace::Workspace;
 use crate::check::Place;
 use crate::error::ModelError;
 use crate::head::{ROUND_MAX, Want, Wanted};
@@ -67,9 +65,17 @@ impl Forward {
         let rounds: Vec<_> = wanted.chunks(ROUND_MAX).map(|round| (round, slots(round))).collect();
         let Some(asked) = self.asked(slices, &rounds, pasts) else { return Ok(false) };
         let Some(mut inbox) = self.ahead.free.pop() else { return Ok(false) };
-        self.tile(slices, places, collective, &mut None)?;
+        self.lay(slices, places)?;
+        // One round is drawn from at once.
+        let at_once = if rounds.len() == 1 { wanted.len() } else { 0 };
         for (number, ((round, slots), asked)) in rounds.iter().zip(&asked).enumerate() {
-            self.draw(round, slots, asked, collective)?;
+            self.core.ask(round, slots, asked)?;
+            if number == 0 {
+                self.launch(at_once, collective, &mut None)?;
+            }
+            if at_once == 0 {
+                self.core.draw(round.len(), &mut self.link, collective)?;
+            }
             self.core.work.sampler.give(&mut *inbox, number * ROUND_MAX, asked)?;
         }
         self.ahead.begun.push_back((inbox, asked));
@@ -92,33 +98,6 @@ impl Forward {
             Some(asked).filter(|asked| asked.len() == round.len())
         };
         rounds.iter().map(of).collect()
-    }
-
-    /// Draws where the logits are, and brings the tokens to all ranks' devices.
-    fn draw(
-        &mut self,
-        round: &[Wanted],
-        slots: &[u32],
-        asked: &Asked,
-        collective: &mut dyn Collective,
-    ) -> Result<(), ModelError> {
-        let Self { core, link, .. } = self;
-        core.logits(round, core.width())?;
-        if core.ranks.alone() {
-            return Ok(core.work.sampler.draw(&core.work.logits, asked)?);
-        }
-        core.join(link, round.len(), collective)?;
-        if core.ranks.rank() == 0 {
-            core.work.sampler.draw(&core.work.joined, asked)?;
-        }
-        let ids = (core.work.sampler.ids(), 0..round.len().next_multiple_of(4));
-        let from = core.bring(link, ids, Turn::drawn(), collective)?;
-        let Workspace { sampler, post, wanted, .. } = &mut core.work;
-        if core.ranks.rank() > 0 {
-            post.put(wanted, bytes_of(slots))?; // which rows were wanted is known
-            sampler.keep(from, wanted, round.len())?;
-        }
-        Ok(())
     }
 
     /// Whether the oldest step that was begun is still under way.

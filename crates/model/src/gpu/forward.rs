@@ -1,6 +1,5 @@
 //! The layers on a GPU, over a tile of tokens at a time: what `crate::forward` is on a CPU.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use galerne_collective::Collective;
@@ -9,22 +8,22 @@ use galerne_types::Slice;
 use super::ahead::Ahead;
 use super::device::{Address, Buffer, Device, DeviceError};
 use super::fast::{Fast, Packed};
-use super::inputs::{Inputs, bytes_of, bytes_of_mut};
+use super::head::asks;
+use super::inputs::{Inputs, bytes_of_mut};
 use super::kernels::{
-    Activations, AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Join, Kv, Order, PLAIN, Pick,
-    Plain, Product, QKV, QKV_SEGMENT_PAIRS, Qkv, RANKS_MAX, TILE_TOKENS, Tree, add_norm, attend, each_row,
-    multiply, order, sum_slots, together,
+    Activations, AddNorm, Attend, Embed, FEW_TOKENS_MAX, GATE_UP, GateUp, Kv, Order, PLAIN, Pick, Plain,
+    Product, QKV, QKV_SEGMENT_PAIRS, Qkv, Tree, add_norm, attend, each_row, multiply, order, sum_slots,
+    together,
 };
-use super::layout::{KvPacking, Packing, tree_of};
+use super::layout::{KvPacking, tree_of};
 use super::link::{Link, Places, Ranks};
 use super::peers::Turn;
 use super::plan::{Layer, Shape};
-use super::sampler::Ask;
 use super::weights::GpuWeights;
 use super::workspace::{Room, Workspace};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::head::{ROUND_MAX, Read, Want, Wanted};
+use crate::head::{Read, Wanted};
 use crate::products::Engine;
 use crate::rank::{Trace, Tracer};
 use crate::rows::Rows;
@@ -111,16 +110,44 @@ impl Forward {
         collective: &mut dyn Collective,
         trace: &mut Tracer<'_>,
     ) -> Result<(), ModelError> {
+        self.lay(slices, places)?;
+        self.launch(0, collective, trace)
+    }
+
+    /// Tells the device of a tile's tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub(super) fn lay(&mut self, slices: &[Slice], places: &[Place]) -> Result<(), ModelError> {
+        let Core { inputs, work, weights, window, .. } = &mut self.core;
+        inputs.set(slices, places, weights.shape.group, *window);
+        Ok(work.post.put(&work.inputs, inputs.bytes())?)
+    }
+
+    /// Runs the layers over the tile that was laid out last, and draws from so many rows that were [asked for](Core::ask), all of it as one
+    /// graph where that can be.
+    ///
+    /// # Errors
+    /// As [`tile`](Self::tile).
+    pub(super) fn launch(
+        &mut self,
+        drawn: usize,
+        collective: &mut dyn Collective,
+        trace: &mut Tracer<'_>,
+    ) -> Result<(), ModelError> {
         let Self { core, link, .. } = self;
-        core.inputs.set(slices, places, core.weights.shape.group, core.window);
-        core.work.post.put(&core.work.inputs, core.inputs.bytes())?;
-        let on_device = core.ranks.alone() || link.is_on_device(core.len());
-        if !on_device || trace.is_some() || places.len() > FEW_TOKENS_MAX as usize {
-            return core.layers(link, collective, trace);
+        let work = |link: &mut Link, collective: &mut dyn Collective, trace: &mut Tracer<'_>| {
+            core.layers(link, collective, trace)?;
+            if drawn > 0 { core.draw(drawn, link, collective) } else { Ok(()) }
+        };
+        let row = if drawn > 0 { core.width() } else { 0 };
+        let on_device = core.ranks.alone() || link.is_on_device(core.len(), row);
+        if !on_device || trace.is_some() || core.inputs.tokens > FEW_TOKENS_MAX as usize {
+            return work(link, collective, trace);
         }
         let mut stopped = None;
-        let replayed = core.device().replay(core.key(), &mut || {
-            core.layers(link, collective, &mut None).map_err(|error| match error {
+        let replayed = core.device().replay(core.key(drawn), &mut || {
+            work(link, collective, &mut None).map_err(|error| match error {
                 ModelError::Device(error) => error,
                 other => {
                     stopped = Some(other);
@@ -137,7 +164,8 @@ impl Forward {
     /// # Errors
     /// [`ModelError::Device`]; [`ModelError::Collective`] if the other ranks are lost meanwhile.
     pub(crate) fn project(&mut self, round: &[Wanted], part: &mut Rows) -> Result<(), ModelError> {
-        self.core.logits(round, part.width)?;
+        self.core.want(round, &[])?;
+        self.core.logits(round.len(), part.width)?;
         self.link.wait(self.core.device())?;
         let part = bytes_of_mut(&mut part.data[..round.len() * part.width]);
         Ok(self.core.work.logits.download(part)?)
@@ -158,7 +186,8 @@ impl Forward {
         if !core.draws() {
             return Ok(Read::Nothing);
         }
-        core.logits(round, core.width())?;
+        core.want(round, &[])?;
+        core.logits(round.len(), core.width())?;
         if !core.ranks.alone() {
             core.join(link, round.len(), collective)?;
             if core.ranks.rank() > 0 {
@@ -180,33 +209,10 @@ impl Forward {
     }
 }
 
-/// What a round asks a device for.
-pub(super) fn asks<'a>(
-    slices: &'a [Slice],
-    round: &[Wanted],
-    pasts: &'a [Option<Past>],
-) -> Vec<Option<Ask<'a>>> {
-    let ask = |&Wanted { slice, want, .. }: &Wanted| {
-        let Slice { slot, draw, score, .. } = &slices[slice];
-        match want {
-            Want::Draw(ahead) => {
-                draw.as_ref().map(|draw| Ask::Draw(draw, ahead, pasts[*slot as usize].as_ref()))
-            }
-            Want::Score(target) => score.as_ref().map(|score| Ask::Score(target, score.top)),
-        }
-    };
-    round.iter().map(ask).collect()
-}
-
 impl Core {
-    /// Whether rank 0's device draws for all.
-    pub(super) fn draws(&self) -> bool {
-        self.ranks.world_size() <= RANKS_MAX
-    }
-
     /// What has the same key is the same work, whatever the tokens.
-    fn key(&self) -> u64 {
-        (self.inputs.tokens << 40 | self.inputs.tiles << 20 | self.chunks()) as u64
+    fn key(&self, drawn: usize) -> u64 {
+        (drawn << 50 | self.inputs.tokens << 40 | self.inputs.tiles << 20 | self.chunks()) as u64
     }
 
     /// All layers.
@@ -311,7 +317,7 @@ impl Core {
     }
 
     /// A product whose sums are not cut into segments.
-    fn product(&self, weights: Address, x: Activations, tiles: usize) -> Product {
+    pub(super) fn product(&self, weights: Address, x: Activations, tiles: usize) -> Product {
         Product {
             weights,
             x: x.numbers,
@@ -331,12 +337,12 @@ impl Core {
     }
 
     /// What is normed.
-    fn normed(&self, order: Order) -> Activations {
+    pub(super) fn normed(&self, order: Order) -> Activations {
         self.activations(&self.work.normed, [1, self.weights.shape.hidden_pairs()], order)
     }
 
     /// How our own products take activations of the tile.
-    fn order(&self) -> Order {
+    pub(super) fn order(&self) -> Order {
         order(self.device(), self.inputs.tokens)
     }
 
@@ -487,79 +493,5 @@ impl Core {
         let packing = (self.weights.packing, &product);
         // SAFETY: buffers have room for a tile.
         unsafe { multiply(self.device(), &PLAIN, packing, shape.shards as u32, &plain) }
-    }
-
-    /// Numbers from a row of logits to the next.
-    pub(super) fn width(&self) -> usize {
-        let shape = &self.weights.shape;
-        if self.ranks.alone() { shape.vocab } else { shape.widest_vocab }
-    }
-
-    /// Where logits of the whole vocabulary are.
-    fn whole(&self) -> &Buffer {
-        if self.ranks.alone() { &self.work.logits } else { &self.work.joined }
-    }
-
-    /// Brings the logits of so many positions to rank 0, side by side.
-    pub(super) fn join(
-        &self,
-        link: &mut Link,
-        positions: usize,
-        collective: &mut dyn Collective,
-    ) -> Result<(), ModelError> {
-        let (portion, width, ranks) = (&self.weights.portion, self.width(), self.ranks.world_size());
-        let mut starts = [0; RANKS_MAX + 1];
-        for (rank, start) in starts.iter_mut().skip(1).enumerate().take(ranks) {
-            *start = portion.cut.vocab(portion.shards.of_rank(rank)).end as u32;
-        }
-        let each = link.rows_max(width).min(positions);
-        for (number, first) in (0..positions).step_by(each).enumerate() {
-            let rows = each.min(positions - first);
-            let turn = Turn::rows(number, positions.div_ceil(each));
-            let part = (&self.work.logits, first * width..(first + rows) * width);
-            let parts = self.bring(link, part, turn, collective)?;
-            if self.ranks.rank() > 0 {
-                continue;
-            }
-            let vocab = starts[ranks] as usize;
-            let out = self.work.joined.address() + (first * vocab * size_of::<f32>()) as Address;
-            let (rows, width) = (rows as u32, width as u32);
-            let join = Join { parts, out, starts, rows, width, ranks: ranks as u32 };
-            // SAFETY: so many rows of each part, and room for a round's.
-            unsafe { each_row(self.device(), c"join", rows, &join)? };
-        }
-        Ok(())
-    }
-
-    /// As [`Link::bring`].
-    pub(super) fn bring(
-        &self,
-        link: &mut Link,
-        part: (&Buffer, Range<usize>),
-        turn: Turn,
-        collective: &mut dyn Collective,
-    ) -> Result<Address, ModelError> {
-        link.bring(self.width(), part, turn, &self.work.gathered, (self.device(), collective))
-    }
-
-    /// Logits of a round, `[position][width]`.
-    pub(super) fn logits(&mut self, round: &[Wanted], width: usize) -> Result<(), DeviceError> {
-        let rows: Vec<u32> = round.iter().map(|wanted| wanted.row as u32).collect();
-        self.work.post.put(&self.work.wanted, bytes_of(&rows))?;
-        let shape = &self.weights.shape;
-        let to = Activations {
-            numbers: self.work.picked.address(),
-            token_tiles: ROUND_MAX.div_ceil(TILE_TOKENS) as u32,
-            ..self.normed(order(self.device(), rows.len()))
-        };
-        let pick = Pick { from: self.normed(self.order()), to, wanted: self.work.wanted.address() };
-        let tokens = rows.len() as u32;
-        let product = Product { tokens, ..self.product(self.weights.head, to, shape.vocab_tiles()) };
-        let head = Plain { product, out: self.work.logits.address(), width: width as u32 };
-        // SAFETY: rows of the tile, and room for a round.
-        unsafe {
-            each_row(self.device(), c"pick", rows.len() as u32, &pick)?;
-            multiply(self.device(), &PLAIN, (Packing::Bf16, &product), 1, &head)
-        }
     }
 }

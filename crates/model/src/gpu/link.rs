@@ -104,9 +104,9 @@ impl Link {
         Self { near: peers, ..self }
     }
 
-    /// Whether all that it does for sums of `len` numbers is put on the device's stream.
-    pub(super) fn is_on_device(&self, len: usize) -> bool {
-        matches!(self.far, Far::Nccl(_)) || self.near.as_ref().is_some_and(|peers| peers.take(len))
+    /// Whether all that it does for sums of `len` numbers, and to bring rows of so many logits, is put on the device's stream.
+    pub(super) fn is_on_device(&self, len: usize, row: usize) -> bool {
+        matches!(self.far, Far::Nccl(_)) || self.near_for(row).is_some_and(|peers| peers.take(len))
     }
 
     /// The memory of all ranks' GPUs, if there is room in it for a row of so many logits.

@@ -11,6 +11,7 @@ mod cuda;
 mod device;
 mod fast;
 mod forward;
+mod head;
 mod inputs;
 mod kernels;
 mod layout;

@@ -226,7 +226,8 @@ impl Sampler {
         if asked.wants.is_empty() {
             return Ok(found);
         }
-        self.draw(logits, &asked)?;
+        self.tell(&asked)?;
+        self.draw(logits, asked.len())?;
         let mut ids = vec![0u32; asked.len()];
         self.ids.download(bytes_of_mut(&mut ids))?;
         let mut answers = vec![Answer::default(); if asked.tells() { asked.len() } else { 0 }];
@@ -248,18 +249,23 @@ impl Sampler {
         asked
     }
 
-    /// Draws; nobody waits.
+    /// Tells the device what is asked for.
     ///
     /// # Errors
-    /// As [`Device::launch`].
+    /// As [`Stage::send`].
     ///
     /// # Panics
     /// If there is no room for as many rows.
-    pub(super) fn draw(&mut self, logits: &Buffer, asked: &Asked) -> Result<(), DeviceError> {
+    pub(super) fn tell(&mut self, asked: &Asked) -> Result<(), DeviceError> {
         self.post.put(&self.wants, bytes_of(&asked.wants))?;
-        if !asked.edits.is_empty() {
-            self.post.put(&self.edits, bytes_of(&asked.edits))?;
-        }
+        if asked.edits.is_empty() { Ok(()) } else { self.post.put(&self.edits, bytes_of(&asked.edits)) }
+    }
+
+    /// Draws from so many rows of which the device was told; nobody waits.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    pub(super) fn draw(&self, logits: &Buffer, rows: usize) -> Result<(), DeviceError> {
         let [wants, edits, scores, weights, ids, last, told] =
             [&self.wants, &self.edits, &self.scores, &self.weights, &self.ids, &self.last, &self.told]
                 .map(Buffer::address);
@@ -276,7 +282,7 @@ impl Sampler {
             vocab: self.vocab as u32,
             id_bits: self.vocab.next_power_of_two().ilog2().max(1).next_multiple_of(8),
         };
-        let (grid, threads) = ([asked.len() as u32, 1, 1], threads_of(arguments.vocab));
+        let (grid, threads) = ([rows as u32, 1, 1], threads_of(arguments.vocab));
         // SAFETY: a row of logits for each want, and room for as many.
         unsafe { self.device.launch(&Launch::new(c"draw", grid, threads, SHARED_BYTES, &arguments)) }
     }
@@ -286,13 +292,13 @@ impl Sampler {
         &self.ids
     }
 
-    /// Takes so many tokens that were drawn elsewhere for last ones of `slots`, `[row]`.
+    /// Takes so many tokens that were drawn elsewhere for last ones of the slots that stand at `slots`.
     ///
     /// # Errors
     /// As [`Device::launch`].
-    pub(super) fn keep(&self, from: Address, slots: &Buffer, count: usize) -> Result<(), DeviceError> {
+    pub(super) fn keep(&self, from: Address, slots: Address, count: usize) -> Result<(), DeviceError> {
         let (ids, last) = (self.ids.address(), self.last.address());
-        let keep = Keep { from, slots: slots.address(), ids, last, count: count as u32 };
+        let keep = Keep { from, slots, ids, last, count: count as u32 };
         // SAFETY: as many tokens and slots, which there are.
         unsafe { self.device.launch(&Launch::new(c"keep", [1, 1, 1], 32, 0, &keep)) }
     }

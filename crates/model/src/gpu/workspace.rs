@@ -62,6 +62,7 @@ pub(super) struct Workspace {
     /// By which inputs come, and what is wanted.
     pub(super) post: Post,
     pub(super) inputs: Buffer,
+    /// Rows of a round, and the slots that they are drawn for.
     pub(super) wanted: Buffer,
     pub(super) residual: Buffer,
     pub(super) normed: Buffer,
@@ -97,7 +98,7 @@ fn sizes(config: &Config, shape: &Shape, ranks: &Ranks, room: Room) -> [usize; 1
     [
         room.positions * config.head_dim * floats,
         Inputs::words_max(tokens, room.sequences, room.positions) * size_of::<u32>(),
-        ROUND_MAX * size_of::<u32>(),
+        2 * ROUND_MAX * size_of::<u32>(),
         rows,
         tiles * shape.hidden_pairs() * PACKED_BYTES,
         tokens * shape.heads * shape.dim * halves,
