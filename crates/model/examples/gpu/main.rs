@@ -61,9 +61,10 @@ struct Asked {
     stopped: Vec<PathBuf>,
     stopped_memory: Vec<PathBuf>,
     prompts: Vec<PathBuf>,
-    /// Of `rank`: N, and which.
+    /// Of `rank`: N, which, and whether it goes on for ever.
     world_size: usize,
     rank: usize,
+    on: bool,
     quick: bool,
     fp8: bool,
     fast: bool,
@@ -87,6 +88,7 @@ impl Asked {
                 "--prompts" => asked.prompts.push(path()?),
                 "--of" => asked.world_size = number(arguments.next())?,
                 "--rank" => asked.rank = number(arguments.next())?,
+                "--on" => asked.on = true,
                 "--quick" => asked.quick = true,
                 "--fp8" => asked.fp8 = true,
                 "--fast" => asked.fast = true,
@@ -199,7 +201,10 @@ fn run(arguments: impl Iterator<Item = String>, start: Instant) -> Outcome<usize
         "logits" => check::logits(&gpus, &asked.checkpoint()?)?,
         "bounds" => bounds::run(&gpus, &mut report)?,
         "sums" => sums::run(&gpus, &asked.checkpoint()?, &mut report)?,
-        "rank" => processes::rank(&gpus, &asked.checkpoint()?, asked.quick, asked.rank, asked.world_size)?,
+        "rank" => {
+            let (how, place) = ((asked.quick, asked.on), (asked.rank, asked.world_size));
+            processes::rank(&gpus, &asked.checkpoint()?, how, place)?;
+        }
         _ => return Err(USAGE.into()),
     }
     Ok(report.failures)

@@ -4,8 +4,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use galerne_collective::{AbortHandle, Config, Peer, connect, listen};
 use galerne_model::Rank;
@@ -19,11 +21,11 @@ use crate::ranks::{Drawn, TIMEOUT, Way, load, load_group, open, run, run_on, vir
 use crate::{Outcome, Report};
 
 /// Processes that end with this value.
-struct Ranks(Vec<Child>);
+struct Ranks(Vec<(Child, BufReader<ChildStdout>)>);
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        for rank in &mut self.0 {
+        for (rank, _) in &mut self.0 {
             let _ = (rank.kill(), rank.wait());
         }
     }
@@ -45,49 +47,90 @@ pub(crate) fn check(gpus: &Gpus, path: &Path, quick: bool, report: &mut Report) 
     let script = Script::new(checkpoint.config(), quick);
     let alone = run(&load_group(gpus, &checkpoint, 1)?, &script.options, &script.alone, true)?;
     for world_size in [2, 4] {
-        let found = together(gpus, path, quick, world_size)?;
+        let found = Ranks::start(gpus, path, quick, world_size, false)?.found()?;
         let met = gpus.emulate || found["by_memory"] == true; // emulators of different processes have no memory in common
         report.tell(&json!({
             "part": "processes", "name": format!("{}: {world_size} processes", checkpoint.name()),
             "ok": met && found["digest"] == digest(&alone), "by_memory": found["by_memory"],
         }));
     }
+    let (out, says) = Ranks::start(gpus, path, quick, 2, true)?.killed()?;
+    report.tell(&json!({
+        "part": "stopped", "name": "a process is killed", "ok": !says.is_empty() && out <= OUT_MAX, "due_ms": 0.0,
+        "out_ms": out.as_secs_f64() * 1e3, "says": says, "process_must_exit": Value::Null,
+    }));
     Ok(())
 }
 
-/// What rank 0 of so many tells.
-fn together(gpus: &Gpus, path: &Path, quick: bool, world_size: usize) -> Outcome<Value> {
-    let mut ranks = Ranks(Vec::new());
-    for rank in 0..world_size {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("rank").arg(path).args(["--of", &world_size.to_string(), "--rank", &rank.to_string()]);
-        command.args(gpus.emulate.then_some("--emulate")).args(quick.then_some("--quick"));
-        ranks.0.push(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
-    }
-    let mut tells: Vec<_> =
-        ranks.0.iter_mut().map(|rank| BufReader::new(rank.stdout.take().expect("piped"))).collect();
-    let mut addresses = String::new();
-    for tell in &mut tells {
-        tell.read_line(&mut addresses)?;
-    }
-    for rank in &mut ranks.0 {
-        rank.stdin.take().expect("piped").write_all(addresses.as_bytes())?;
-    }
-    let mut found = Vec::new();
-    for (tell, rank) in tells.iter_mut().zip(&mut ranks.0) {
-        let mut line = String::new();
-        tell.read_line(&mut line)?;
-        found.push(serde_json::from_str(&line)?);
-        let ended = rank.wait()?;
-        if !ended.success() {
-            return Err(format!("a rank ended with {ended}").into());
+/// How long after another is killed a rank may take to be out of its step, and of the epoch.
+const OUT_MAX: Duration = Duration::from_millis(500);
+
+impl Ranks {
+    /// So many, which have met; `on` has them go on for ever.
+    fn start(gpus: &Gpus, path: &Path, quick: bool, world_size: usize, on: bool) -> Outcome<Self> {
+        let (mut ranks, mut addresses) = (Self(Vec::new()), String::new());
+        for rank in 0..world_size {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("rank").arg(path).args([
+                "--of",
+                &world_size.to_string(),
+                "--rank",
+                &rank.to_string(),
+            ]);
+            let flags = [("--emulate", gpus.emulate), ("--quick", quick), ("--on", on)];
+            command.args(flags.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag));
+            let mut rank = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let tells = BufReader::new(rank.stdout.take().expect("piped"));
+            ranks.0.push((rank, tells));
         }
+        for (_, tells) in &mut ranks.0 {
+            tells.read_line(&mut addresses)?;
+        }
+        for (rank, _) in &mut ranks.0 {
+            rank.stdin.take().expect("piped").write_all(addresses.as_bytes())?;
+        }
+        Ok(ranks)
     }
-    Ok(found.swap_remove(0))
+
+    fn told(&mut self, rank: usize) -> Outcome<Value> {
+        let mut line = String::new();
+        self.0[rank].1.read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// What rank 0 tells; all of them must end well.
+    fn found(mut self) -> Outcome<Value> {
+        let found = (0..self.0.len()).map(|rank| self.told(rank)).collect::<Outcome<Vec<_>>>()?;
+        for (rank, _) in &mut self.0 {
+            let ended = rank.wait()?;
+            if !ended.success() {
+                return Err(format!("a rank ended with {ended}").into());
+            }
+        }
+        Ok(found[0].clone())
+    }
+
+    /// Kills the last one in the midst of its steps: how long the first takes to be out, and what it says.
+    fn killed(mut self) -> Outcome<(Duration, String)> {
+        (0..self.0.len()).try_for_each(|rank| self.told(rank).map(drop))?;
+        thread::sleep(GO_ON);
+        let start = Instant::now();
+        self.0.last_mut().ok_or("a rank")?.0.kill()?;
+        let says = self.told(0)?["says"].as_str().unwrap_or_default().to_owned();
+        Ok((start.elapsed(), says))
+    }
 }
 
+/// How long steps go on before somebody is killed.
+const GO_ON: Duration = Duration::from_millis(300);
+
 /// One of them: says where it listens, is told where all do, and tells what it found.
-pub(crate) fn rank(gpus: &Gpus, path: &Path, quick: bool, rank: usize, world_size: usize) -> Outcome<()> {
+pub(crate) fn rank(
+    gpus: &Gpus,
+    path: &Path,
+    (quick, on): (bool, bool),
+    (rank, world_size): (usize, usize),
+) -> Outcome<()> {
     let checkpoint = open(path)?;
     let shards = Shards::new(virtual_shards(&checkpoint), world_size)?;
     let weights = load(gpus, &checkpoint, shards, rank, &gpus.open()?)?;
@@ -118,5 +161,15 @@ pub(crate) fn rank(gpus: &Gpus, path: &Path, quick: bool, rank: usize, world_siz
     // The other ranks end with this one, so nobody leaves before all are here.
     model.meet()?;
     println!("{}", json!({ "digest": digest(&drawn), "by_memory": by_memory }));
-    Ok(model.close()?)
+    if !on {
+        return Ok(model.close()?);
+    }
+    let says = loop {
+        if let Err(error) = run_on(&mut model, &script.alone, false) {
+            break error.to_string();
+        }
+    };
+    model.close()?;
+    println!("{}", json!({ "says": says }));
+    Ok(())
 }

@@ -15,7 +15,7 @@ use super::plan::Shape;
 use super::workspace::{PACKED_BYTES, Room};
 
 /// From so many tokens on a tile's products are the library's: taking weights out of their fragments takes as long for few.
-pub(super) const TOKENS_MIN: usize = 512;
+const TOKENS_MIN: usize = 512;
 /// What the library asks for on Hopper and newer.
 const SCRATCH_BYTES: usize = 32 << 20;
 
