@@ -31,7 +31,7 @@ pub struct Emulator {
     shared_bytes_max: u32,
     apart: bool,
     memory: Mutex<Memory>,
-    late: Mutex<Vec<Copy>>,
+    late: Mutex<Vec<PutOff>>,
 }
 
 #[derive(Default)]
@@ -78,7 +78,7 @@ struct Late {
 }
 
 /// A copy to the device that is still to be made.
-struct Copy {
+struct PutOff {
     from: usize,
     to: Address,
     len: usize,
@@ -91,7 +91,7 @@ impl Stage for Late {
 
     unsafe fn send(&mut self, at: usize, to: Address, len: usize) -> Result<(), DeviceError> {
         let from = self.bytes[at..at + len].as_ptr().expose_provenance();
-        self.gpu.late().push(Copy { from, to, len });
+        self.gpu.late().push(PutOff { from, to, len });
         Ok(())
     }
 
@@ -149,13 +149,13 @@ impl Emulator {
         Self { apart: true, ..self }
     }
 
-    fn late(&self) -> MutexGuard<'_, Vec<Copy>> {
+    fn late(&self) -> MutexGuard<'_, Vec<PutOff>> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the copies that were put off.
     fn catch_up(&self) {
-        for Copy { from, to, len } in self.late().drain(..) {
+        for PutOff { from, to, len } in self.late().drain(..) {
             let from: *const u8 = std::ptr::with_exposed_provenance(from);
             // SAFETY: whoever sent these bytes keeps them as they are until now, and as many stand allocated there.
             unsafe { std::ptr::copy_nonoverlapping(from, to as *mut u8, len) };

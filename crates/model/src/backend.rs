@@ -60,7 +60,7 @@ impl Backend {
             step_tokens: bounds.step_tokens_max,
             window: bounds.window,
             kv_packing: gpu::KvPacking::of(options.kv_dtype)?,
-            fast: options.fast,
+            fast: options.is_fast(),
         };
         Ok(Self::Gpu(Box::new(gpu::Forward::new(weights, engine, room, link)?)))
     }

@@ -37,12 +37,17 @@ pub struct Options {
     pub window: WindowChoice,
     /// How products are computed.
     pub compute: Compute,
-    /// Whether a GPU multiplies many tokens by a library that adds up in whatever order is quick.
-    pub fast: bool,
     /// How keys and values are kept.
     pub kv_dtype: KvDtype,
     /// Instruction set of the kernels: it changes the speed, not a bit.
     pub isa: Isa,
+}
+
+impl Options {
+    /// Whether a GPU has a library multiply many tokens.
+    pub(crate) fn is_fast(&self) -> bool {
+        matches!(self.compute, Compute::Fast(_))
+    }
 }
 
 impl Default for Options {
@@ -56,7 +61,6 @@ impl Default for Options {
             step_tokens_max: 512,
             window: WindowChoice::AsModel,
             compute: Compute::default(),
-            fast: false,
             kv_dtype: KvDtype::default(),
             isa: Isa::best(),
         }
@@ -217,7 +221,11 @@ impl Rank {
         };
         let edits: usize = draws().map(|(_, draw)| draw.sampling.logit_bias.len() + draw.banned.len()).sum();
         let scores = step.slices.iter().any(|slice| slice.score.is_some());
-        if scores || edits > EDITS_MAX || draws().any(|(_, draw)| needs_host(draw)) {
+        if draws().next().is_none()
+            || scores
+            || edits > EDITS_MAX
+            || draws().any(|(_, draw)| needs_host(draw))
+        {
             return Ok(false);
         }
         let placed = place(step, &self.bounds, &self.last, &mut self.places);

@@ -148,7 +148,6 @@ fn ranks() {
         step_tokens_max: 64,
         window: WindowChoice::AsModel,
         compute: Compute::F32,
-        fast: false,
         kv_dtype: KvDtype::Int8,
         isa: Isa::best(),
     };

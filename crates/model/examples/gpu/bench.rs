@@ -107,7 +107,7 @@ impl<'a> Bench<'a> {
         let weight_bytes = weights.bytes() - config.vocab * config.hidden * 2; // a step looks up rows of the embedding
         let options = Options {
             threads: threads().min(4),
-            fast: gpus.fast,
+            compute: Gpus::compute(gpus.fast),
             ..options(kv_blocks, slots, sizes.prefill)
         };
         let bytes = weights.bytes();

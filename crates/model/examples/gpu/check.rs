@@ -134,7 +134,8 @@ pub(crate) fn fast(gpus: &Gpus, path: &Path, report: &mut Report) -> Outcome<()>
         let slice = |slot| memory.known(slot, 0, &prompt(TOKENS, slot, vocab), greedy(0));
         let script = [step((0..SLOTS).map(slice).collect())];
         let logits = |fast| {
-            let options = Options { fast, ..options(memory.blocks(), SLOTS, SLOTS * TOKENS) };
+            let compute = Gpus::compute(fast);
+            let options = Options { compute, ..options(memory.blocks(), SLOTS, SLOTS * TOKENS) };
             run(&weights, &options, &script, true)
         };
         let (found, own) = (logits(true)?, logits(false)?);

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use galerne_emulator::Emulator;
 use galerne_model::gpu::{Address, Cuda, Device, DeviceError, DeviceMemory, Gemm, Launch, Shared, Stage};
-use galerne_types::Quantize;
+use galerne_types::{Compute, Quantize};
 
 use crate::Outcome;
 
@@ -25,6 +25,12 @@ pub(crate) struct Gpus {
 }
 
 impl Gpus {
+    /// How GPUs compute with a library for many tokens, or without.
+    pub(crate) fn compute(fast: bool) -> Compute {
+        const HOPPER: u16 = 90;
+        if fast { Compute::Fast(HOPPER) } else { Compute::Tensor(HOPPER) }
+    }
+
     /// The first GPU, anew: each has a stream of its own.
     pub(crate) fn open(&self) -> Outcome<Arc<dyn Device>> {
         Ok(if self.emulate { Arc::new(Emulator::new(EMULATED_BYTES)) } else { Arc::new(Cuda::open(0)?) })

@@ -13,7 +13,7 @@ use super::head::asks;
 use super::sampler::{Asked, ROW_BYTES};
 use crate::check::Place;
 use crate::error::ModelError;
-use crate::head::{ROUND_MAX, Want, Wanted};
+use crate::head::{ROUND_MAX, Wanted};
 use crate::sampler::Past;
 
 /// Steps that may be under way.
@@ -24,7 +24,6 @@ pub(super) struct Ahead {
     /// Each with its rounds.
     begun: VecDeque<(Inbox, Vec<Asked>)>,
     free: Vec<Inbox>,
-    rows_max: usize,
 }
 
 type Inbox = Box<dyn Stage>;
@@ -33,7 +32,7 @@ impl Ahead {
     /// Room for steps that draw so many tokens.
     pub(super) fn new(device: &Arc<dyn Device>, rows_max: usize) -> Result<Self, DeviceError> {
         let free = (0..AHEAD_MAX).map(|_| Arc::clone(device).stage(rows_max * ROW_BYTES));
-        Ok(Self { begun: VecDeque::new(), free: free.collect::<Result<_, _>>()?, rows_max })
+        Ok(Self { begun: VecDeque::new(), free: free.collect::<Result<_, _>>()? })
     }
 }
 
@@ -43,9 +42,9 @@ impl Forward {
         self.core.draws()
     }
 
-    /// Gives the device all work of a step that is one tile, of which every wanted row is drawn from. `false`, and nothing was done, if
-    /// it needs the host in between, or too many steps are under way. All ranks come to the same, but for the latter, which they find
-    /// out at no step that [`finish`](Self::finish) was called before.
+    /// Gives the device all work of a step that is one tile, and whose wanted rows are one slot's first draw each. `false`, and nothing
+    /// was done, if one is left to the host, or too many steps are under way. All ranks come to the same, but for the latter, which they
+    /// find out at no step that [`finish`](Self::finish) was called before.
     ///
     /// # Errors
     /// As [`Forward::tile`].
@@ -56,10 +55,6 @@ impl Forward {
         pasts: &[Option<Past>],
         collective: &mut dyn Collective,
     ) -> Result<bool, ModelError> {
-        let draws = wanted.iter().all(|wanted| wanted.want == Want::Draw(0));
-        if wanted.is_empty() || !draws || wanted.len() > self.ahead.rows_max {
-            return Ok(false);
-        }
         let slots =
             |round: &[Wanted]| round.iter().map(|wanted| slices[wanted.slice].slot).collect::<Vec<_>>();
         let rounds: Vec<_> = wanted.chunks(ROUND_MAX).map(|round| (round, slots(round))).collect();
@@ -105,7 +100,10 @@ impl Forward {
     /// # Errors
     /// [`ModelError::Device`].
     pub(crate) fn is_busy(&self) -> Result<bool, ModelError> {
-        Ok(self.ahead.begun.front().map_or(Ok(true), |(inbox, _)| inbox.is_done()).map(|done| !done)?)
+        match self.ahead.begun.front() {
+            Some((inbox, _)) => Ok(!inbox.is_done()?),
+            None => Ok(false),
+        }
     }
 
     /// Waits for the oldest step that was begun; what was drawn, in order.

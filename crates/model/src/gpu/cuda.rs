@@ -122,14 +122,15 @@ impl Cuda {
     /// Does something with the library, which is opened if it is not open.
     fn with_library<T>(
         &self,
-        work: impl FnOnce(&Library) -> Result<T, DeviceError>,
+        work: impl FnOnce(&mut Library) -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         self.bind()?;
         let mut library = self.library.lock().unwrap_or_else(PoisonError::into_inner);
-        if library.is_none() {
-            *library = Some(Library::open()?);
-        }
-        work(library.as_ref().expect("opened above"))
+        let library = match &mut *library {
+            Some(library) => library,
+            none => none.insert(Library::open()?),
+        };
+        work(library)
     }
 
     /// A kernel that may have so much dynamic shared memory.

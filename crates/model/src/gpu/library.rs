@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
@@ -19,13 +18,11 @@ const TURNED: u32 = 1;
 pub(super) struct Library {
     handle: sys::cublasLtHandle_t,
     /// What the library thinks best, by rows, tokens, inputs, stride and alignment.
-    ways: Mutex<BTreeMap<[usize; 5], sys::cublasLtMatmulAlgo_t>>,
+    ways: BTreeMap<[usize; 5], sys::cublasLtMatmulAlgo_t>,
 }
 
-// SAFETY: the handle may be used by any thread, by several at once.
+// SAFETY: the handle may be used by any thread.
 unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
 
 impl Library {
     /// Opens it for the calling thread's device.
@@ -40,7 +37,7 @@ impl Library {
             return Err(DeviceError::Library { library: "libcublasLt.so.13", needs });
         }
         let handle = check("cublasLtCreate", result::create_handle())?;
-        Ok(Self { handle, ways: Mutex::default() })
+        Ok(Self { handle, ways: BTreeMap::new() })
     }
 
     /// # Safety
@@ -49,7 +46,7 @@ impl Library {
     /// # Errors
     /// [`DeviceError::Call`].
     pub(super) unsafe fn multiply(
-        &self,
+        &mut self,
         product: &Gemm,
         stream: sys::cudaStream_t,
     ) -> Result<(), DeviceError> {
@@ -86,11 +83,11 @@ impl Library {
         check("cublasLtMatmul", multiplied)
     }
 
-    fn way(&self, product: &Gemm, how: &Described) -> Result<sys::cublasLtMatmulAlgo_t, DeviceError> {
+    fn way(&mut self, product: &Gemm, how: &Described) -> Result<sys::cublasLtMatmulAlgo_t, DeviceError> {
         let &Gemm { rows, tokens, inputs, stride, scratch, .. } = product;
         let alignment = alignment(product);
-        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(way) = ways.get(&[rows, tokens, inputs, stride, alignment]) {
+        let shape = [rows, tokens, inputs, stride, alignment];
+        if let Some(way) = self.ways.get(&shape) {
             return Ok(*way);
         }
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
@@ -119,10 +116,10 @@ impl Library {
             result::get_matmul_algo_heuristic(self.handle, how.product, w, t, o, o, preferences.0)
         };
         let way = check("cublasLtMatmulAlgoGetHeuristic", found)?.algo;
-        if ways.len() == SHAPES_MAX {
-            ways.clear();
+        if self.ways.len() == SHAPES_MAX {
+            self.ways.clear();
         }
-        ways.insert([rows, tokens, inputs, stride, alignment], way);
+        self.ways.insert(shape, way);
         Ok(way)
     }
 }

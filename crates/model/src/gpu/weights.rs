@@ -125,7 +125,7 @@ impl GpuWeights {
             step_tokens: options.step_tokens_max,
             window: None,
             kv_packing: KvPacking::of(options.kv_dtype)?,
-            fast: options.fast,
+            fast: options.is_fast(),
         };
         Ok([plan.bytes, workspace_bytes(architecture, &portion.config, &shape, (shards, rank), room)])
     }

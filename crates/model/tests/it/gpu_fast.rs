@@ -7,7 +7,7 @@ use galerne_collective::Solo;
 use galerne_emulator::Emulator;
 use galerne_model::gpu::{Device, GpuWeights, Link, kv_bytes_per_block};
 use galerne_model::{Options, Rank, Trace};
-use galerne_types::{KvDtype, Quantize, Shards, Slice};
+use galerne_types::{Compute, KvDtype, Quantize, Shards, Slice};
 
 use crate::gpu::{distance, gpu_options, prompt};
 use crate::support::files::{Model, config};
@@ -21,8 +21,12 @@ fn beside(tokens: u32) -> Vec<Vec<Slice>> {
     (0..).zip(&prompts).map(|(slot, prompt)| sequence(slot, prompt, prompt.len(), 1)).collect()
 }
 
+fn compute(fast: bool) -> Compute {
+    if fast { Compute::Fast(90) } else { Compute::Tensor(90) }
+}
+
 fn options(fast: bool) -> Options {
-    Options { step_tokens_max: 540, fast, ..gpu_options() }
+    Options { step_tokens_max: 540, compute: compute(fast), ..gpu_options() }
 }
 
 /// What layers see at rank 0, before it is rounded.
@@ -86,7 +90,7 @@ fn memory_is_counted_before_it_is_taken() {
         [(90, None, false), (90, None, true), (100, None, true), (90, Some(Quantize::Fp8), true)]
     {
         let device: Arc<dyn Device> = Arc::new(Emulator::new(GPU_BYTES).with_architecture(architecture));
-        let options = Options { step_tokens_max: 600, fast, ..gpu_options() };
+        let options = Options { step_tokens_max: 600, compute: compute(fast), ..gpu_options() };
         let needed =
             GpuWeights::bytes_needed(&checkpoint, (shards, 0), quantize, architecture, &options).unwrap();
         let weights = GpuWeights::load(&checkpoint, shards, 0, quantize, &device, 1, &|_, _| {}).unwrap();

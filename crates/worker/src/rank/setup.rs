@@ -236,7 +236,6 @@ fn shape(
         sequences_max: options.sequences_max as usize,
         step_tokens_max: options.step_tokens_max as usize,
         compute,
-        fast: options.fast,
         kv_dtype: options.kv_dtype,
         ..galerne_model::Options::default()
     };
